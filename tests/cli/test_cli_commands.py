@@ -1,0 +1,272 @@
+"""Each subcommand as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from click.testing import Result
+
+from tmcodec.cli import demo
+from tmcodec.cli.weights_header import read_header
+
+Run = Callable[..., Result]
+MakeScene = Callable[..., Path]
+MakeTokenizer = Callable[[str], Path]
+
+
+@pytest.fixture
+def weights(tiny_tokenizer: MakeTokenizer) -> Path:
+    return tiny_tokenizer("S2L2A")
+
+
+# --------------------------------------------------------------------------- encode and decode
+
+
+def test_encode_reports(run: Run, make_scene: MakeScene, weights: Path) -> None:
+    scene = make_scene()
+    text = run("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", weights).output
+    assert "36.9 kB raw to" in text and "6 tokens" in text and "offset of 1000 absent" in text
+    answer = run("encode", scene, scene.with_name("b.tmc"), "--tokenizer", weights, "--json").output
+    report = json.loads(answer)
+    assert (report["modality"], report["tokens"], report["raw_bytes"]) == ("S2L2A", 6, 48 * 32 * 12 * 2)
+    assert report["file_bytes"] == scene.with_suffix(".tmc").stat().st_size
+    assert run("encode", scene, scene.with_name("c.tmc"), "--tokenizer", weights, "-q").output == ""
+
+
+def test_encode_refuses_and_overwrites(run: Run, token_file: Path, weights: Path) -> None:
+    scene, before = token_file.with_suffix(".tif"), token_file.read_bytes()
+    args = ("encode", scene, token_file, "--tokenizer", weights)
+    assert "pass --overwrite" in run(*args, status=1).stderr
+    run(*args, "--overwrite", "--tag", "site=here", "--tag", "empty=")
+    assert token_file.read_bytes() != before
+    layer = json.loads(run("info", token_file, "--json").output)["layers"][0]
+    assert layer["tags"] == {"empty": "", "site": "here"}
+
+
+def test_encode_asks_for_what_it_cannot_know(run: Run, make_scene: MakeScene, weights: Path) -> None:
+    silent = make_scene(described=False, offset=None)
+    args = ("encode", silent, silent.with_suffix(".tmc"), "--tokenizer", weights)
+    assert "--modality S2L2A" in run(*args, status=1).stderr
+    assert "--s2-offset present" in run(*args, "-m", "s2l2a", status=1).stderr
+    run(*args, "-m", "s2l2a", "--s2-offset", "present")
+    assert not silent.with_suffix(".tmc.part").exists()
+
+
+def test_encode_a_window(run: Run, make_scene: MakeScene, weights: Path) -> None:
+    scene = make_scene()
+    args = ("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", weights)
+    assert "not inside the raster" in run(*args, "--window", 0, 0, 99, 99, status=1).stderr
+    run(*args, "--window", 16, 0, 32, 32)
+    layer = json.loads(run("info", scene.with_suffix(".tmc"), "--json").output)["layers"][0]
+    assert (layer["width"], layer["height"], layer["bounds"][0]) == (32, 32, 500160.0)
+
+
+def test_decode_puts_the_raster_back(run: Run, token_file: Path, weights: Path) -> None:
+    out = token_file.with_name("out.tif")
+    text = run("decode", token_file, out, "--tokenizer", weights).output
+    assert "48 x 32 pixels of S2L2A with tiny-s2l2a, 1 step" in text
+    with rasterio.open(token_file.with_suffix(".tif")) as one, rasterio.open(out) as two:
+        assert (one.crs, one.transform, one.shape, one.dtypes, one.descriptions) == (
+            two.crs, two.transform, two.shape, two.dtypes, two.descriptions)
+    assert "exists" in run("decode", token_file, out, "--tokenizer", weights, status=1).stderr
+
+
+def test_decode_a_part(run: Run, token_file: Path, weights: Path) -> None:
+    out = token_file.with_name("out.tif")
+    args = ("decode", token_file, out, "--tokenizer", weights, "--overwrite", "--json")
+    corners = ("--bounds", 500100, 4999800, 500300, 5000000)
+    report = json.loads(run(*args, *corners, "--steps", 2, "--seed", 5).output)
+    assert (report["width"], report["height"], report["steps"], report["seed"]) == (20, 20, 2, 5)
+    report = json.loads(run(*args, "--window", 3, 4, 10, 11, "--cog").output)
+    assert (report["width"], report["height"], report["lost_chunks"]) == (10, 11, 0)
+    assert "limit" in run(*args, "--max-pixels", 100, status=1).stderr
+
+
+def test_decode_without_the_weights(run: Run, token_file: Path, tmp_path: Path) -> None:
+    line = run("decode", token_file, tmp_path / "out.tif", status=1).stderr
+    assert "tiny-s2l2a" in line and not (tmp_path / "out.tif").exists()
+
+
+# --------------------------------------------------------------------------- damage
+
+
+@pytest.fixture
+def damaged(token_file: Path) -> Path:
+    """Return a token file whose payload has one flipped bit."""
+    data = bytearray(token_file.read_bytes())
+    data[-1] ^= 1
+    broken = token_file.with_name("broken.tmc")
+    broken.write_bytes(data)
+    return broken
+
+
+def test_verify(run: Run, token_file: Path, damaged: Path) -> None:
+    assert run("verify", token_file).output == f"{token_file}: intact, 1 chunk\n"
+    assert json.loads(run("verify", token_file, "--json").output) == {"ok": True, "problems": [], "chunks": 1}
+    result = run("verify", damaged, status=1)
+    assert "chunk (0, 0) is damaged" in result.stdout and "1 of 1 chunk damaged" in result.stderr
+    report = json.loads(run("verify", damaged, "--json", status=1).output)
+    assert not report["ok"] and report["problems"][0]["error"] == "ChunkChecksumError"
+
+
+def test_verify_of_a_bad_header(run: Run, token_file: Path, tmp_path: Path) -> None:
+    data = bytearray(token_file.read_bytes())
+    data[30] ^= 1
+    bad = tmp_path / "bad.tmc"
+    bad.write_bytes(data)
+    assert "CRC32C" in run("verify", bad, status=1).stderr
+    report = json.loads(run("verify", bad, "--json", status=1).stdout)
+    assert report["problems"][0]["error"] == "HeaderChecksumError" and report["chunks"] == 0
+
+
+def test_salvage(run: Run, damaged: Path, weights: Path) -> None:
+    out = damaged.with_name("out.tif")
+    args = ("decode", damaged, out, "--tokenizer", weights)
+    assert "damaged" in run(*args, status=1).stderr and not out.exists()
+    assert "1 chunk damaged" in run(*args, "--salvage").stderr
+    with rasterio.open(out) as dataset:
+        assert not dataset.dataset_mask().any()
+
+
+# --------------------------------------------------------------------------- info, models, stack
+
+
+def test_info(run: Run, token_file: Path) -> None:
+    text = run("info", token_file).output
+    for expected in ("48 x 32 pixels, 12 bands of uint16", "B01 B02 B03", "EPSG:32633", "10 x 10",
+                     "500000 4999680 500480 5000000", "tiny-s2l2a, weights ", "2 rows x 3 columns",
+                     "offset of 1000 absent", "bits per token"):
+        assert expected in text, expected
+    report = json.loads(run("info", token_file, "--json").output)
+    (layer,) = report["layers"]
+    assert report["file_bytes"] == token_file.stat().st_size == layer["bytes"]
+    assert report["ratio"] == pytest.approx(48 * 32 * 12 * 2 / token_file.stat().st_size)
+    assert (layer["tokens"], layer["chunks"], layer["empty_chunks"]) == (6, 1, 0)
+    assert layer["bounds"] == [500000, 4999680, 500480, 5000000]
+    assert len(layer["weights_sha256"]) == 64
+
+
+def test_info_of_what_is_not_there(run: Run, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer) -> None:
+    scene = make_scene("DEM", crs=None, nodata=-32768, name="dem.tif")
+    run("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", tiny_tokenizer("DEM"))
+    text = run("info", scene.with_suffix(".tmc")).output
+    assert "nodata -32768" in text and "none" in text
+    layer = json.loads(run("info", scene.with_suffix(".tmc"), "--json").output)["layers"][0]
+    assert (layer["crs"], layer["bounds"], layer["times"]) == (None, None, [None])
+
+
+def test_info_system(run: Run) -> None:
+    facts = json.loads(run("info", "--system", "--json").output)
+    assert {"python", "torch", "GDAL", "CUDA", "processors"} <= set(facts)
+    assert "torch" in run("info", "--system").output
+
+
+def test_models(run: Run, weights: Path) -> None:
+    names = [model["name"] for model in json.loads(run("models", "list", "--json").output)]
+    assert names[0] == "mini-s2l2a-v1" and len(names) == 8
+    assert all(name in run("models", "list").output for name in names)
+    shown = json.loads(run("models", "show", weights, "--json").output)
+    assert (shown["name"], shown["modality"], shown["notes"]["training"]) == ("tiny-s2l2a", "S2L2A", "none")
+    assert "tiny-s2l2a" in run("models", "show", weights).output
+    assert "no tokenizer" in run("models", "show", "mini-s3-v1", status=1).stderr
+
+
+def test_the_hash_without_torch_is_the_hash_with_torch(weights: Path) -> None:
+    from tmcodec.codec.weights import load_weights
+
+    net, _, sha256, _ = load_weights(weights)
+    header = read_header(weights)
+    assert header.sha256 == sha256.hex()
+    assert header.parameters == sum(tensor.numel() for tensor in net.state_dict().values())
+
+
+@pytest.mark.parametrize("cut", [0, 5, 40, 2000, -1])
+def test_cut_weights_are_one_line(run: Run, weights: Path, tmp_path: Path, cut: int) -> None:
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(weights.read_bytes()[:cut])
+    assert "not the weights file" in run("models", "show", short, status=1).stderr
+
+
+def test_stack(run: Run, token_file: Path, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer) -> None:
+    heights = make_scene("DEM", name="dem.tif")
+    run("encode", heights, heights.with_suffix(".tmc"), "--tokenizer", tiny_tokenizer("DEM"))
+    both = token_file.with_name("both.tmc")
+    args = ("stack", token_file, heights.with_suffix(".tmc"), both)
+    assert "2 layers (S2L2A, DEM)" in run(*args).output
+    assert "pass --overwrite" in run(*args, status=1).stderr
+    report = json.loads(run(*args, "--overwrite", "--json").output)
+    assert report["layers"] == [{"name": "S2L2A", "times": 1}, {"name": "DEM", "times": 1}]
+    assert report["file_bytes"] == both.stat().st_size
+    assert "--layer" in run("decode", both, both.with_suffix(".tif"), status=1).stderr
+
+
+# --------------------------------------------------------------------------- compare and demo
+
+
+def test_compare(run: Run, token_file: Path, weights: Path) -> None:
+    scene, picture = token_file.with_suffix(".tif"), token_file.with_suffix(".png")
+    args = ("compare", token_file, scene, "--tokenizer", weights)
+    text = run(*args, "--plot", picture).output
+    assert picture.is_file()
+    for expected in ("PSNR dB", "RMSE DN", "B8A", "SAM", "NDVI error", "same CRS and", "36.9 kB raw"):
+        assert expected in text, expected
+    report = json.loads(run(*args, "--json").output)
+    assert report["metrics"]["peak"] == 10000 and len(report["metrics"]["bands"]) == 12
+    assert "pass --overwrite" in run(*args, "--plot", picture, status=1).stderr
+
+
+def test_compare_classes_and_identical_pictures(run: Run, make_scene: MakeScene) -> None:
+    classes = make_scene("LULC", name="lulc.tif")
+    text = run("compare", classes, classes, "-m", "LULC").output
+    assert ["accuracy", "1.0000"] in [line.split() for line in text.splitlines()]
+    scene = make_scene()
+    assert "identical" in run("compare", scene, scene).output
+
+
+def test_compare_of_different_sizes(run: Run, make_scene: MakeScene) -> None:
+    line = run("compare", make_scene(), make_scene(name="large.tif", width=64), status=1).stderr
+    assert "48 x 32 pixels" in line and "64 x 32" in line and line.count("\n") == 1
+
+
+def test_demo_needs_its_scene(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = {**demo.run_demo.__kwdefaults__, "scene": tmp_path / "no.tif"}
+    monkeypatch.setattr(demo.run_demo, "__kwdefaults__", defaults)
+    assert "reinstall tmcodec" in run("demo", tmp_path / "out", status=1).stderr
+
+
+def test_demo(
+    make_scene: MakeScene, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene = make_scene()
+    scene.with_suffix(".txt").write_text("who took it")
+    folder = tmp_path / "deep" / "demo"
+    for _ in range(2):  # the second run replaces what the first one wrote
+        result = demo.run_demo(folder, scene=scene, tokenizer=str(weights))
+    names = {"scene.tif", "scene.txt", "scene.tmc", "scene_decoded.tif", "demo.png"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert result.encoded.file_bytes == (folder / "scene.tmc").stat().st_size
+    assert result.comparison.reconstruction_bytes == result.encoded.file_bytes
+    assert result.comparison.crs_equal and result.comparison.transform_equal
+    json.dumps(result.to_dict(), allow_nan=False)
+    demo.print_demo(result)
+    text = capsys.readouterr().out
+    for expected in ("at the same place", "PSNR", "spectral angle", "NDVI error", str(folder / "demo.png")):
+        assert expected in text, expected
+
+
+def test_a_real_process_from_raster_to_raster(
+    spawn: Callable[..., subprocess.CompletedProcess[str]], make_scene: MakeScene, weights: Path
+) -> None:
+    scene = make_scene()
+    tokens, out = scene.with_suffix(".tmc"), scene.with_name("out.tif")
+    for args in (["encode", scene, tokens], ["decode", tokens, out]):
+        done = spawn("-m", "tmcodec", *args, "--tokenizer", weights)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+    with rasterio.open(out) as dataset:
+        assert np.isfinite(dataset.read()).all() and dataset.count == 12

@@ -1,0 +1,136 @@
+"""Exit status, one line on stderr, and what is not imported."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from tmcodec.cli.command import Command, describe
+from tmcodec.cli.group import COMMANDS, cli
+from tmcodec.errors import TargetExistsError, WindowError
+
+Run = Callable[..., Result]
+Spawn = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "models list", "models show"])
+def test_help(run: Run, command: str) -> None:
+    output = run(*command.split(), "--help").output
+    assert output.startswith("Usage: ") and "--help" in output
+
+
+def test_every_command_takes_debug(run: Run) -> None:
+    for name in COMMANDS:
+        if name != "models":
+            assert "--debug" in run(name, "--help").output
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").output.startswith("tmcodec ")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nonsense"],
+        ["encode", "a.tif"],
+        ["encode", "a.tif", "b.tmc", "--modality", "S3"],
+        ["encode", "a.tif", "b.tmc", "--window", "1", "2", "3"],
+        ["encode", "a.tif", "b.tmc", "--device", "tpu"],
+        ["encode", "a.tif", "b.tmc", "--tag", "novalue"],
+        ["encode", "a.tif", "b.tmc", "--batch-size", "0"],
+        ["decode", "a.tmc", "b.tif", "--steps", "0"],
+        ["decode", "a.tmc", "b.tif", "--window", "0", "0", "1", "1", "--bounds", "0", "0", "1", "1"],
+        ["info"],
+        ["info", "a.tmc", "--system"],
+        ["stack", "a.tmc"],
+    ],
+)
+def test_usage_errors_are_status_2(run: Run, args: list[str]) -> None:
+    assert "Error:" in run(*args, status=2).stderr
+
+
+def test_a_missing_file_is_one_line(spawn: Spawn, tmp_path: Path) -> None:
+    done = spawn("-m", "tmcodec", "info", tmp_path / "none.tmc")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == f"tmcodec: error: {tmp_path / 'none.tmc'}: no such file or directory\n"
+
+
+def test_debug_shows_the_traceback(spawn: Spawn, tmp_path: Path) -> None:
+    for args in (["--debug", "info", tmp_path / "none.tmc"], ["info", tmp_path / "none.tmc", "--debug"]):
+        done = spawn("-m", "tmcodec", *args)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+
+
+def test_a_raster_is_no_token_file(run: Run, make_scene: Callable[..., Path]) -> None:
+    line = run("info", make_scene(), status=1).stderr
+    assert "not a token file" in line and line.count("\n") == 1
+
+
+class _OutOfMemoryError(RuntimeError):
+    """Stands for torch's."""
+
+
+_OutOfMemoryError.__name__ = "OutOfMemoryError"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (WindowError("two\n  lines"), "two lines"),
+        (TargetExistsError("x exists; pass overwrite to replace it"), "x exists; pass --overwrite to"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on device; nothing was written"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: permission denied"),
+        (OSError("odd"), "odd"),
+        (MemoryError(), "out of memory"),
+        (_OutOfMemoryError("CUDA"), "out of memory"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_errors_of_the_user(error: BaseException, expected: str) -> None:
+    @click.command(cls=Command)
+    def failing() -> None:
+        raise error
+
+    result = CliRunner().invoke(failing)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"tmcodec: error: {expected}") and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), BrokenPipeError(errno.EPIPE, "")])
+def test_other_errors_keep_their_traceback(error: BaseException) -> None:
+    assert describe(error) is None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tmcodec; dir(tmcodec)",
+        "from tmcodec.cli import cli; cli(['--help'], standalone_mode=False)",
+        "from tmcodec.cli import cli; cli(['models', 'list'], standalone_mode=False)",
+        "from tmcodec.cli import cli; cli(['info', {token_file!r}], standalone_mode=False)",
+        "from tmcodec.cli import cli; cli(['verify', {token_file!r}], standalone_mode=False)",
+    ],
+)
+def test_light_commands_load_nothing_heavy(spawn: Spawn, token_file: Path, code: str) -> None:
+    heavy = "{'torch', 'diffusers', 'rasterio', 'skimage', 'PIL', 'rich'} & set(sys.modules)"
+    done = spawn("-c", f"import sys; {code.format(token_file=str(token_file))}; print('loaded:', {heavy})")
+    assert done.stdout.endswith("loaded: set()\n"), done.stdout + done.stderr
+
+
+def test_import_and_help_load_no_numpy(spawn: Spawn) -> None:
+    code = "import sys, tmcodec; from tmcodec.cli import cli; cli(['--help'], standalone_mode=False)"
+    assert spawn("-c", f"{code}; print('numpy' in sys.modules)").stdout.endswith("False\n")
+
+
+def test_the_list_of_commands_is_the_group(run: Run) -> None:
+    assert set(COMMANDS) == set(cli.list_commands(click.Context(cli)))
+    assert "no such command" in run("frobnicate", status=2).stderr.lower()

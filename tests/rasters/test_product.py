@@ -1,0 +1,337 @@
+"""What metadata says, and what it does not."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from raster_helpers import MakeRaster
+
+from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
+from tmcodec.modalities import MODALITIES
+from tmcodec.rasters.arrays import ArrayDataset
+from tmcodec.rasters.nodata import usable_nodata, valid_pixels
+from tmcodec.rasters.product import (
+    WORLDCOVER_TO_TERRAMIND,
+    acquisition_time,
+    decide_s2_offset,
+    decide_scaling,
+    infer_modality,
+    map_classes,
+    parse_class_map,
+    parse_time,
+    sample_values,
+    select_bands,
+)
+
+L2A, L1C = MODALITIES["S2L2A"], MODALITIES["S2L1C"]
+
+
+def dataset(count: int = 12, dtype: str = "uint16", fill: float = 1000, **profile: Any) -> ArrayDataset:
+    return ArrayDataset(np.full((count, 4, 5), fill, dtype), profile)
+
+
+# --------------------------------------------------------------------------- modality
+
+
+@pytest.mark.parametrize(("descriptions", "dtype", "profile", "expected"), [
+    (L2A.bands, "uint16", {}, "S2L2A"),
+    (L2A.bands, "int16", {"name": "S2A_MSIL2A_20170613T101031.tif"}, "S2L2A"),
+    (tuple(reversed(L2A.bands)), "uint16", {}, "S2L2A"),
+    (L1C.bands, "uint16", {}, "S2L1C"),
+    (("B04", "B03", "B02"), "uint8", {}, "S2RGB"),
+    (("VV", "VH"), "float32", {"name": "S1A_IW_GRDH_1SDV_20170613T165043.tif"}, "S1GRD"),
+    (("VV", "VH"), "float32", {"tags": {"PRODUCT_TYPE": "GRD"}}, "S1GRD"),
+    (("VV", "VH"), "float32", {"name": "S1A_IW_20200101T000000_DVP_RTC10_G.tif"}, "S1RTC"),
+    (("VV", "VH"), "float32", {"tags": {"TMCODEC_MODALITY": "S1RTC"}}, "S1RTC"),
+    (("DEM",), "int16", {}, "DEM"),
+    (("NDVI",), "float32", {}, "NDVI"),
+    (("LULC",), "uint8", {}, "LULC"),
+])
+def test_certain_modalities(
+    descriptions: tuple[str, ...], dtype: str, profile: dict[str, Any], expected: str
+) -> None:
+    found = infer_modality(dataset(len(descriptions), dtype, 1, descriptions=descriptions, **profile))
+    assert found.name == expected
+
+
+@pytest.mark.parametrize(("count", "dtype", "profile", "named", "not_named"), [
+    (12, "uint16", {}, ["S2L2A"], ["S2L1C"]),
+    (12, "uint16", {"descriptions": L2A.bands, "name": "S2A_MSIL1C_20170527_T33UUB.tif"}, ["S2L2A"], []),
+    (12, "uint16", {"descriptions": L2A.bands, "tags": {"PROCESSING_LEVEL": "Level-1C"}}, ["S2L2A"], []),
+    (2, "float32", {"descriptions": ("VV", "VH")}, ["S1GRD", "S1RTC"], ["DEM"]),
+    (2, "float32", {"descriptions": ("VV", "VH"), "name": "RTC_of_GRD.tif"}, ["S1GRD", "S1RTC"], []),
+    (1, "float32", {}, ["DEM", "NDVI"], ["LULC"]),
+    (1, "uint8", {"descriptions": ("height",)}, ["DEM", "NDVI", "LULC"], []),
+    (3, "uint16", {"descriptions": ("B04", "B03", "B02")}, ["S2RGB"], ["S2L2A"]),
+    (7, "uint16", {}, ["S2L2A (12 bands)", "DEM (1 bands)"], []),
+])
+def test_uncertain_modalities_list_candidates(
+    count: int, dtype: str, profile: dict[str, Any], named: list[str], not_named: list[str]
+) -> None:
+    with pytest.raises(ModalityError, match="pass --modality") as caught:
+        infer_modality(dataset(count, dtype, 1, **profile))
+    message = str(caught.value)
+    assert all(n in message for n in named) and not any(n in message for n in not_named)
+    assert "\n" not in message
+
+
+# --------------------------------------------------------------------------- bands
+
+
+def test_bands_by_name_in_any_order_among_others() -> None:
+    names = ("SCL", *reversed(L2A.bands))
+    assert select_bands(dataset(13, descriptions=names), L2A) == list(range(13, 1, -1))
+
+
+def test_band_aliases_and_gdal_descriptions() -> None:
+    names = ("B4, central wavelength 665 nm", "b3", "Blue")
+    assert select_bands(dataset(3, "uint8", 1, descriptions=names), MODALITIES["S2RGB"]) == [1, 2, 3]
+
+
+def test_bands_by_position_without_descriptions() -> None:
+    assert select_bands(dataset(12), L2A) == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("count", "descriptions", "message"), [
+    (11, None, "needs 12 bands, the file has 11"),
+    (12, (*L2A.bands[:-1], "X"), "misses the bands B12"),
+    (12, (*L2A.bands[:-1], None), "misses the bands B12"),
+    (12, (*L2A.bands[:-1], "B01"), "bands 1 and 12 are both called B01"),
+])
+def test_missing_bands(count: int, descriptions: tuple[str, ...] | None, message: str) -> None:
+    with pytest.raises(BandError, match=message):
+        select_bands(dataset(count, descriptions=descriptions), L2A)
+
+
+def test_a_single_band_may_have_any_text_but_not_another_bands_name() -> None:
+    assert select_bands(dataset(1, descriptions=("SRTM 30 m",)), MODALITIES["DEM"]) == [1]
+    with pytest.raises(BandError, match="misses the bands DEM"):
+        select_bands(dataset(1, descriptions=("NDVI",)), MODALITIES["DEM"])
+
+
+def test_alpha_is_no_band(make_raster: MakeRaster) -> None:
+    path = make_raster(np.zeros((4, 4, 4), np.uint8), photometric="RGB", ALPHA="YES")
+    with rasterio.open(path) as source:
+        assert select_bands(source, MODALITIES["S2RGB"]) == [1, 2, 3]
+
+
+# --------------------------------------------------------------------------- offset
+
+
+@pytest.mark.parametrize(("profile", "expected"), [
+    ({"tags": {"PROCESSING_BASELINE": "04.00"}}, "present"),
+    ({"tags": {"PROCESSING_BASELINE": "05.09"}}, "present"),
+    ({"tags": {"PROCESSING_BASELINE": "03.01"}}, "absent"),
+    ({"tags": {"processing_baseline": "2.14"}}, "absent"),
+    ({"name": "/x/S2B_MSIL2A_20220801T101559_N0400_R065_T32TQM_20220801T130000.SAFE/a.jp2"}, "present"),
+    ({"name": "S2B_MSIL1C_20170801T101559_N0500_R065_T32TQM_20230801T130000.tif"}, "present"),
+    ({"name": "S2B_MSIL2A_20210801T101559_N0301_R065_T32TQM_20210801T130000.tif"}, "absent"),
+    ({"tags": {"PRODUCT_URI": "S2A_MSIL2A_20230613T101031_N0509_R022_T33UUP_x.SAFE"}}, "present"),
+    ({"tags": {"BOA_ADD_OFFSET": "-1000"}}, "present"),
+    ({"tags": {"RADIO_ADD_OFFSET_B1": "-1000", "RADIO_ADD_OFFSET_B2": "-1000"}}, "present"),
+    ({"tags": {"BOA_ADD_OFFSET": "0", "PROCESSING_BASELINE": "05.00"}}, "absent"),
+    ({"scale": 0.0001, "offset": -0.1}, "present"),
+    ({"tags": {"TMCODEC_S2_OFFSET": "absent", "PROCESSING_BASELINE": "05.00"}}, "absent"),
+    ({"tags": {"TMCODEC_S2_OFFSET": "present"}}, "present"),
+    ({"scale": 0.0001, "tags": {"PROCESSING_BASELINE": "02.04"}}, "absent"),
+])
+def test_offset_from_metadata(profile: dict[str, Any], expected: str) -> None:
+    assert decide_s2_offset(dataset(**profile), "auto", L2A) == expected
+
+
+@pytest.mark.parametrize("profile", [
+    {},
+    {"name": "S2A_MSIL2A_20170613T101031_87_48.tif"},  # 2017 may have been reprocessed
+    {"scale": 0.0001},
+    {"scale": 0.0001, "tags": {"PROCESSING_BASELINE": "05.00"}},  # contradiction
+    {"scale": 0.0001, "offset": -0.1, "tags": {"PROCESSING_BASELINE": "02.00"}},  # contradiction
+    {"tags": {"PROCESSING_BASELINE": "unknown"}},
+])
+def test_offset_stays_open(profile: dict[str, Any]) -> None:
+    with pytest.raises(OffsetUnknownError, match="--s2-offset present"):
+        decide_s2_offset(dataset(**profile), "auto", L2A)
+
+
+def test_offset_band_tags_of_a_file(make_raster: MakeRaster) -> None:
+    path = make_raster(np.ones((12, 4, 4), np.uint16), band_tags={"RADIO_ADD_OFFSET": "-1000"})
+    with rasterio.open(path) as source:
+        assert decide_s2_offset(source, "auto", L1C) == "present"
+
+
+def test_offset_choice_wins_and_other_modalities_have_none() -> None:
+    source = dataset(tags={"PROCESSING_BASELINE": "05.00"})
+    assert decide_s2_offset(source, "absent", L2A) == "absent"
+    assert decide_s2_offset(source, "auto", MODALITIES["S1GRD"]) == ""
+    assert decide_s2_offset(source, "present", MODALITIES["S2RGB"]) == ""
+    with pytest.raises(OffsetUnknownError, match="choose auto, present or absent"):
+        decide_s2_offset(source, "yes", L2A)
+
+
+# --------------------------------------------------------------------------- scaling
+
+
+@pytest.mark.parametrize(("count", "dtype", "fill", "profile", "modality", "kwargs", "expected"), [
+    (12, "uint16", 3000, {}, "S2L2A", {}, (1, 0)),
+    (12, "uint16", 3000, {}, "S2L2A", {"s2_offset": "absent"}, (1, 1000)),
+    (12, "float32", 0.3, {}, "S2L2A", {}, (10000, 0)),
+    (12, "float32", 0.3, {}, "S2L2A", {"s2_offset": "absent"}, (10000, 1000)),
+    (12, "float32", 3000, {}, "S2L2A", {}, (1, 0)),
+    (12, "uint16", 4000, {"scale": 0.0001, "offset": -0.1}, "S2L2A", {}, (1, 0)),
+    (12, "uint16", 3000, {"scale": 0.0001}, "S2L2A", {"s2_offset": "absent"}, (1, 1000)),
+    (12, "uint16", 3000, {"scale": float(np.float32(0.0001))}, "S2L2A", {}, (1, 0)),
+    (12, "uint8", 30, {}, "S2L2A", {"scale": 100}, (100, 0)),
+    (12, "uint16", 0, {"nodata": 0}, "S2L2A", {}, (1, 0)),
+    (2, "float32", -12.5, {}, "S1GRD", {}, (1, 0)),
+    (2, "int16", -125, {"scale": 0.1}, "S1GRD", {}, (0.1, 0)),
+    (1, "int16", 700, {}, "DEM", {}, (1, 0)),
+    (1, "int16", 700, {"scale": 0.1, "offset": 5}, "DEM", {}, (0.1, 5)),
+    (1, "float32", 0.5, {}, "NDVI", {}, (1, 0)),
+    (1, "int16", 5000, {}, "NDVI", {"scale": 0.0001}, (0.0001, 0)),
+    (1, "int16", 5000, {"scale": 0.0001}, "NDVI", {}, (0.0001, 0)),
+    (3, "uint8", 200, {}, "S2RGB", {}, (1, 0)),
+    (1, "uint8", 3, {"scale": 7}, "LULC", {}, (1, 0)),
+])
+def test_scaling(
+    count: int, dtype: str, fill: float, profile: dict[str, Any], modality: str, kwargs: dict[str, Any],
+    expected: tuple[float, float],
+) -> None:
+    assert decide_scaling(dataset(count, dtype, fill, **profile), MODALITIES[modality], **kwargs) == expected
+
+
+@pytest.mark.parametrize(("count", "dtype", "fill", "profile", "modality", "kwargs", "message"), [
+    (2, "float32", 0.05, {}, "S1GRD", {}, r"10\*log10"),
+    (2, "float32", 0.05, {}, "S1RTC", {}, r"10\*log10"),
+    (1, "int16", 5000, {}, "NDVI", {}, "--scale 0.0001"),
+    (1, "float32", -2, {}, "NDVI", {}, "--scale"),
+    (3, "uint16", 3000, {}, "S2RGB", {}, "S2L2A"),
+    (12, "uint8", 30, {}, "S2L2A", {}, "--scale"),
+    (12, "uint16", 30, {"scale": [1e-4] * 11 + [1e-3]}, "S2L2A", {}, "different scales"),
+    (1, "int16", 5, {}, "DEM", {"scale": 0.0}, "other than 0"),
+    (1, "int16", 5, {}, "DEM", {"scale": float("nan")}, "other than 0"),
+])
+def test_wrong_units(
+    count: int, dtype: str, fill: float, profile: dict[str, Any], modality: str, kwargs: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(UnitsError, match=message):
+        decide_scaling(dataset(count, dtype, fill, **profile), MODALITIES[modality], **kwargs)
+
+
+def test_samples_find_the_only_valid_corner_of_a_large_raster() -> None:
+    array = np.zeros((1, 1100, 1200), np.int16)
+    array[0, -1, -1] = 77
+    assert sample_values(ArrayDataset(array, {"nodata": 0}), [1]).tolist() == [77]
+
+
+def test_samples_ignore_masked_pixels(make_raster: MakeRaster) -> None:
+    array = np.full((1, 8, 8), -9999, np.float32)
+    array[0, 0, 0] = 0.5
+    with rasterio.open(make_raster(array, mask=array[0] > 0)) as source:
+        assert sample_values(source, [1]).tolist() == [0.5]
+
+
+def test_samples_come_from_overviews(make_raster: MakeRaster) -> None:
+    path = make_raster(np.full((1, 1200, 1100), 9, np.uint8))
+    with rasterio.open(path, "r+") as target:
+        target.build_overviews([2], rasterio.enums.Resampling.nearest)
+    with rasterio.open(path) as source:
+        values = sample_values(source, [1])
+    assert values.size == 600 * 550 and (values == 9).all()
+
+
+# --------------------------------------------------------------------------- nodata
+
+
+@pytest.mark.parametrize(("nodata", "dtype", "expected"), [
+    (-32768.0, "int16", -32768),
+    (65535.0, "uint16", 65535),
+    (70000.0, "uint16", None),
+    (-1.0, "uint8", None),
+    (0.5, "uint8", None),
+    (float("nan"), "int16", None),
+    (-3.4028230607370965e38, "float32", -3.4028230607370965e38),
+    (-3.4028234663852886e38, "float32", float(np.finfo(np.float32).min)),
+    (-1.7976931348623157e308, "float32", float(np.finfo(np.float32).min)),
+    (0.1, "float32", float(np.float32(0.1))),
+    (None, "uint8", None),
+])
+def test_usable_nodata(nodata: float | None, dtype: str, expected: float | None) -> None:
+    assert usable_nodata(nodata, dtype) == expected
+
+
+def test_nan_nodata_and_infinities() -> None:
+    nodata = usable_nodata(float("nan"), "float32")
+    assert nodata is not None and np.isnan(nodata)
+    stored = np.array([np.nan, np.inf, -np.inf, 0, -9999], np.float32)
+    assert valid_pixels(stored, -9999.0).tolist() == [False, False, False, True, False]
+    assert valid_pixels(stored, float("nan")).tolist() == [False, False, False, True, True]
+
+
+# --------------------------------------------------------------------------- time
+
+
+@pytest.mark.parametrize(("profile", "expected"), [
+    ({"tags": {"TIFFTAG_DATETIME": "2019:05:04 03:02:01"}}, (2019, 5, 4, 3, 2, 1)),
+    ({"tags": {"PRODUCT_START_TIME": "2017-06-13T10:10:31.026Z"}}, (2017, 6, 13, 10, 10, 31, 26000)),
+    ({"tags": {"DATATAKE_1_DATATAKE_SENSING_START": "2017-06-13T10:10:31.026Z",
+               "TIFFTAG_DATETIME": "2020:01:01 00:00:00"}}, (2017, 6, 13, 10, 10, 31, 26000)),
+    ({"tags": {"ACQUISITION_DATE": "2020-02-29"}}, (2020, 2, 29)),
+    ({"tags": {"datetime": "2020-02-29T23:30:00+02:00"}}, (2020, 2, 29, 21, 30)),
+    ({"tags": {"TMCODEC_TIME": "2001-01-01T00:00:00Z", "datetime": "2020-02-29T00:00:00Z"}}, (2001, 1, 1)),
+    ({"name": "S2A_MSIL2A_20170613T101031_87_48.tif"}, (2017, 6, 13, 10, 10, 31)),
+    ({"name": "bigearthnet_S2B_MSIL2A_20170924T93020_69_24.tif"}, (2017, 9, 24, 9, 30, 20)),
+    ({"name": "/d/S1A_IW_GRDH_1SDV_20170613T165043_33UUP_87_48_VVVH.tif"}, (2017, 6, 13, 16, 50, 43)),
+    ({"name": "S1B_IW_SLC__1SDV_20200101T000102_20200101T000129_x.tif"}, (2020, 1, 1, 0, 1, 2)),
+])
+def test_acquisition_time(profile: dict[str, Any], expected: tuple[int, ...]) -> None:
+    utc = datetime(*expected, tzinfo=timezone.utc)  # type: ignore[misc,arg-type]
+    assert acquisition_time(dataset(**profile)) == utc
+
+
+@pytest.mark.parametrize("profile", [
+    {}, {"name": "S2A_MSIL1C_20170527_T33UUB.tif"}, {"tags": {"datetime": "yesterday"}},
+    {"tags": {"datetime": "2020-13-45T00:00:00Z"}}, {"name": "S2A_MSIL2A_20179999T101031.tif"},
+])
+def test_no_time(profile: dict[str, Any]) -> None:
+    assert acquisition_time(dataset(**profile)) is None
+
+
+def test_parse_time_zone_without_colon() -> None:
+    assert parse_time("2020-01-01T00:30:00-0130") == datetime(2020, 1, 1, 2, tzinfo=timezone.utc)
+
+
+# --------------------------------------------------------------------------- classes
+
+
+def test_class_map() -> None:
+    assert parse_class_map("10:2, 20:9") == {10: 2, 20: 9}
+    assert parse_class_map("WorldCover") == WORLDCOVER_TO_TERRAMIND
+    assert set(WORLDCOVER_TO_TERRAMIND.values()) <= set(range(10))
+    names = MODALITIES["LULC"].classes
+    assert names[WORLDCOVER_TO_TERRAMIND[80]] == "water"
+    assert names[WORLDCOVER_TO_TERRAMIND[50]] == "built area"
+
+
+@pytest.mark.parametrize("text", ["", "10", "10:x", "10:2,10:3", "10:10", "-1:2", "10:2,"])
+def test_bad_class_maps(text: str) -> None:
+    with pytest.raises(UnitsError, match="--class-map"):
+        parse_class_map(text)
+
+
+def test_map_classes() -> None:
+    ids = np.array([[10, 20], [20, 10]], np.uint8)
+    mapped = map_classes(ids, {10: 2, 20: 9})
+    assert mapped.dtype == np.float32 and mapped.tolist() == [[2, 9], [9, 2]]
+    assert map_classes(np.array([0, 9], np.uint8), None).tolist() == [0, 9]
+
+
+@pytest.mark.parametrize(("ids", "class_map"), [
+    ([10], None), ([-1], None), ([2.5], None), ([3], {10: 2}),
+])
+def test_unknown_classes_name_the_option(ids: list[float], class_map: dict[int, int] | None) -> None:
+    with pytest.raises(UnitsError, match="--class-map"):
+        map_classes(np.array(ids), class_map)

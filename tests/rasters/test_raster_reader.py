@@ -1,0 +1,229 @@
+"""Reading in physical units with exact validity."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from raster_helpers import MakeRaster
+from rasterio.transform import Affine
+
+import tmcodec.rasters.reader as reader
+from tmcodec.errors import BandError, ModalityError, RasterOpenError, UnitsError, WindowError
+from tmcodec.rasters import Window, open_raster
+
+WHOLE = Window(0, 0, 5, 4)
+
+
+def test_attributes_of_a_file(make_raster: MakeRaster) -> None:
+    array = np.arange(40, dtype=np.float32).reshape(2, 4, 5) - 50
+    name = "S1A_IW_GRDH_1SDV_20170613T165043.tif"
+    path = make_raster(array, name, descriptions=("VH", "VV"), nodata=np.nan)
+    with open_raster(path) as source:
+        assert source.modality.name == "S1GRD"
+        assert (source.width, source.height, source.dtype) == (5, 4, "float32")
+        assert source.crs == "EPSG:32633"
+        assert source.transform == (10.0, 0.0, 500000.0, 0.0, -10.0, 5000000.0)
+        assert source.bands == ("VV", "VH") and source.mask_kind == "nodata"
+        assert source.nodata is not None and np.isnan(source.nodata)
+        assert source.time is not None and source.time.isoformat() == "2017-06-13T16:50:43+00:00"
+        assert source.block_shape == (4, 5)
+        assert source.description == path.name
+        values, valid = source.read(WHOLE)
+    assert valid.all() and np.array_equal(values, array[::-1])
+
+
+@pytest.mark.parametrize(("dtype", "nodata", "marker"), [
+    ("int16", -32768, -32768), ("uint16", 0, 0), ("uint16", 65535, 65535), ("float32", np.nan, np.nan),
+    ("float32", -3.4028230607370965e38, -3.4028230607370965e38), ("float64", -9999, -9999),
+    ("float32", None, np.nan), ("float32", None, np.inf),
+])
+def test_nodata_is_exact(make_raster: MakeRaster, dtype: str, nodata: float | None, marker: float) -> None:
+    array = np.full((4, 5), 100, dtype)
+    array[1, 2] = marker
+    array[3, 4] = 101
+    with open_raster(make_raster(array, nodata=nodata), "DEM") as source:
+        values, valid = source.read(WHOLE)
+    expected = np.ones((1, 4, 5), bool)
+    expected[0, 1, 2] = False
+    assert np.array_equal(valid, expected)
+    assert np.isfinite(values).all() and values[0, 3, 4] == 101
+
+
+def test_out_of_range_nodata_marks_nothing() -> None:
+    with open_raster((np.zeros((4, 5), np.uint8), {"nodata": -9999}), "DEM") as source:
+        assert source.nodata is None
+        assert source.read(WHOLE)[1].all()
+
+
+def test_nodata_of_each_band_counts_alone(make_raster: MakeRaster) -> None:
+    array = np.full((12, 4, 5), 500, np.uint16)
+    array[3, 0, 0] = array[7, 2, 2] = 0
+    with open_raster(make_raster(array, nodata=0), "S2L2A", s2_offset="present") as source:
+        valid = source.read(WHOLE)[1]
+    assert np.array_equal(valid, array != 0)
+
+
+def test_mask_band(make_raster: MakeRaster) -> None:
+    mask = np.arange(20).reshape(4, 5) % 3 > 0
+    path = make_raster(np.full((4, 5), 7, np.int16), mask=mask)
+    with open_raster(path, "DEM") as source:
+        assert (source.mask_kind, source.nodata) == ("mask", None)
+        assert np.array_equal(source.read(WHOLE)[1][0], mask)
+
+
+def test_alpha_band_is_a_mask(make_raster: MakeRaster) -> None:
+    array = np.full((4, 4, 5), 9, np.uint8)
+    array[3] = 255
+    array[3, 0, 0] = 0
+    with open_raster(make_raster(array, photometric="RGB", ALPHA="YES"), "S2RGB") as source:
+        assert source.mask_kind == "mask" and source.bands == ("B04", "B03", "B02")
+        valid = source.read(WHOLE)[1]
+    assert valid.shape == (3, 4, 5) and not valid[:, 0, 0].any() and valid.sum() == 3 * 19
+
+
+def test_physical_units_of_reflectance() -> None:
+    array = np.full((12, 4, 5), 0.25, np.float32)
+    with open_raster(array, "S2L2A", s2_offset="absent") as source:
+        assert (source.scale, source.offset, source.s2_offset) == (10000.0, 1000.0, "absent")
+        assert (source.read(WHOLE)[0] == 3500).all()
+
+
+def test_wide_integers_keep_their_precision_before_scaling() -> None:
+    array = np.full((4, 5), 200_000_007, np.int32)
+    with open_raster((array, {"scale": 1e-5}), "DEM") as source:
+        np.testing.assert_allclose(source.read(WHOLE)[0], 2000.00007, rtol=1e-7)
+
+
+def test_windows_equal_slices_of_the_whole(make_raster: MakeRaster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "_STRIP_BYTES", 1)  # strips of one block row
+    array = np.random.default_rng(0).integers(1, 9000, (12, 70, 50), dtype=np.uint16)
+    path = make_raster(array, tiled=True, blockxsize=16, blockysize=16, interleave="pixel")
+    sub = Window(5, 9, 40, 55)
+    with open_raster(path, "S2L2A", s2_offset="present", window=sub) as source:
+        assert (source.width, source.height) == (40, 55)
+        assert source.transform == (10.0, 0.0, 500050.0, 0.0, -10.0, 4999910.0)
+        for window in (Window(0, 0, 40, 55), Window(3, 10, 20, 33), Window(39, 54, 1, 1)):
+            expected = array[:, 9:64, 5:45][(slice(None), *window.slices)]
+            assert np.array_equal(source.read(window)[0], expected)
+        with pytest.raises(WindowError, match="not inside"):
+            source.read(Window(0, 0, 41, 1))
+
+
+def test_a_sub_window_outside_is_refused() -> None:
+    with pytest.raises(WindowError, match="COL ROW WIDTH HEIGHT"):
+        open_raster(np.zeros((4, 5), np.int16), "DEM", window=Window(3, 3, 3, 1))
+
+
+def test_transforms_and_crs_are_kept() -> None:
+    array = np.zeros((4, 5), np.int16)
+    with open_raster(array, "DEM") as source:
+        assert source.transform is None and source.crs is None
+    placeholder = (1.0, 0.0, -0.5, 0.0, 1.0, -0.5)
+    with open_raster((array, {"transform": Affine(*placeholder), "crs": "EPSG:4326"}), "DEM") as source:
+        assert source.transform == placeholder and source.crs == "EPSG:4326"
+    with open_raster((array, {"crs": "+proj=tmerc +lat_0=1 +lon_0=2 +datum=WGS84"}), "DEM") as source:
+        assert source.crs is not None
+        assert source.crs.startswith("PROJCS[") and "Transverse_Mercator" in source.crs
+    with open_raster(array, "DEM", window=Window(2, 1, 2, 2)) as source:
+        assert source.transform == (1.0, 0.0, 2.0, 0.0, 1.0, 1.0)
+
+
+def test_an_open_dataset_stays_open(make_raster: MakeRaster) -> None:
+    with rasterio.open(make_raster(np.ones((4, 5), np.int16))) as dataset:
+        with open_raster(dataset, "DEM") as source:
+            assert (source.read(WHOLE)[0] == 1).all()
+        assert not dataset.closed
+
+
+def test_classes_are_mapped_and_checked(make_raster: MakeRaster) -> None:
+    array = np.array([[10, 80, 255]], np.uint8)
+    path = make_raster(array, nodata=255)
+    with open_raster(path, "LULC", class_map="10:2,80:1") as source:
+        values, valid = source.read(Window(0, 0, 3, 1))
+        assert source.nodata == 255
+    assert values[valid].tolist() == [2, 1] and valid.tolist() == [[[True, True, False]]]
+    with pytest.raises(UnitsError, match="--class-map"):
+        open_raster(path, "LULC")
+    with pytest.raises(UnitsError, match="80"):
+        open_raster(path, "LULC", class_map={10: 2})
+
+
+def test_nodata_that_collides_with_a_mapped_class_becomes_no_data() -> None:
+    with open_raster((np.array([[10, 5]], np.uint8), {"nodata": 5}), "LULC", class_map="10:5") as source:
+        assert source.nodata == 0
+
+
+def test_class_ids_beyond_the_sample_are_found_at_read_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "check_classes", lambda *_: None)
+    with open_raster(np.array([[1, 200]], np.uint8), "LULC") as source:
+        with pytest.raises(UnitsError, match="200"):
+            source.read(Window(0, 0, 2, 1))
+
+
+def test_threads_share_a_source(make_raster: MakeRaster) -> None:
+    array = np.random.default_rng(1).integers(0, 3000, (64, 64), dtype=np.int16)
+    path = make_raster(array, tiled=True, blockxsize=16, blockysize=16)
+    windows = [Window(c, r, 16, 16) for r in range(0, 64, 16) for c in range(0, 64, 16)]
+    with open_raster(path, "DEM") as source, ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(lambda w: source.read(w)[0][0], windows))
+    assert all(np.array_equal(p, array[w.slices]) for p, w in zip(parts, windows, strict=True))
+
+
+@pytest.mark.parametrize("src", ["missing.tif", Path("missing.tif"), "/vsizip/missing.zip/a.tif", 7])
+def test_what_cannot_be_opened(src: object) -> None:
+    with pytest.raises(RasterOpenError, match="cannot open") as caught:
+        open_raster(src, "DEM")
+    assert "\n" not in str(caught.value) and isinstance(caught.value, OSError)
+
+
+def test_truncated_files_fail_in_one_line(make_raster: MakeRaster) -> None:
+    noise = np.random.default_rng(2).integers(0, 3000, (1200, 1000), dtype=np.int16)
+    path = make_raster(noise, compress="deflate")
+    with open_raster(path, "DEM") as source:
+        assert source.height == 1200
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(RasterOpenError) as caught, open_raster(path, "DEM") as source:
+        source.read(Window(0, 0, 1000, 1200))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("array", "profile"), [
+    (np.zeros(4), None), (np.zeros((0, 4)), None), (np.zeros((2, 2), complex), None),
+    (np.zeros((2, 2)), {"descriptions": ("a", "b")}), (np.zeros((2, 2)), {"crs": "EPSG:nonsense"}),
+    (np.zeros((2, 2)), {"mask": np.ones((3, 3))}),
+])
+def test_malformed_arrays(array: np.ndarray, profile: dict[str, object] | None) -> None:
+    with pytest.raises(RasterOpenError):
+        open_raster((array, profile), "DEM")
+
+
+def test_array_masks() -> None:
+    mask = np.array([[True, False]])
+    with open_raster((np.array([[1, 2]], np.int16), {"mask": mask}), "DEM") as source:
+        assert source.mask_kind == "mask"
+        assert np.array_equal(source.read(Window(0, 0, 2, 1))[1][0], mask)
+
+
+def test_complex_and_mixed_dtypes_are_refused(make_raster: MakeRaster) -> None:
+    with pytest.raises(UnitsError, match="complex"):
+        open_raster(make_raster(np.zeros((2, 2), np.complex64)), "DEM")
+    a = make_raster(np.zeros((2, 2), np.float32), "a.tif")
+    b = make_raster(np.zeros((2, 2), np.int16), "b.tif")
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{i}"><SimpleSource><SourceFilename>{path}</SourceFilename>'
+        f"<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for i, (kind, path) in enumerate([("Float32", a), ("Int16", b)], 1))
+    vrt = a.with_suffix(".vrt")
+    vrt.write_text(f'<VRTDataset rasterXSize="2" rasterYSize="2">{bands}</VRTDataset>')
+    with pytest.raises(BandError, match="different dtypes"):
+        open_raster(vrt, "S1GRD")
+
+
+def test_unknown_modality_is_refused_before_anything_is_opened() -> None:
+    with pytest.raises(ModalityError, match="choose one of"):
+        open_raster("missing.tif", "S3")

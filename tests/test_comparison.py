@@ -1,0 +1,231 @@
+"""`tmcodec.compare`: which is the original, what is known about it, what comes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from PIL import Image
+
+import tmcodec
+from tmcodec.comparison import Comparison
+from tmcodec.errors import (
+    LayerNotFoundError,
+    LineEndingError,
+    ModalityError,
+    OffsetUnknownError,
+    SizeMismatchError,
+    TargetExistsError,
+)
+from tmcodec.metrics import ClassMetrics, ImageMetrics
+from tmcodec.plot import scale_panel
+
+MakeTokenizer = Callable[[str], Path]
+MakeScene = Callable[..., Path]
+
+
+def altered(path: Path, name: str, change: Callable[[np.ndarray], np.ndarray], **profile: object) -> Path:
+    """Copy a raster with other values or another profile."""
+    copy = path.with_name(name)
+    with rasterio.open(path) as source:
+        kept = {**source.profile, **profile}
+        with rasterio.open(copy, "w", **kept) as target:
+            target.write(change(source.read()))
+            target.descriptions = source.descriptions
+            target.update_tags(**source.tags())
+    return copy
+
+
+def image(result: Comparison) -> ImageMetrics:
+    assert isinstance(result.metrics, ImageMetrics)
+    return result.metrics
+
+
+def test_the_function_stays_a_function() -> None:
+    # A module of the same name would take its place at the second use.
+    assert callable(tmcodec.compare)
+    assert callable(tmcodec.compare)
+
+
+def test_two_rasters(make_scene: MakeScene) -> None:
+    original = make_scene()
+    other = altered(original, "other.tif", lambda values: values + 10)
+    result = tmcodec.compare(other, original)
+    assert image(result).rmse == 10
+    assert image(result).bands[3].bias == 10
+    assert image(result).psnr == pytest.approx(60)
+    assert (result.modality, result.units, result.width, result.height) == ("S2L2A", "DN", 48, 32)
+    assert result.raw_bytes == 48 * 32 * 12 * 2
+    assert result.reconstruction_bytes == other.stat().st_size
+    assert result.ratio == pytest.approx(result.raw_bytes / other.stat().st_size)
+    assert result.crs_equal and result.transform_equal and result.mask_agreement == 1
+    assert result.tokenizer is None and result.steps is None
+
+
+def test_what_one_raster_says_holds_for_both(make_scene: MakeScene) -> None:
+    told = make_scene(name="told.tif")
+    silent = make_scene(name="silent.tif", described=False, offset=None)
+    for pair in ((told, silent), (silent, told)):
+        result = tmcodec.compare(*pair)
+        assert result.modality == "S2L2A" and image(result).rmse == 0
+    with pytest.raises(ModalityError, match="--modality"):
+        tmcodec.compare(silent, silent)
+    with pytest.raises(OffsetUnknownError, match="--s2-offset"):
+        tmcodec.compare(silent, silent, modality="S2L2A")
+
+
+def test_an_offset_on_one_side_only_is_an_error_of_nothing(make_scene: MakeScene) -> None:
+    without = make_scene(name="without.tif", offset="absent")
+    added = altered(without, "with.tif", lambda values: values + 1000)
+    with rasterio.open(added, "r+") as dataset:
+        dataset.update_tags(TMCODEC_S2_OFFSET="present")
+    assert image(tmcodec.compare(added, without)).rmse == 1000  # A's word holds for both
+    assert image(tmcodec.compare(added, without, s2_offset="present")).rmse == 1000
+
+
+def test_georeferencing_and_masks(make_scene: MakeScene) -> None:
+    original = make_scene("DEM", nodata=-32768)
+    hole = altered(original, "hole.tif", lambda v: np.where(np.arange(48) < 12, -32768, v).astype(v.dtype))
+    assert tmcodec.compare(hole, original).mask_agreement == 0.75
+    moved = make_scene("DEM", nodata=-32768, name="moved.tif", left=500010.0)
+    result = tmcodec.compare(moved, original)
+    assert result.crs_equal and not result.transform_equal
+    bare = make_scene("DEM", nodata=-32768, name="bare.tif", crs=None)
+    assert not tmcodec.compare(bare, original).crs_equal
+    other_zone = make_scene("DEM", nodata=-32768, name="zone.tif", crs="EPSG:32634")
+    assert not tmcodec.compare(other_zone, original).crs_equal
+
+
+def test_sizes_must_match(make_scene: MakeScene) -> None:
+    large, small = make_scene(width=64), make_scene(name="small.tif")
+    with pytest.raises(SizeMismatchError, match=r"48 x 32 pixels, .*64 x 32"):
+        tmcodec.compare(small, large)
+    assert image(tmcodec.compare(large, large, window=(16, 0, 48, 32))).pixels == 48 * 32
+
+
+def test_classes(make_scene: MakeScene) -> None:
+    original = make_scene("LULC")
+    result = tmcodec.compare(original, original, modality="LULC")
+    assert isinstance(result.metrics, ClassMetrics)
+    assert (result.metrics.accuracy, result.metrics.miou) == (1, 1)
+
+
+# --------------------------------------------------------------------------- token files
+
+
+@pytest.fixture
+def encoded(make_scene: MakeScene, tiny_tokenizer: MakeTokenizer) -> tuple[Path, Path, Path]:
+    """Return a scene without a word about its meaning, its token file, and the tokenizer."""
+    scene, weights = make_scene(described=False, offset=None), tiny_tokenizer("S2L2A")
+    tokens = scene.with_suffix(".tmc")
+    tmcodec.encode(scene, tokens, modality="S2L2A", s2_offset="absent", tokenizer=weights)
+    return scene, tokens, weights
+
+
+def test_a_token_file_needs_no_flags(encoded: tuple[Path, Path, Path]) -> None:
+    scene, tokens, weights = encoded
+    result = tmcodec.compare(tokens, scene, tokenizer=weights)
+    decoded = scene.with_name("decoded.tif")
+    tmcodec.decode(tokens, decoded, tokenizer=weights)
+    with rasterio.open(scene) as one, rasterio.open(decoded) as two:
+        error = two.read().astype(float) - one.read()
+    assert image(result).rmse == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
+    assert result.reconstruction_bytes == tokens.stat().st_size
+    assert result.ratio == pytest.approx(48 * 32 * 12 * 2 / tokens.stat().st_size)
+    assert (result.tokenizer, result.steps, result.seed) == ("tiny-s2l2a", 1, 0)
+    assert result.crs_equal and result.transform_equal
+    assert image(tmcodec.compare(decoded, scene, count_bytes_of=tokens)) == image(result)
+
+
+def test_the_raster_is_the_original_wherever_it_stands(encoded: tuple[Path, Path, Path]) -> None:
+    scene, tokens, weights = encoded
+    usual = tmcodec.compare(tokens, scene, tokenizer=weights)
+    assert tmcodec.compare(scene, tokens, tokenizer=weights) == usual
+
+
+def test_token_files_are_told_by_their_bytes(encoded: tuple[Path, Path, Path]) -> None:
+    scene, tokens, weights = encoded
+    disguised = shutil.copy(tokens, scene.with_name("tokens.tif"))
+    assert tmcodec.compare(disguised, scene, tokenizer=weights).tokenizer == "tiny-s2l2a"
+    mangled = scene.with_name("mangled.tmc")
+    mangled.write_bytes(tokens.read_bytes().replace(b"\r\n", b"\n"))
+    with pytest.raises(LineEndingError):
+        tmcodec.compare(mangled, scene, tokenizer=weights)
+
+
+def test_windows_and_steps_of_a_token_file(encoded: tuple[Path, Path, Path]) -> None:
+    scene, tokens, weights = encoded
+    part = tmcodec.compare(tokens, scene, tokenizer=weights, window=(16, 5, 20, 10), steps=2, seed=3)
+    assert (part.width, part.height, part.ratio) == (20, 10, None)
+    assert (part.steps, part.seed) == (2, 3)
+    assert part.crs_equal and part.transform_equal
+
+
+def test_layers_of_a_stack(
+    encoded: tuple[Path, Path, Path], make_scene: MakeScene, tiny_tokenizer: MakeTokenizer
+) -> None:
+    scene, tokens, weights = encoded
+    heights, both = make_scene("DEM", name="dem.tif"), scene.with_name("both.tmc")
+    tmcodec.encode(heights, heights.with_suffix(".tmc"), tokenizer=tiny_tokenizer("DEM"))
+    tmcodec.stack([tokens, heights.with_suffix(".tmc")], both)
+    with pytest.raises(LayerNotFoundError, match="S2L2A, DEM"):
+        tmcodec.compare(both, scene, tokenizer=weights)
+    result = tmcodec.compare(both, scene, layer="S2L2A", tokenizer=weights)
+    assert image(result) == image(tmcodec.compare(tokens, scene, tokenizer=weights))
+    assert result.reconstruction_bytes is not None
+    assert result.reconstruction_bytes < both.stat().st_size
+    with pytest.raises(ModalityError, match="holds S2L2A, not DEM"):
+        tmcodec.compare(tokens, heights, modality="DEM", tokenizer=weights)
+
+
+def test_to_dict_is_json(encoded: tuple[Path, Path, Path]) -> None:
+    scene, tokens, weights = encoded
+    report = tmcodec.compare(tokens, scene, tokenizer=weights).to_dict()
+    assert json.loads(json.dumps(report, allow_nan=False))["metrics"]["bands"][0]["name"] == "B01"
+
+
+# --------------------------------------------------------------------------- the picture
+
+
+def test_plot(make_scene: MakeScene) -> None:
+    original = make_scene()
+    other = altered(original, "other.tif", lambda values: values + 500)
+    picture = original.with_name("out.png")
+    tmcodec.compare(other, original, plot=picture)
+    with Image.open(picture) as page:
+        assert page.format == "PNG"
+        assert page.width >= 3 * 384 and page.height > 256  # 48 x 32 pixels eight times as large
+        assert page.getpixel((2, 2)) == (255, 255, 255)
+    with pytest.raises(TargetExistsError):
+        tmcodec.compare(other, original, plot=picture)
+    tmcodec.compare(other, original, plot=picture, overwrite=True)
+
+
+@pytest.mark.parametrize("modality", ["DEM", "LULC", "S2RGB"])
+def test_plot_of_other_modalities(make_scene: MakeScene, modality: str) -> None:
+    original = make_scene(modality)
+    picture = original.with_name("out.png")
+    tmcodec.compare(original, original, modality=modality, plot=picture)
+    assert picture.stat().st_size > 1000
+    assert [p.name for p in picture.parent.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((48, 32), (384, 256)), ((360, 20), (360, 20)), ((700, 90), (700, 90)), ((1800, 900), (900, 450))],
+)
+def test_panels_are_enlarged_by_whole_factors_or_reduced(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    picture[0, 0] = 200
+    panel = scale_panel(picture)
+    assert panel.size == expected
+    factor = max(1, expected[0] // size[0])
+    if expected[0] >= size[0]:
+        assert panel.getpixel((factor - 1, factor - 1)) == (200, 200, 200)

@@ -1,0 +1,220 @@
+"""The golden files decode for ever, and today's writer makes the same bytes.
+
+The second half is a small reader written from docs/format.md alone: it imports nothing of
+tmcodec, so it also tests whether the document is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import struct
+import sys
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+import zstandard
+
+from tmcodec.tokenfile import FileMeta, TokenFile, verify
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+_spec = importlib.util.spec_from_file_location("make_v1", GOLDEN / "make_v1.py")
+assert _spec is not None and _spec.loader is not None
+make_v1 = importlib.util.module_from_spec(_spec)
+sys.modules["make_v1"] = make_v1  # dataclasses look their module up
+_spec.loader.exec_module(make_v1)
+
+CASES = {case.name: case for case in make_v1.cases()}
+
+
+def expected(name: str) -> Any:
+    return json.loads((GOLDEN / "v1" / f"{name}.json").read_text())
+
+
+def test_none_is_forgotten() -> None:
+    assert sorted(p.stem for p in (GOLDEN / "v1").glob("*.tmc")) == sorted(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decodes(name: str) -> None:
+    path = GOLDEN / "v1" / f"{name}.tmc"
+    assert verify(path).ok
+    with TokenFile.open(path) as file:
+        assert file.meta == CASES[name].meta
+        assert repr(file.meta) == repr(FileMeta(CASES[name].meta.layers, CASES[name].meta.tags))
+        assert set(file.layers) == set(expected(name)["layers"])
+        for layer_name, content in expected(name)["layers"].items():
+            layer = file[layer_name]
+            masks = []
+            for time in range(len(layer.times)):
+                np.testing.assert_array_equal(layer.tokens(time=time), content["tokens"][time])
+                valid = layer.valid(time=time)
+                full = np.ones((len(layer.bands), layer.height, layer.width), bool)
+                masks.append(full if valid is None else full & valid)
+            assert hashlib.sha256(np.packbits(masks)).hexdigest() == content["valid"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_writer_makes_the_same_bytes(name: str) -> None:
+    case = CASES[name]
+    if case.needs_zstd and list(zstandard.ZSTD_VERSION) != expected(name)["zstd"]:
+        pytest.skip("another zstandard may find other (equally valid) frames")
+    assert make_v1.write(case) == (GOLDEN / "v1" / f"{name}.tmc").read_bytes()
+
+
+def test_the_example_of_the_document() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    block = text.split("<!-- tiny.tmc -->")[1].split("```")[1].removeprefix("text")
+    dump = "".join(line.split("|")[0] for line in block.splitlines())
+    assert bytes.fromhex(dump) == (GOLDEN / "v1" / "tiny.tmc").read_bytes()
+
+
+# --------------------------------------------------------------------------- a second reader
+
+
+class Bytes:
+    """Bytes and a place in them."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> bytes:
+        self.at += count
+        assert self.at <= len(self.data)
+        return self.data[self.at - count : self.at]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            (byte,) = self.take(1)
+            value += (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def sections(self) -> list[tuple[int, bytes]]:
+        found = []
+        while self.at < len(self.data):
+            number = self.varint()
+            found.append((number, self.take(self.varint())))
+        return found
+
+
+LEVELS = {8: (7, 5, 5, 5, 5)}
+BANDS = {1: 12, 2: 13, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1, 8: 1}
+
+
+def layer_facts(data: bytes) -> dict[str, Any]:
+    """Return what is needed to decode the chunks of a layer."""
+    fields = dict(Bytes(data).sections())
+    grid, kind = Bytes(fields[1]), Bytes(fields[3]).varint()
+    sizes = Bytes(fields.get(11, b"\x10\x80\x02\x40"))
+    levels, bands, times = (
+        Bytes(fields.get(9, b"")),
+        Bytes(fields.get(15, b"")),
+        Bytes(fields.get(29, b"\x00")),
+    )
+    facts: dict[str, Any] = {
+        "width": grid.varint(), "height": grid.varint(), "patch": sizes.varint(), "tile": sizes.varint(),
+        "chunk": sizes.varint(),
+        "levels": LEVELS.get(kind, (8, 8, 8, 6, 5)), "bands": BANDS.get(kind, 0), "times": 0,
+    }  # fmt: skip
+    if 9 in fields:
+        facts["levels"] = tuple(levels.varint() for _ in range(sum(b < 128 for b in fields[9])))
+    while bands.at < len(bands.data):
+        bands.take(bands.varint())
+        facts["bands"] += 1
+    while times.at < len(times.data):
+        times.varint()
+        facts["times"] += 1
+    return facts
+
+
+def decode_index(data: bytes, count: int) -> list[tuple[int, int, int]]:
+    """Return (tag, length, checksum) of every chunk."""
+    index, tags = Bytes(data), []
+    while len(tags) < count:
+        code = index.varint()
+        tags += [code >> 1] * (index.varint() + 2 if code & 1 else 1)
+    lengths = [index.varint() if tag else 0 for tag in tags]
+    sums = [struct.unpack("<I", index.take(4))[0] if tag else 0 for tag in tags]
+    assert index.at == len(data)
+    return list(zip(tags, lengths, sums, strict=True))
+
+
+def decode_tokens(coder: int, data: bytes, count: int, levels: tuple[int, ...]) -> list[int]:
+    """Decode with coder 0 or 1, one token after the other."""
+    size, tokens = math.prod(levels), []
+    if coder == 0:
+        value = int.from_bytes(data, "little")
+        for _ in range(count):
+            value, token = divmod(value, size)
+            tokens.append(token)
+        assert value == 0
+        return tokens
+    planes = zstandard.ZstdDecompressor().decompress(data)
+    assert coder == 1 and len(planes) == count * len(levels)
+    for i in range(count):
+        digits = [planes[plane * count + i] for plane in range(len(levels))]
+        tokens.append(sum(digit * math.prod(levels[:k]) for k, digit in enumerate(digits)))
+    return tokens
+
+
+def decode_mask(block: bytes, bands: int, h: int, w: int) -> np.ndarray:
+    """Decode a mask, pixel by pixel: bool (bands, h, w)."""
+    flags, row_bytes = block[0], -(-w // 8)
+    raw = bytearray(zstandard.ZstdDecompressor().decompress(block[1:]))
+    planes = bands if flags & 2 else 1
+    assert len(raw) == planes * h * row_bytes
+    mask = np.zeros((planes, h, w), bool)
+    for plane, row in np.ndindex(planes, h):
+        start = (plane * h + row) * row_bytes
+        if flags & 1 and row:
+            for k in range(start, start + row_bytes):
+                raw[k] ^= raw[k - row_bytes]
+        for col in range(w):
+            mask[plane, row, col] = raw[start + col // 8] >> (7 - col % 8) & 1
+    return np.broadcast_to(mask, (bands, h, w))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_second_reader(name: str) -> None:
+    data = (GOLDEN / "v1" / f"{name}.tmc").read_bytes()
+    magic, version, header_length, payload_length = struct.unpack_from("<8sBIQ", data)
+    header = data[25 : 25 + header_length]
+    assert (magic, version) == (b"\x89TMC\r\n\x1a\n", 1)
+    assert len(data) == 25 + header_length + payload_length
+    assert struct.unpack_from("<I", data, 21)[0] == google_crc32c.value(data[:21] + header)
+    payload = Bytes(data[25 + header_length :])
+    sections = Bytes(header).sections()
+    layers = [layer_facts(body) for number, body in sections if number == 3]
+    indexes = [body for number, body in sections if number == 5]
+    for facts, index, content in zip(layers, indexes, expected(name)["layers"].values(), strict=True):
+        patch, chunk, side = facts["patch"], facts["chunk"], facts["patch"] * facts["chunk"]
+        rows, cols = -(-facts["height"] // patch), -(-facts["width"] // patch)
+        across, down = -(-cols // chunk), -(-rows // chunk)
+        masks = np.zeros((facts["times"], facts["bands"], facts["height"], facts["width"]), bool)
+        tokens = np.zeros((facts["times"], rows, cols), int)
+        for i, (tag, length, checksum) in enumerate(decode_index(index, facts["times"] * across * down)):
+            if tag == 0:
+                continue
+            time, row, col = i // (across * down), i // across % down, i % across
+            body = payload.take(length)
+            assert google_crc32c.value(body) == checksum
+            part = masks[time, :, row * side : (row + 1) * side, col * side : (col + 1) * side]
+            part[:] = True
+            if (tag - 1) % 2:
+                cursor = Bytes(body)
+                part[:] = decode_mask(cursor.take(cursor.varint()), facts["bands"], *part.shape[1:])
+                body = cursor.data[cursor.at :]
+            here = tokens[time, row * chunk : (row + 1) * chunk, col * chunk : (col + 1) * chunk]
+            here[:] = np.reshape(decode_tokens((tag - 1) // 2, body, here.size, facts["levels"]), here.shape)
+        assert tokens.tolist() == content["tokens"]
+        assert hashlib.sha256(np.packbits(masks)).hexdigest() == content["valid"]
+    assert payload.at == payload_length

@@ -1,0 +1,289 @@
+"""Metadata: round trips, defaults, and every way it can be wrong."""
+
+from __future__ import annotations
+
+import math
+import struct
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenfile_helpers import layer_meta, section, varint
+
+from tmcodec.errors import MetadataError, UnknownSectionError
+from tmcodec.modalities import MODALITIES
+from tmcodec.tokenfile import FileMeta, LayerMeta
+from tmcodec.tokenfile.header import pack_header, unpack_header
+from tmcodec.tokenfile.metadata import DTYPE_IDS, MODALITY_IDS, pack_crs, pack_layer, unpack_crs, unpack_layer
+
+SHA = bytes(range(32))
+
+
+def names(low: int = 0) -> st.SearchStrategy[str]:
+    return st.text(st.characters(exclude_categories=["Cs"]), min_size=low, max_size=20)
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+times = st.none() | st.datetimes() | st.datetimes(timezones=st.just(timezone(timedelta(hours=2))))
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> LayerMeta:
+    patch, chunk = draw(st.integers(1, 32)), draw(st.integers(1, 256))
+    return LayerMeta(
+        name=draw(names(1)),
+        modality=draw(st.sampled_from(list(MODALITY_IDS)) | names(1)),
+        tokenizer=draw(
+            names(1) | st.sampled_from(["mini-dem-v1", "mini-dem-v2", "mini-dem-v01", "mini-dem-v"])
+        ),
+        weights_sha256=draw(st.binary(min_size=32, max_size=32)),
+        levels=tuple(draw(st.lists(st.integers(2, 256), min_size=1, max_size=3))),
+        patch=patch,
+        tile=patch * draw(st.integers(1, 50)),
+        chunk=chunk,
+        width=draw(st.integers(1, 2**20)),
+        height=draw(st.integers(1, 2**18)),
+        dtype=draw(st.sampled_from(list(DTYPE_IDS))),
+        bands=tuple(draw(st.lists(names(), min_size=1, max_size=5))),
+        units=draw(names()),
+        scale=draw(finite.filter(bool)),
+        offset=draw(finite),
+        s2_offset=draw(st.sampled_from(["", "present", "absent"])),
+        nodata=draw(st.none() | st.floats() | st.integers(-(2**63), 2**63 - 1)),
+        mask_kind=draw(st.sampled_from(["nodata", "mask"])),
+        crs=draw(st.none() | st.integers(1, 99999).map("EPSG:{}".format) | names(1)),
+        transform=draw(st.none() | st.tuples(*[finite | st.just(0.0)] * 6)),
+        times=tuple(draw(st.lists(times, min_size=1, max_size=4))),
+        sampler=draw(names()),
+        steps=draw(st.integers(1, 65535)),
+        seed=draw(st.integers(0, 2**64 - 1)),
+        tags=draw(st.dictionaries(names(1), names(), max_size=4)),
+        description=draw(names()),
+    )
+
+
+def round_trip(meta: LayerMeta) -> LayerMeta:
+    crs = [meta.crs] if meta.crs else []
+    return unpack_layer(memoryview(pack_layer(meta, crs)), crs, "layer 0")
+
+
+@given(layers())
+@settings(max_examples=150, deadline=None)
+def test_round_trip(meta: LayerMeta) -> None:
+    back = round_trip(meta)
+    assert back == meta
+    assert repr(back) == repr(meta)  # tells 0 from 0.0 and from -0.0
+
+
+@given(st.lists(st.none() | names(1), min_size=1, max_size=4), st.dictionaries(names(1), names(), max_size=3))
+@settings(max_examples=40, deadline=None)
+def test_file_round_trip(crs: list[str | None], tags: dict[str, str]) -> None:
+    meta = FileMeta(tuple(layer_meta(name=str(i), crs=c) for i, c in enumerate(crs)), tags)
+    # One run of 4 chunks with tag 0: 0 << 1 | 1, then 4 - 2.
+    header = pack_header(meta, [b"\x01\x02"] * len(crs))
+    back, indexes = unpack_header(header, 0)
+    assert back == meta
+    assert len(indexes) == len(crs)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, 0, 0.0, -0.0, 255, -32768, -9223372036854775808, math.inf, -math.inf, 1e20,
+        -3.4028230607370965e38, np.float32(0.1), np.int16(-1), np.uint8(0),
+    ],
+)  # fmt: skip
+def test_nodata_is_exact(value: Any) -> None:
+    back = round_trip(layer_meta(nodata=value)).nodata
+    if value is None:
+        assert back is None
+    else:
+        assert isinstance(back, int if isinstance(value, int | np.integer) else float)
+        assert struct.pack("<d", back) == struct.pack("<d", value)
+        assert back == value
+
+
+def test_nodata_nan() -> None:
+    meta = layer_meta(nodata=float("nan"))
+    assert math.isnan(round_trip(meta).nodata or 0)
+    assert round_trip(meta) == meta
+    assert hash(round_trip(meta)) == hash(meta)
+
+
+def test_standard_layer_by_hand() -> None:
+    m = MODALITIES["S2L2A"]
+    meta = LayerMeta(
+        name="S2L2A", modality="S2L2A", tokenizer="mini-s2l2a-v1", weights_sha256=SHA, levels=m.levels,
+        width=256, height=300, dtype="uint16", bands=m.bands, units="DN",
+    )  # fmt: skip
+    # grid 256 x 300; modality 1; hash. Nothing else differs from its default.
+    assert pack_layer(meta, []).hex() == "01048002ac02" + "030101" + "0720" + SHA.hex()
+
+
+def test_tokenizer_version() -> None:
+    with_2 = pack_layer(layer_meta(tokenizer="mini-s2rgb-v2"), [])
+    assert len(with_2) == len(pack_layer(layer_meta(), [])) + 3
+    assert section(5, b"\x02") in with_2
+
+
+# The defaults by modality are part of the bitstream. A change of the table would change what
+# old files mean: it needs a new modality number, not a new row here.
+FROZEN = {
+    "S2L2A": (1, "uint16", "DN", (8, 8, 8, 6, 5), "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B11 B12"),
+    "S2L1C": (2, "uint16", "DN", (8, 8, 8, 6, 5), "B01 B02 B03 B04 B05 B06 B07 B08 B8A B09 B10 B11 B12"),
+    "S2RGB": (3, "uint8", "1", (8, 8, 8, 6, 5), "B04 B03 B02"),
+    "S1GRD": (4, "float32", "dB", (8, 8, 8, 6, 5), "VV VH"),
+    "S1RTC": (5, "float32", "dB", (8, 8, 8, 6, 5), "VV VH"),
+    "DEM": (6, "int16", "m", (8, 8, 8, 6, 5), "DEM"),
+    "NDVI": (7, "float32", "1", (8, 8, 8, 6, 5), "NDVI"),
+    "LULC": (8, "uint8", "class", (7, 5, 5, 5, 5), "LULC"),
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_defaults_by_modality_are_frozen(name: str) -> None:
+    number, dtype, units, levels, bands = FROZEN[name]
+    row = MODALITIES[name]
+    assert MODALITY_IDS[name] == number
+    assert (row.dtype, row.units, row.levels, " ".join(row.bands)) == (dtype, units, levels, bands)
+
+
+def test_crs_forms() -> None:
+    assert pack_crs("EPSG:32632").hex() == "00" + "f8fe01"
+    assert pack_crs("EPSG:032632")[0] == 1  # not the canonical spelling, kept as text
+    wkt = "PROJCS[" + "UNIT," * 100
+    assert pack_crs(wkt)[0] == 2
+    for crs in ("EPSG:32632", "EPSG:032632", wkt, "x"):
+        assert unpack_crs(memoryview(pack_crs(crs))) == crs
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"\x00", b"\x00\x00", b"\x00\x01\x01", b"\x03x", b"\x01\xff", b"\x02x",
+        b"\x02" + zstandard.compress(b"x" * 2**24),
+    ],
+)  # fmt: skip
+def test_crs_rejects(data: bytes) -> None:
+    with pytest.raises(MetadataError, match="crs"):
+        unpack_crs(memoryview(data))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""), ("name", "x" * 256), ("name", "\ud800"), ("name", 5), ("modality", ""),
+        ("tokenizer", ""),
+        ("weights_sha256", b"x"), ("weights_sha256", "x" * 32), ("levels", ()), ("levels", (1,)),
+        ("levels", (257,)), ("levels", (2.5,)), ("levels", (256, 256, 256, 256)), ("levels", (2,) * 31),
+        ("patch", 0), ("patch", 1025), ("tile", 30), ("tile", 0), ("tile", 2**17), ("chunk", 0),
+        ("chunk", 257),
+        ("width", 0), ("width", 2**31), ("width", 1.5), ("height", -1), ("dtype", "int64"), ("bands", ()),
+        ("bands", (5,)), ("bands", ("x" * 256,)), ("bands", ("",) * 65536), ("units", "x" * 256),
+        ("scale", 0.0), ("scale", math.nan), ("scale", "x"), ("offset", math.inf), ("s2_offset", "maybe"),
+        ("nodata", 2**63), ("nodata", "0"), ("mask_kind", "alpha"), ("crs", ""), ("crs", "x" * 65536),
+        ("transform", (1.0,) * 5), ("transform", (math.nan,) * 6), ("times", ()),
+        ("times", (None,) * (2**20 + 1)),
+        ("steps", 0), ("steps", 65536), ("seed", -1), ("seed", 2**64), ("tags", {"": "x"}),
+        ("tags", {"x": 5}),
+        ("tags", {"x": "y" * 65536}), ("description", "x" * 65536),
+    ],
+)  # fmt: skip
+def test_out_of_range(field: str, value: object) -> None:
+    with pytest.raises(
+        MetadataError, match="tag" if field == "tags" else "band" if field == "bands" else field
+    ):
+        layer_meta(**{field: value})
+
+
+def test_chunk_in_pixels_is_bounded() -> None:
+    with pytest.raises(MetadataError, match="8224 pixels a side"):
+        layer_meta(patch=257, tile=257, chunk=32)
+
+
+def test_too_many_chunks() -> None:
+    with pytest.raises(MetadataError, match="chunks"):
+        layer_meta(width=2**31 - 1, height=2**31 - 1, patch=1, tile=1, chunk=1)
+
+
+def test_derived() -> None:
+    meta = layer_meta(times=(None, datetime(2020, 1, 1)))
+    assert (meta.rows, meta.cols) == (7, 9)  # 27 / 4 and 34 / 4, rounded up
+    assert (meta.grid.chunk_rows, meta.grid.chunk_cols, meta.chunks) == (2, 2, 8)
+    assert meta.grid.token_shape(1, 1) == (2, 4)
+    assert meta.grid.pixel_shape(1, 1) == (7, 14)
+    assert meta.codebook_size == 15360
+    assert meta.times[1] == datetime(2020, 1, 1, tzinfo=timezone.utc)
+
+
+def test_names_must_differ() -> None:
+    with pytest.raises(MetadataError, match="same name"):
+        FileMeta((layer_meta(), layer_meta()))
+    with pytest.raises(MetadataError, match="0 layers"):
+        FileMeta(())
+
+
+GRID, MODALITY, WEIGHTS = section(1, varint(34) + varint(27)), section(3, b"\x03"), section(7, SHA)
+
+
+def unpack(*fields: bytes) -> LayerMeta:
+    return unpack_layer(memoryview(b"".join(fields)), ["EPSG:4326"], "layer 0")
+
+
+def test_minimal_layer() -> None:
+    meta = unpack(GRID, MODALITY, WEIGHTS)
+    assert (meta.name, meta.tokenizer, meta.bands) == ("S2RGB", "mini-s2rgb-v1", ("B04", "B03", "B02"))
+    assert (meta.patch, meta.tile, meta.chunk, meta.times, meta.sampler) == (16, 256, 64, (None,), "ddim")
+
+
+def test_optional_field_is_skipped() -> None:
+    assert unpack(GRID, MODALITY, WEIGHTS, section(1000, b"future")) == unpack(GRID, MODALITY, WEIGHTS)
+
+
+def test_mandatory_field_is_not() -> None:
+    with pytest.raises(UnknownSectionError, match="mandatory section 1001"):
+        unpack(GRID, MODALITY, WEIGHTS, section(1001, b"future"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ((), "name, modality"),
+        ((MODALITY, WEIGHTS), "width, height missing"),
+        ((GRID, WEIGHTS), "modality"),
+        ((GRID, MODALITY), "weights_sha256 missing"),
+        ((GRID, section(3, b"\x00own"), WEIGHTS), "levels, dtype, bands missing"),
+        ((GRID, section(3, b"\x09"), WEIGHTS), "number 9"),
+        ((GRID, GRID, MODALITY, WEIGHTS), "repeated"),
+        ((MODALITY, GRID, WEIGHTS), "order"),
+        ((section(1, varint(34) + varint(27) + b"\x00"), MODALITY, WEIGHTS), "1 bytes too many"),
+        ((section(1, varint(34)), MODALITY, WEIGHTS), "height needs 1"),
+        ((section(1, varint(34) + b"\x00"), MODALITY, WEIGHTS), "height: 0"),
+        ((GRID, MODALITY, section(7, SHA[:31])), "SHA-256 needs 32"),
+        ((GRID, MODALITY, WEIGHTS, section(9, b"\x01")), "levels"),
+        ((GRID, MODALITY, WEIGHTS, section(11, b"\x10\x10\x00")), "chunk: 0"),
+        ((GRID, MODALITY, WEIGHTS, section(13, b"\x63")), "dtype: number 99"),
+        ((GRID, MODALITY, WEIGHTS, section(15, b"")), "0 bands"),
+        ((GRID, MODALITY, WEIGHTS, section(19, b"\x03")), "s2_offset"),
+        ((GRID, MODALITY, WEIGHTS, section(21, b"\x02\x00")), "nodata: kind 2"),
+        ((GRID, MODALITY, WEIGHTS, section(23, b"\x02")), "mask_kind"),
+        ((GRID, MODALITY, WEIGHTS, section(25, b"\x01")), "number 1 of 1"),
+        ((GRID, MODALITY, WEIGHTS, section(27, b"\x03")), "transform: kind 3"),
+        ((GRID, MODALITY, WEIGHTS, section(29, b"\x03")), "not a time"),
+        ((GRID, MODALITY, WEIGHTS, section(29, varint(2**63 | 1))), "not a time"),
+        ((GRID, MODALITY, WEIGHTS, b"\x0f\xff\xff\xff\x07"), "left"),
+    ],
+)
+def test_malformed(fields: tuple[bytes, ...], why: str) -> None:
+    with pytest.raises(MetadataError, match=why):
+        unpack(*fields)
+
+
+def test_tags_must_be_sorted() -> None:
+    tags = section(12, b"\x01b\x00\x01a\x00")
+    with pytest.raises(MetadataError, match="not sorted"):
+        unpack(GRID, MODALITY, WEIGHTS, tags)

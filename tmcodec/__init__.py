@@ -1,0 +1,43 @@
+"""tmcodec: Earth-observation rasters to compact, georeferenced token files and back.
+
+``import tmcodec`` loads nothing heavy; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tmcodec.errors import TmcodecError
+
+if TYPE_CHECKING:
+    from tmcodec.codec.decode import decode, decode_array
+    from tmcodec.codec.encode import encode
+    from tmcodec.codec.models import load_tokenizer
+    from tmcodec.comparison import compare
+    from tmcodec.tokenfile import open, stack, verify
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "compare": "tmcodec.comparison",
+    "decode": "tmcodec.codec.decode",
+    "decode_array": "tmcodec.codec.decode",
+    "encode": "tmcodec.codec.encode",
+    "load_tokenizer": "tmcodec.codec.models",
+    "open": "tmcodec.tokenfile",
+    "stack": "tmcodec.tokenfile",
+    "verify": "tmcodec.tokenfile",
+}
+
+__all__ = ["TmcodecError", "__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

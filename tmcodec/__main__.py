@@ -1,0 +1,5 @@
+"""``python -m tmcodec``."""
+
+from tmcodec.cli import main
+
+main()

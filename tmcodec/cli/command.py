@@ -1,0 +1,67 @@
+"""A command that ends in one line where it fails, also when it hangs under another group."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import click
+
+from tmcodec.errors import TargetExistsError, TmcodecError
+
+DEBUG = "tmcodec.debug"
+"""Key in ``ctx.meta``, which all nested contexts share."""
+
+
+class Command(click.Command):
+    """Catches what a user can do something about and exits with status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (TmcodecError, OSError, MemoryError, KeyboardInterrupt, RuntimeError) as error:
+            message = describe(error)
+            # click.exceptions.Exit and Abort are RuntimeErrors; a broken pipe is click's business.
+            if message is None or ctx.meta.get(DEBUG):
+                raise
+            click.echo(f"tmcodec: error: {message}", err=True)
+            ctx.exit(1)
+
+
+def describe(error: BaseException) -> str | None:
+    """Return one line for the user, or None for what is not the user's business."""
+    if isinstance(error, TargetExistsError):
+        return one_line(str(error)).replace("pass overwrite", "pass --overwrite")
+    if isinstance(error, TmcodecError):
+        return one_line(str(error)) or type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing was written"
+    if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
+        return "out of memory; lower --batch-size, take a --window, or use --device cpu"
+    if isinstance(error, OSError) and error.errno != errno.EPIPE:
+        return _os_error(error)
+    return None
+
+
+def one_line(text: str) -> str:
+    """Return `text` without line breaks and double blanks."""
+    return " ".join(text.split())
+
+
+def _os_error(error: OSError) -> str:
+    if error.strerror is None:
+        return one_line(str(error)) or type(error).__name__
+    what = error.strerror[:1].lower() + error.strerror[1:]
+    if error.errno == errno.ENOSPC:
+        what += "; nothing was written"
+    place = error.filename if error.filename is not None else error.filename2
+    return f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else what
+
+
+def _is_torch_out_of_memory(error: BaseException) -> bool:
+    """Recognise it by name: torch may not be imported at all."""
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

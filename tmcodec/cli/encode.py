@@ -1,0 +1,81 @@
+"""``tmcodec encode``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tmcodec.cli.command import Command
+from tmcodec.cli.options import (
+    Whole,
+    batch_size_option,
+    class_map_option,
+    debug_option,
+    device_option,
+    echo_json,
+    json_option,
+    modality_option,
+    options,
+    overwrite_option,
+    progress_bar,
+    quiet_option,
+    s2_offset_option,
+    scale_option,
+    tokenizer_option,
+    window_option,
+)
+from tmcodec.texts import human_bytes, human_ratio, human_seconds, plural, three_digits
+
+
+def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -> dict[str, str]:
+    tags: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{item!r} is not KEY=VALUE")
+        tags[key] = value
+    return tags
+
+
+@click.command("encode", cls=Command)
+@click.argument("src", metavar="SRC")
+@click.argument("dst", metavar="DST.tmc", type=click.Path(dir_okay=False))
+@options(
+    modality_option,
+    tokenizer_option,
+    s2_offset_option,
+    scale_option,
+    class_map_option,
+    window_option,
+    click.option("--steps", type=Whole(1, 1000), default=1, show_default=True, metavar="N",
+                 help="Sampling steps that decoding takes by default; 1 has the best PSNR."),
+    click.option("--seed", type=Whole(0, 2**64 - 1), default=0, show_default=True, metavar="N",
+                 help="Seed that decoding takes by default."),
+    click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
+                 help="Text to store in the file; may be repeated."),
+    device_option,
+    batch_size_option,
+    overwrite_option,
+    json_option,
+    quiet_option,
+    debug_option,
+)
+def command(src: str, dst: str, as_json: bool, quiet: bool, **choices: Any) -> None:
+    """Encode the raster SRC to the token file DST.tmc.
+
+    SRC is a file or URL that rasterio opens, such as scene.tif, /vsicurl/https://... or
+    s3://bucket/scene.tif.
+    """
+    from tmcodec.codec.encode import encode
+
+    with progress_bar("encoding", quiet) as progress:
+        report = encode(src, dst, progress=progress, **choices)
+    if as_json:
+        echo_json(report.to_dict())
+    elif not quiet:
+        click.echo(f"{dst}: {human_bytes(report.raw_bytes)} raw to {human_bytes(report.file_bytes)} "
+                   f"({human_ratio(report.ratio)}), {plural(report.tokens, 'token')} of "
+                   f"{three_digits(report.bits_per_token)} bits, in {human_seconds(report.seconds)}")
+        offset = f", Sentinel-2 offset of 1000 {report.s2_offset}" if report.s2_offset else ""
+        click.echo(f"  {report.modality} by {report.tokenizer}{offset}")

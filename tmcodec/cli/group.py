@@ -1,0 +1,69 @@
+"""The group of all commands, which imports each only when it is called.
+
+One file a subcommand. Their modules import nothing heavy at the top either, because
+``tmcodec --help`` imports them all for their first lines.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module, metadata
+
+import click
+
+from tmcodec.cli.options import debug_option
+
+COMMANDS = ("encode", "decode", "info", "verify", "compare", "stack", "models", "demo")
+"""In the order of a first visit. ``tmcodec.cli.NAME`` has the command under the name ``command``."""
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of `COMMANDS`."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"tmcodec.cli.{cmd_name}").command
+        return command
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    click.echo(f"tmcodec {version()}")
+    ctx.exit()
+
+
+def version() -> str:
+    """Return the installed version."""
+    try:
+        return metadata.version("tmcodec")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+@click.group(cls=LazyGroup, context_settings=_SETTINGS)
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version,
+    help="Print the version and exit.",
+)
+@debug_option
+def cli() -> None:
+    """Turn rasters into compact token files and back.
+
+    A Sentinel-2 scene becomes a token file (.tmc) about a thousand times smaller; decoding
+    gives a GeoTIFF at the same place on the map. Try `tmcodec demo` first.
+    """
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; the entry point of the package."""
+    cli.main(args=args if args is not None else sys.argv[1:], prog_name="tmcodec")

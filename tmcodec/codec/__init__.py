@@ -1,0 +1,1 @@
+"""The codec: tokenizers, token files and rasters put together."""

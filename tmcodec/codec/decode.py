@@ -1,0 +1,404 @@
+"""Token files to rasters, in windows with the context that makes seams impossible."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tmcodec.atomic import check_target
+from tmcodec.codec.encode import Progress, neutral_token, side_of_batch
+from tmcodec.codec.models import load_tokenizer
+from tmcodec.codec.pipeline import WriteBehind, read_ahead
+from tmcodec.codec.report import DecodeReport, Stopwatch
+from tmcodec.codec.tokenizer import Tokenizer
+from tmcodec.errors import (
+    ChunkError,
+    LayerNotFoundError,
+    LimitExceededError,
+    TokenizerMismatchError,
+    WindowError,
+)
+from tmcodec.modalities import get_modality
+from tmcodec.rasters import (
+    RasterWriter,
+    Window,
+    align_out,
+    window_from_bounds,
+    window_transform,
+)
+from tmcodec.tokenfile import Layer, LayerWindow, TokenFile
+
+Values = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+Source = str | os.PathLike[str] | IO[bytes]
+
+MAX_PIXELS = 2**31
+"""Default cap on the pixels of a decoded raster, 46,000 on a side: stops decompression bombs."""
+
+
+def decode(
+    src: Source,
+    dst: str | os.PathLike[str],
+    *,
+    layer: str | None = None,
+    time: int = 0,
+    steps: int | None = None,
+    seed: int | None = None,
+    window: tuple[int, int, int, int] | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
+    cog: bool = False,
+    salvage: bool = False,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> DecodeReport:
+    """Decode a token file to a GeoTIFF.
+
+    Parameters
+    ----------
+    src
+        Path, URL or seekable binary file object of the token file.
+    dst
+        Path of the GeoTIFF.
+    layer
+        Name of the layer; None where the file has one only.
+    time
+        Step of the time axis.
+    steps, seed
+        Sampling steps (1 is the mean and has the best PSNR; a few add texture) and the seed of their
+        noise; None takes the file's.
+    window, bounds
+        Part to decode: ``(col, row, width, height)`` in pixels, or ``(left, bottom, right, top)`` in
+        the raster's CRS.
+    cog
+        Write a Cloud Optimized GeoTIFF.
+    salvage
+        Decode what is intact and mark damaged chunks as nodata.
+    tokenizer
+        Name, weights file or loaded tokenizer; None takes the one that the file names.
+    device, batch_size, overwrite, progress
+        As for `tmcodec.encode`.
+    max_pixels
+        Cap on the size of the raster.
+
+    Returns
+    -------
+    DecodeReport
+
+    Raises
+    ------
+    TmcodecError
+        A subclass for each way to fail; nothing is left under the target name.
+    """
+    watch = Stopwatch()
+    check_target(dst, overwrite)
+    with TokenFile.open(src, max_pixels=max_pixels) as file:
+        wanted = Wanted(layer, time, steps, seed, window, bounds, salvage)
+        job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels)
+        with make_writer(job, dst, cog, overwrite) as writer, WriteBehind() as behind:
+            total = len(job.squares)
+            for done, (at, values, valid) in enumerate(decode_squares(job, watch), 1):
+
+                def write(at: Window = at, values: Values = values, valid: Mask | None = valid) -> None:
+                    with watch("write"):
+                        writer.write(at, values, valid)
+
+                behind.submit(write)
+                if progress is not None:
+                    progress(done, total)
+            behind.wait()
+        lost = count_damaged(job) if salvage else 0
+    return DecodeReport(
+        path=str(Path(dst)),
+        layer=job.layer.name,
+        modality=job.layer.modality,
+        tokenizer=job.tokenizer.name,
+        width=job.window.width,
+        height=job.window.height,
+        steps=job.steps,
+        seed=job.seed,
+        lost_chunks=lost,
+        seconds=watch.seconds,
+        timings=watch.timings,
+    )
+
+
+def decode_array(
+    src: Source,
+    *,
+    layer: str | None = None,
+    time: int = 0,
+    steps: int | None = None,
+    seed: int | None = None,
+    window: tuple[int, int, int, int] | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
+    salvage: bool = False,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    progress: Progress | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+    """Decode a token file to an array.
+
+    Parameters are those of `decode`.
+
+    Returns
+    -------
+    array
+        ``(C, H, W)`` in the raster's dtype, masked pixels as nodata.
+    profile
+        ``crs``, ``transform``, ``nodata``, ``dtype``, ``descriptions``, ``width``, ``height``,
+        ``count`` as rasterio names them, and ``valid``, bool ``(C, H, W)``.
+    """
+    watch = Stopwatch()
+    with TokenFile.open(src, max_pixels=max_pixels) as file:
+        wanted = Wanted(layer, time, steps, seed, window, bounds, salvage)
+        job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels)
+        writer = make_writer(job, "array.tif", cog=False, overwrite=True)  # converts; never opened
+        shape = (len(job.layer.bands), job.window.height, job.window.width)
+        array, mask = np.empty(shape, job.layer.dtype), np.ones(shape, np.bool_)
+        total = len(job.squares)
+        for done, (at, values, valid) in enumerate(decode_squares(job, watch), 1):
+            rows, cols = at.slices
+            if valid is not None:
+                mask[:, rows, cols] = valid
+            for band, plane in enumerate(values):
+                array[band, rows, cols] = writer.to_stored(plane, mask[band, rows, cols])
+            if progress is not None:
+                progress(done, total)
+    profile = {
+        "crs": job.layer.crs,
+        "transform": window_transform(job.layer.transform, job.window),
+        "nodata": writer.nodata,
+        "dtype": job.layer.dtype,
+        "descriptions": job.layer.bands,
+        "width": job.window.width,
+        "height": job.window.height,
+        "count": shape[0],
+        "valid": mask,
+    }
+    return array, profile
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller asked for, as `decode` takes it."""
+
+    layer: str | None
+    time: int
+    steps: int | None
+    seed: int | None
+    window: tuple[int, int, int, int] | None
+    bounds: tuple[float, float, float, float] | None
+    salvage: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to decode, settled before anything is allocated.
+
+    Attributes
+    ----------
+    window
+        Pixels of the raster that are wanted.
+    squares
+        Parts of it, each decoded at once.
+    """
+
+    layer: Layer
+    tokenizer: Tokenizer
+    time: int
+    steps: int
+    seed: int
+    salvage: bool
+    window: Window
+    squares: tuple[Window, ...]
+
+
+def make_job(
+    file: TokenFile,
+    wanted: Wanted,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None,
+    device: str,
+    batch_size: int,
+    max_pixels: int,
+) -> Job:
+    """Find layer and window, check the size, and load the tokenizer that belongs to the tokens."""
+    layer = pick_layer(file, wanted.layer)
+    area = pick_window(layer, wanted)
+    if area.width * area.height > max_pixels:
+        raise LimitExceededError(
+            f"{area.width} x {area.height} pixels are more than the limit of {max_pixels}; "
+            "decode a window, or raise max_pixels"
+        )
+    tok = matching_tokenizer(layer, tokenizer, device)
+    side = side_of_batch(batch_size, layer.tile, layer.chunk * layer.patch)
+    return Job(
+        layer=layer,
+        tokenizer=tok,
+        time=wanted.time,
+        steps=layer.steps if wanted.steps is None else wanted.steps,
+        seed=layer.seed if wanted.seed is None else wanted.seed,
+        salvage=wanted.salvage,
+        window=area,
+        squares=tuple(squares_over(area, side)),
+    )
+
+
+def pick_layer(file: TokenFile, name: str | None) -> Layer:
+    """Return the layer of that name, or the only one."""
+    if name is not None:
+        return file[name]
+    if len(file) != 1:
+        raise LayerNotFoundError(f"the file has layers {', '.join(file)}; choose one with --layer")
+    return file[next(iter(file))]
+
+
+def pick_window(layer: Layer, wanted: Wanted) -> Window:
+    """Return the pixels wanted; all of them where neither window nor bounds are given."""
+    whole = Window(0, 0, layer.width, layer.height)
+    if wanted.bounds is not None:
+        if wanted.window is not None:
+            raise WindowError("window and bounds exclude each other; give one")
+        return window_from_bounds(wanted.bounds, layer.transform, layer.width, layer.height)
+    if wanted.window is None:
+        return whole
+    area = Window(*wanted.window)
+    if not whole.contains(area):
+        raise WindowError(
+            f"window {area} is not inside the raster of {layer.width} x {layer.height}; clip it first"
+        )
+    return area
+
+
+def matching_tokenizer(
+    layer: Layer, tokenizer: str | os.PathLike[str] | Tokenizer | None, device: str
+) -> Tokenizer:
+    """Load the tokenizer and refuse one whose weights did not make these tokens."""
+    if isinstance(tokenizer, Tokenizer):
+        tok = tokenizer
+    else:
+        tok = load_tokenizer(os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer, device)
+    if tok.sha256 != layer.weights_sha256 or tok.levels != layer.levels or tok.patch != layer.patch:
+        raise TokenizerMismatchError(
+            f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
+            f"but {tok.name} here has {tok.sha256.hex()}; give the right weights with --tokenizer"
+        )
+    return tok
+
+
+def squares_over(area: Window, side: int) -> Iterator[Window]:
+    """Yield the squares of the raster's grid of `side` pixels that cover `area`, cut to it, row-major."""
+    for row in range(area.row // side * side, area.row_end, side):
+        for col in range(area.col // side * side, area.col_end, side):
+            square = Window(col, row, side, side).intersect(area)
+            if square is not None:
+                yield square
+
+
+def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: bool) -> RasterWriter:
+    """Return the GeoTIFF writer that gives the raster its old form back."""
+    layer = job.layer
+    mask_kind = layer.mask_kind
+    if job.salvage and layer.nodata is None and np.dtype(layer.dtype).kind in "iu":
+        mask_kind = "mask"  # lost pixels need a way to be marked
+    return RasterWriter(
+        dst,
+        width=job.window.width,
+        height=job.window.height,
+        bands=layer.bands,
+        dtype=layer.dtype,
+        crs=layer.crs,
+        transform=window_transform(layer.transform, job.window),
+        nodata=layer.nodata,
+        mask_kind=mask_kind,
+        units=layer.units if layer.scale == 1 else "",
+        tags=raster_tags(job),
+        modality=get_modality(layer.modality),
+        scale=layer.scale,
+        offset=layer.offset,
+        cog=cog,
+        overwrite=overwrite,
+    )
+
+
+def raster_tags(job: Job) -> dict[str, str]:
+    """Say in the GeoTIFF where it comes from; `tmcodec encode` reads offset and time back."""
+    layer, acquired = job.layer, job.layer.times[job.time]
+    tags = {
+        "TMCODEC_TOKENIZER": layer.tokenizer,
+        "TMCODEC_WEIGHTS_SHA256": layer.weights_sha256.hex(),
+        "TMCODEC_STEPS": str(job.steps),
+        "TMCODEC_SEED": str(job.seed),
+    }
+    if layer.s2_offset:
+        tags["TMCODEC_S2_OFFSET"] = layer.s2_offset
+    if acquired is not None:
+        tags["TMCODEC_TIME"] = acquired.isoformat()
+    return {**layer.tags, **tags}
+
+
+def count_damaged(job: Job) -> int:
+    """Count the damaged chunks that the wanted window touches."""
+    layer, patch = job.layer, job.layer.patch
+    grid, outer = layer.meta.grid, align_out(job.window, patch, layer.width, layer.height)
+    lost = 0
+    for chunk_row, chunk_col in grid.covering(grid.window(token_window(outer, patch))):
+        try:
+            layer.check_chunk(job.time, chunk_row, chunk_col)
+        except ChunkError:
+            lost += 1
+    return lost
+
+
+def token_window(area: Window, patch: int) -> tuple[int, int, int, int]:
+    """Return the (col, row, width, height) in tokens of a patch-aligned window in pixels."""
+    col, row = area.col // patch, area.row // patch
+    return col, row, -(-area.col_end // patch) - col, -(-area.row_end // patch) - row
+
+
+def decode_squares(job: Job, watch: Stopwatch) -> Iterator[tuple[Window, Values, Mask | None]]:
+    """Yield ``(window in the output, values (C, h, w), valid (C, h, w) or None)`` of each square."""
+    layer, patch = job.layer, job.tokenizer.patch
+    halo = job.tokenizer.decoder_halo(job.steps) * patch
+
+    def context_of(square: Window) -> Window:
+        inner = align_out(square, patch, layer.width, layer.height)
+        return inner.expand(halo, layer.width, layer.height)
+
+    def load(square: Window) -> LayerWindow:
+        with watch("read"):
+            return layer.read(token_window(context_of(square), patch), job.time, job.salvage)
+
+    for square, read in read_ahead(load, job.squares):
+        context = context_of(square)
+        rows, cols = square.relative_to(context).slices
+        valid = None
+        if read.valid is not None:
+            valid = np.broadcast_to(read.valid, (len(layer.bands), *read.valid.shape[1:]))[:, rows, cols]
+        with watch("network"):
+            values = decode_context(job, read, context, valid)[:, rows, cols]
+        yield square.relative_to(job.window), values, valid
+
+
+def decode_context(job: Job, read: LayerWindow, context: Window, valid: Mask | None) -> Values:
+    """Run the network over one square's tokens and their context; ``(C, h, w)``, physical units."""
+    patch = job.tokenizer.patch
+    if valid is not None and not valid.any():
+        return np.zeros((len(job.layer.bands), context.height, context.width), np.float32)
+    tokens = read.tokens.copy()
+    tokens[read.empty | ~read.intact] = neutral_token(job.tokenizer.levels)
+    origin = (context.row // patch, context.col // patch)
+    picture = job.tokenizer.decode(torch.from_numpy(tokens)[None], job.steps, job.seed, origin)
+    return picture[0].cpu().numpy()

@@ -1,0 +1,318 @@
+"""Rasters to token files, in windows, so that memory does not grow with the raster."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tmcodec.atomic import check_target
+from tmcodec.codec.models import default_model, load_tokenizer
+from tmcodec.codec.pipeline import WriteBehind, read_ahead
+from tmcodec.codec.report import EncodeReport, Stopwatch
+from tmcodec.codec.tokenizer import Tokenizer
+from tmcodec.errors import TokenizerMismatchError
+from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
+from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
+
+Progress = Callable[[int, int], None]
+Tokens = npt.NDArray[np.int32]
+Mask = npt.NDArray[np.bool_]
+
+CHUNK = 64
+"""Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
+
+KEEP = 2
+"""Patches without any valid pixel keep their token up to this far from valid ones, as context."""
+
+
+def side_of_batch(batch_size: int, tile: int, chunk_pixels: int) -> int:
+    """Return the side in pixels of the square that is encoded or decoded at once.
+
+    ``batch_size`` counts native tiles; a square of them shares its context, and never spans
+    more than one chunk.
+    """
+    tiles = max(1, math.isqrt(batch_size))
+    return max(tile, min(tiles * tile, chunk_pixels))
+
+
+def encode(
+    src: Any,
+    dst: str | os.PathLike[str] | IO[bytes],
+    *,
+    modality: str | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
+    s2_offset: str = "auto",
+    scale: float | None = None,
+    class_map: Mapping[int, int] | str | None = None,
+    window: tuple[int, int, int, int] | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    steps: int = 1,
+    seed: int = 0,
+    tags: Mapping[str, str] | None = None,
+    profile: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> EncodeReport:
+    """Encode a raster to a token file.
+
+    Parameters
+    ----------
+    src
+        A path or URL that rasterio opens, an open dataset, or an array ``(C, H, W)`` or ``(H, W)``
+        (with `profile`).
+    dst
+        Path of the token file, or a writable binary file object.
+    modality
+        Key of the modality table; None infers it from the band descriptions.
+    tokenizer
+        Name, weights file or loaded tokenizer; None takes the embedded one of the modality.
+    s2_offset
+        ``"present"``, ``"absent"`` or ``"auto"`` (from the product's metadata): whether
+        Sentinel-2's +1000 is in the data.
+    scale
+        physical = stored * scale, e.g. 10000 for reflectance in 0..1; None decides from tags and
+        values.
+    class_map
+        For LULC: ``{theirs: ours}`` or ``"10:2,20:9"``.
+    window
+        ``(col, row, width, height)`` in pixels of the part to encode.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    batch_size
+        Native tiles processed at once.
+    steps, seed
+        Stored in the file as defaults for decoding.
+    tags
+        Free texts to store.
+    profile
+        For arrays: ``crs``, ``transform``, ``nodata``, ``descriptions``, ``tags``.
+    overwrite
+        Replace an existing file.
+    progress
+        Called with (windows done, windows in all).
+
+    Returns
+    -------
+    EncodeReport
+
+    Raises
+    ------
+    TmcodecError
+        A subclass for each way to fail; nothing is left under the target name.
+    """
+    if isinstance(dst, str | os.PathLike):
+        check_target(dst, overwrite)
+    watch = Stopwatch()
+    source = (src, dict(profile or {})) if isinstance(src, np.ndarray) else src
+    part = Window(*window) if window is not None else None
+    with open_raster(
+        source, modality, s2_offset=s2_offset, scale=scale, class_map=class_map, window=part
+    ) as raster:
+        tok = resolve_tokenizer(tokenizer, raster.modality.name, device)
+        layer = layer_meta(raster, tok, steps, seed, tags)
+        with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
+            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress)
+    raw = raster.width * raster.height * len(raster.bands) * np.dtype(raster.dtype).itemsize
+    return EncodeReport(
+        path=str(Path(dst)) if isinstance(dst, str | os.PathLike) else "<file object>",
+        modality=raster.modality.name,
+        tokenizer=tok.name,
+        width=raster.width,
+        height=raster.height,
+        bands=len(raster.bands),
+        tokens=stored,
+        raw_bytes=raw,
+        file_bytes=writer.size,
+        s2_offset=raster.s2_offset,
+        seconds=watch.seconds,
+        timings=watch.timings,
+    )
+
+
+def resolve_tokenizer(
+    tokenizer: str | os.PathLike[str] | Tokenizer | None, modality: str, device: str
+) -> Tokenizer:
+    """Load the tokenizer where it is a name or path, and check that it is of this modality."""
+    if isinstance(tokenizer, Tokenizer):
+        tok = tokenizer
+    else:
+        tok = load_tokenizer(
+            os.fspath(tokenizer) if tokenizer is not None else default_model(modality), device
+        )
+    if tok.modality.name != modality:
+        raise TokenizerMismatchError(
+            f"tokenizer {tok.name} is for {tok.modality.name}, the raster is {modality}; choose another"
+        )
+    return tok
+
+
+def layer_meta(
+    raster: RasterSource, tok: Tokenizer, steps: int, seed: int, tags: Mapping[str, str] | None
+) -> LayerMeta:
+    """Describe the raster and its tokens."""
+    return LayerMeta(
+        name=raster.modality.name,
+        modality=raster.modality.name,
+        tokenizer=tok.name,
+        weights_sha256=tok.sha256,
+        levels=tok.levels,
+        width=raster.width,
+        height=raster.height,
+        dtype=raster.dtype,
+        bands=raster.bands,
+        patch=tok.patch,
+        tile=tok.tile,
+        chunk=CHUNK,
+        units=raster.modality.units,
+        scale=raster.scale,
+        offset=raster.offset,
+        s2_offset=raster.s2_offset,
+        nodata=raster.nodata,
+        mask_kind=raster.mask_kind,
+        crs=raster.crs,
+        transform=raster.transform,
+        times=(raster.time,),
+        steps=steps,
+        seed=seed,
+        tags=dict(tags or {}),
+    )
+
+
+def encode_layer(
+    raster: RasterSource,
+    tok: Tokenizer,
+    writer: TokenFileWriter,
+    layer: LayerMeta,
+    batch_size: int,
+    watch: Stopwatch,
+    progress: Progress | None,
+) -> int:
+    """Encode chunk by chunk, reading one square ahead and coding one chunk behind; count tokens."""
+    span = CHUNK * tok.patch
+    side = side_of_batch(batch_size, tok.tile, span)
+    halo = tok.encoder_halo * tok.patch
+    squares = [
+        (chunk, Window(chunk.col + s.col, chunk.row + s.row, s.width, s.height))
+        for chunk in grid_windows(raster.width, raster.height, span)
+        for s in grid_windows(chunk.width, chunk.height, side)
+    ]
+
+    def load(item: tuple[Window, Window]) -> tuple[npt.NDArray[np.float32], Mask]:
+        with watch("read"):
+            return raster.read(item[1].expand(halo, raster.width, raster.height))
+
+    stored = 0
+    board = ChunkBoard(tok, len(raster.bands))
+    with WriteBehind() as behind:
+        for done, ((chunk, square), (values, valid)) in enumerate(read_ahead(load, squares), 1):
+            board.start(chunk)
+            with watch("network"):
+                context = square.expand(halo, raster.width, raster.height)
+                board.place(chunk, square, encode_square(tok, values, valid, context, square), valid, context)
+            last = (square.col_end, square.row_end) == (chunk.col_end, chunk.row_end)
+            if last:
+                tokens, mask = board.finish()
+                stored += 0 if tokens is None else tokens.size
+
+                def write(at: Window = chunk, t: Tokens | None = tokens, m: Mask | None = mask) -> None:
+                    with watch("write"):
+                        writer.write_chunk(0, 0, at.row // span, at.col // span, t, m)
+
+                behind.submit(write)
+            if progress is not None:
+                progress(done, len(squares))
+    return stored
+
+
+class ChunkBoard:
+    """Gathers the tokens and the mask of one chunk from its squares."""
+
+    def __init__(self, tok: Tokenizer, bands: int) -> None:
+        self.tok, self.bands = tok, bands
+        self.at: Window | None = None
+
+    def start(self, chunk: Window) -> None:
+        """Make room for `chunk`, unless it is under way already."""
+        if self.at == chunk:
+            return
+        self.at = chunk
+        patch = self.tok.patch
+        self.tokens = np.zeros((-(-chunk.height // patch), -(-chunk.width // patch)), np.int32)
+        self.valid = np.zeros((self.bands, chunk.height, chunk.width), np.bool_)
+
+    def place(self, chunk: Window, square: Window, tokens: Tokens, valid: Mask, context: Window) -> None:
+        """Put in one square's tokens, and its part of the mask read with its context."""
+        patch = self.tok.patch
+        row, col = (square.row - chunk.row) // patch, (square.col - chunk.col) // patch
+        self.tokens[row : row + tokens.shape[0], col : col + tokens.shape[1]] = tokens
+        rows, cols = square.relative_to(chunk).slices
+        inner_rows, inner_cols = square.relative_to(context).slices
+        self.valid[:, rows, cols] = valid[:, inner_rows, inner_cols]
+
+    def finish(self) -> tuple[Tokens | None, Mask | None]:
+        """Return what the file wants: None for no tokens, None for an all-valid mask."""
+        if not self.valid.any():
+            return None, None
+        if self.valid.all():
+            return self.tokens, None
+        some: Mask = np.any(self.valid, axis=0)
+        far = far_from_valid(some, self.tok.patch, KEEP)
+        self.tokens[far] = neutral_token(self.tok.levels)
+        same = bool((self.valid == self.valid[:1]).all())
+        return self.tokens, self.valid[:1] if same else self.valid
+
+
+def neutral_token(levels: tuple[int, ...]) -> int:
+    """Return the token in the middle of the codebook: context where there is nothing."""
+    index, weight = 0, 1
+    for level in levels:
+        index += level // 2 * weight
+        weight *= level
+    return index
+
+
+def far_from_valid(valid: Mask, patch: int, reach: int) -> Mask:
+    """Return which patches ``(rows, cols)`` have no valid pixel within `reach` patches of them."""
+    h, w = valid.shape
+    rows, cols = -(-h // patch), -(-w // patch)
+    padded = np.zeros((rows * patch, cols * patch), np.bool_)
+    padded[:h, :w] = valid
+    some = padded.reshape(rows, patch, cols, patch).any(axis=(1, 3))
+    around = np.pad(some, reach)
+    near = np.zeros_like(some)
+    for dr in range(2 * reach + 1):
+        for dc in range(2 * reach + 1):
+            near |= around[dr : dr + rows, dc : dc + cols]
+    return ~near
+
+
+def encode_square(
+    tok: Tokenizer, values: npt.NDArray[np.float32], valid: Mask, context: Window, square: Window
+) -> Tokens:
+    """Encode one square that was read with its context; return the tokens of the square alone."""
+    patch = tok.patch
+    rows, cols = square.relative_to(context).slices
+    if not valid[:, rows, cols].any():
+        shape = (padded_size(square.height, patch) // patch, padded_size(square.width, patch) // patch)
+        return np.full(shape, neutral_token(tok.levels), np.int32)
+    if not tok.modality.categorical:
+        values = fill_invalid(values, valid, tok.modality.mean)
+    values = reflect_to_patch(values, patch)
+    tokens = tok.encode(torch.from_numpy(values)[None])[0].cpu().numpy()
+    row, col = (square.row - context.row) // patch, (square.col - context.col) // patch
+    return tokens[row : row + -(-square.height // patch), col : col + -(-square.width // patch)]
+
+
+def reflect_to_patch(values: npt.NDArray[np.float32], patch: int) -> npt.NDArray[np.float32]:
+    """Extend the last row and column by reflection up to a multiple of `patch`."""
+    h, w = values.shape[1:]
+    short = ((0, 0), (0, padded_size(h, patch) - h), (0, padded_size(w, patch) - w))
+    return np.pad(values, short, mode="reflect") if any(map(any, short)) else values

@@ -1,0 +1,114 @@
+"""Weights files of the small tokenizers: safetensors with the configuration in the header.
+
+The identity of a tokenizer is the SHA-256 of its content (configuration and tensors in a fixed
+order), not of the file, so that a file rewritten by another tool keeps its tokens valid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tmcodec.errors import TokenizerNotFoundError, WeightsError
+from tmcodec.networks.mini import MiniConfig, MiniNet
+
+FORMAT = "tmcodec-mini-1"
+# Far above every published size, far below what would hurt: a header cannot make us allocate.
+MAX_DIM, MAX_BLOCKS = 4096, 64
+
+
+def content_hash(config: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
+    """Return the SHA-256 (32 bytes) of a tokenizer.
+
+    Hashed are the configuration as JSON (sorted keys, no spaces) and, in order of name, each tensor's
+    name, dtype, shape and little-endian bytes; text parts end in a zero byte.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode() + b"\0")
+    for name in sorted(tensors):
+        t = tensors[name].contiguous()
+        shape = "x".join(map(str, t.shape))
+        digest.update(f"{name}\0{str(t.dtype).removeprefix('torch.')}\0{shape}\0".encode())
+        digest.update(t.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def save_weights(path: Path, net: MiniNet, name: str, notes: dict[str, str]) -> bytes:
+    """Write `net` in half precision to `path`; return its content hash."""
+    tensors = {k: v.detach().half().contiguous() for k, v in net.state_dict().items()}
+    config = json.loads(json.dumps(net.cfg.to_dict()))
+    meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True), **notes}
+    save_file(tensors, path, metadata=meta)
+    return content_hash(config, tensors)
+
+
+def check_config(raw: Any, path: Path) -> MiniConfig:
+    """Validate a configuration read from `path` before anything is built from it."""
+    try:
+        cfg = MiniConfig.from_dict(raw)
+        sizes = [cfg.dim, cfg.channels, cfg.refine, cfg.denoiser_dim, *cfg.levels]
+        depths = [cfg.encoder_blocks, cfg.decoder_blocks, cfg.denoiser_blocks, cfg.kernel]
+        sane = all(0 < n <= MAX_DIM for n in sizes) and all(0 <= n <= MAX_BLOCKS for n in depths)
+    except (TypeError, AttributeError) as err:
+        raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
+    if not sane or cfg.kernel % 2 == 0:
+        raise WeightsError(f"{path}: the configuration in its header has sizes out of range")
+    return cfg
+
+
+def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> None:
+    """Compare names and shapes with the architecture; list what differs."""
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in MiniNet(cfg).state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    groups = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "misshapen": sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k]),
+    }
+    wrong = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in groups.items() if names)
+    if wrong:
+        raise WeightsError(f"{path}: tensors do not fit the architecture ({wrong})")
+
+
+def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
+    """Read a weights file.
+
+    Returns
+    -------
+    net, name, sha256, metadata
+        The network in float32 and eval mode; the name and content hash of the tokenizer; the
+        header's strings.
+
+    Raises
+    ------
+    TokenizerNotFoundError
+        If there is no such file.
+    WeightsError
+        If it is not a weights file of this library, or is damaged.
+    """
+    if not path.is_file():
+        raise TokenizerNotFoundError(f"no weights file {path}; `tmcodec models list` shows what is embedded")
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta = f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as err:
+        raise WeightsError(f"{path}: not a readable safetensors file ({err})") from err
+    if meta.get("format") != FORMAT:
+        raise WeightsError(f"{path}: not weights of a tmcodec tokenizer (format {meta.get('format')!r})")
+    try:
+        raw = json.loads(meta["config"])
+    except (KeyError, json.JSONDecodeError) as err:
+        raise WeightsError(f"{path}: its header has no readable configuration") from err
+    cfg = check_config(raw, path)
+    _check_shapes(cfg, tensors, path)
+    net = MiniNet(cfg)
+    net.load_state_dict({k: v.float() for k, v in tensors.items()})
+    return net.eval(), meta.get("name", path.stem), content_hash(raw, tensors), meta

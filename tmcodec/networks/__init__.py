@@ -1,0 +1,1 @@
+"""Networks of the tokenizers: tensors in, tensors out."""

@@ -1,0 +1,67 @@
+"""The diffusion decoder of the small tokenizers: predicts what the mean picture misses.
+
+The diffused variable is the residual u = (z - mean(codes)) / residual_std. At pure noise the best
+guess of a residual is zero by construction (the mean decoder is trained for it), so the output
+is multiplied by sqrt(alpha_bar): one step gives exactly the mean, the best PSNR, and costs no
+denoiser at all; more steps add texture. Time embedding as in DDPM (arXiv 2006.11239).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
+
+if TYPE_CHECKING:
+    from tmcodec.networks.mini import MiniConfig
+
+CELL = 4
+TIME_CHANNELS = 64
+
+
+def time_features(timesteps: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
+    """Return sinusoidal features ``(B, channels)`` of integer timesteps 0..999 ``(B,)``."""
+    half = channels // 2
+    freqs = torch.exp(-math.log(10000.0) * torch.arange(half, device=timesteps.device) / half)
+    angles = timesteps.float()[:, None] * freqs[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Denoiser(nn.Module):
+    """Noisy residual ``(B, C, H, W)``, signal level and features to the clean residual."""
+
+    def __init__(self, cfg: MiniConfig) -> None:
+        super().__init__()
+        dim = cfg.denoiser_dim
+        self.embed = nn.Linear(cfg.channels * CELL**2 + cfg.refine, dim)
+        self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.blocks = nn.ModuleList(MixBlock(dim, 5, 2.0) for _ in range(cfg.denoiser_blocks))
+        self.norm = nn.LayerNorm(dim)
+        self.out = nn.Linear(dim, cfg.channels * CELL**2)
+        self.halo_pixels = cfg.denoiser_blocks * 2 * CELL + CELL
+
+    def forward(self, noisy: Tensor, features: Tensor, timesteps: Tensor, signal: Tensor) -> Tensor:
+        """Predict the residual.
+
+        Parameters
+        ----------
+        noisy
+            ``(B, C, H, W)``, unit variance.
+        features
+            ``(B, H/4, W/4, refine)`` from the decoder.
+        timesteps
+            ``(B,)``, 0..999.
+        signal
+            ``(B,)``, sqrt(alpha_bar) of each timestep; 0 at pure noise.
+        """
+        cells = image_to_cells(noisy.permute(0, 2, 3, 1), CELL)
+        x = self.embed(torch.cat([cells, features.to(cells.dtype)], dim=-1))
+        shift = self.time(time_features(timesteps).to(x.dtype))
+        for block in self.blocks:
+            x = block(x, shift)
+        clean = cells_to_image(self.out(self.norm(x)), CELL).permute(0, 3, 1, 2).float()
+        return clean * signal.view(-1, 1, 1, 1)

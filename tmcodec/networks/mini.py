@@ -1,0 +1,160 @@
+"""The small embedded tokenizer: convolutions on the token grid, so that the context is bounded.
+
+Nearly all layers run at one cell per token. The encoder sees the picture at half resolution (a
+token's 13.9 bits cannot tell what happens below two pixels); the decoder gives a mean, smooth
+and coarse first (8 pixels, bicubic), then refined at 4 and 2 pixels, bilinear to 1. Every layer looks a known
+number of cells around itself, so a window decoded with ``decoder_halo`` tokens of context equals
+the same window of the whole picture: no seams, at any tile size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmcodec.fsq import FSQ
+from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
+from tmcodec.networks.compand import Compander
+from tmcodec.networks.denoiser import Denoiser
+
+PATCH = 16
+
+
+@dataclass(frozen=True)
+class MiniConfig:
+    """Everything that shapes a small tokenizer; stored in the header of its weights file.
+
+    Attributes
+    ----------
+    modality
+        Key in the modality table.
+    channels
+        Bands in and out; for categorical modalities the number of classes.
+    levels
+        FSQ levels.
+    dim, encoder_blocks, decoder_blocks, kernel
+        Width, depths and depth-wise kernel on the token grid.
+    refine
+        Channels of the refinement at a quarter of the resolution.
+    denoiser_dim, denoiser_blocks
+        Width and depth of the diffusion decoder; 0 blocks where there is none.
+    compand, origin, knee, mean, std
+        See `tmcodec.networks.compand.Compander`.
+    residual_std
+        Standard deviation of what the mean misses, per band, in normalised units: the
+        diffusion runs on the residual divided by it.
+    """
+
+    modality: str
+    channels: int
+    levels: tuple[int, ...]
+    dim: int = 192
+    encoder_blocks: int = 3
+    decoder_blocks: int = 4
+    kernel: int = 5
+    refine: int = 48
+    denoiser_dim: int = 96
+    denoiser_blocks: int = 4
+    compand: str = "linear"
+    origin: float = 0.0
+    knee: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    residual_std: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> MiniConfig:
+        """Rebuild from `to_dict`'s result; an unknown key is a TypeError."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**fields)
+
+
+class MiniEncoder(nn.Module):
+    """Normalised picture ``(B, C, H, W)`` to latents ``(B, H/16, W/16, d)``."""
+
+    def __init__(self, cfg: MiniConfig) -> None:
+        super().__init__()
+        self.embed = nn.Linear(cfg.channels * (PATCH // 2) ** 2, cfg.dim)
+        self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.encoder_blocks))
+        self.norm = nn.LayerNorm(cfg.dim)
+        self.project = nn.Linear(cfg.dim, len(cfg.levels))
+        self.halo = cfg.encoder_blocks * (cfg.kernel // 2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        half = F.avg_pool2d(z, 2).permute(0, 2, 3, 1)
+        x = self.embed(image_to_cells(half, PATCH // 2))
+        for block in self.blocks:
+            x = block(x)
+        normed = self.norm(x).float()
+        # Which token it is gets decided in float32, whatever ran before.
+        with torch.autocast(normed.device.type, enabled=False):
+            return F.linear(normed, self.project.weight.float(), self.project.bias.float())
+
+
+class MiniDecoder(nn.Module):
+    """Codes ``(B, rows, cols, d)`` to the mean picture and to features for the denoiser."""
+
+    def __init__(self, cfg: MiniConfig) -> None:
+        super().__init__()
+        self.channels = cfg.channels
+        self.embed = nn.Linear(len(cfg.levels), cfg.dim)
+        self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.decoder_blocks))
+        self.norm = nn.LayerNorm(cfg.dim)
+        self.coarse = nn.Linear(cfg.dim, 4 * cfg.channels)
+        self.spread = nn.Linear(cfg.dim, 16 * cfg.refine)
+        self.refine = nn.ModuleList(MixBlock(cfg.refine, 3, 2.0) for _ in range(2))
+        self.fine = nn.Linear(cfg.refine, 4 * cfg.channels)
+        # Refinement: two 3x3 kernels on quarter cells and two interpolations stay within 2 tokens.
+        self.halo = cfg.decoder_blocks * (cfg.kernel // 2) + 2
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean ``(B, C, H, W)``, normalised, and features ``(B, H/4, W/4, refine)``."""
+        x = self.embed(codes * 2 - 1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        coarse = cells_to_image(self.coarse(x), 2).permute(0, 3, 1, 2)
+        smooth = F.interpolate(coarse.float(), scale_factor=4, mode="bicubic", align_corners=False)
+        features = cells_to_image(self.spread(x), 4)
+        for block in self.refine:
+            features = block(features)
+        fine = cells_to_image(self.fine(features), 2).permute(0, 3, 1, 2)
+        half = smooth + fine.float()
+        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False), features
+
+
+class MiniNet(nn.Module):
+    """Encoder, quantizer, mean decoder and denoiser of one modality."""
+
+    residual_std: Tensor
+
+    def __init__(self, cfg: MiniConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.fsq = FSQ(cfg.levels)
+        self.encoder = MiniEncoder(cfg)
+        self.decoder = MiniDecoder(cfg)
+        self.denoiser = Denoiser(cfg) if cfg.denoiser_blocks else None
+        ones = (1.0,) * cfg.channels
+        mean, std = cfg.mean or (0.0,) * cfg.channels, cfg.std or ones
+        self.compander = Compander(cfg.compand, cfg.origin, cfg.knee, mean, std)
+        residual = torch.tensor(cfg.residual_std or ones).view(-1, 1, 1)
+        self.register_buffer("residual_std", residual, persistent=False)
+
+    @property
+    def encoder_halo(self) -> int:
+        """Tokens of context that decide a token, on each side."""
+        return self.encoder.halo
+
+    @property
+    def decoder_halo(self) -> int:
+        """Tokens of context that decide a mean pixel, on each side."""
+        return self.decoder.halo

@@ -1,0 +1,171 @@
+"""The part of an open rasterio dataset that we use, and arrays that look like it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+
+from tmcodec.errors import RasterOpenError
+
+Slices = tuple[tuple[int, int], tuple[int, int]]
+"""``((row, row_end), (col, col_end))``, rasterio's plain form of a window."""
+
+
+class Dataset(Protocol):
+    """What the readers ask of a dataset; ``rasterio.DatasetReader`` has it all."""
+
+    name: str
+    count: int
+    width: int
+    height: int
+    crs: Any
+    transform: Any
+    dtypes: Sequence[str]
+    nodatavals: Sequence[float | None]
+    descriptions: Sequence[str | None]
+    scales: Sequence[float]
+    offsets: Sequence[float]
+    block_shapes: Sequence[tuple[int, int]]
+    colorinterp: Sequence[Any]
+    mask_flag_enums: Sequence[Sequence[Any]]
+
+    def tags(self, bidx: int = 0, ns: str | None = None) -> dict[str, str]:
+        """Return the tags of the dataset or of one band, in one domain."""
+
+    def tag_namespaces(self, bidx: int = 0) -> list[str]:
+        """Return the names of the other tag domains."""
+
+    def overviews(self, bidx: int) -> list[int]:
+        """Return the decimation factors of a band's overviews."""
+
+    def read(
+        self, indexes: Any, *, window: Slices | None = None, out_shape: tuple[int, ...] | None = None
+    ) -> npt.NDArray[Any]:
+        """Read bands (1-based), shape (C, h, w)."""
+
+    def read_masks(
+        self, indexes: Any, *, window: Slices | None = None, out_shape: tuple[int, ...] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Read mask bands, shape (C, h, w), 0 where invalid."""
+
+    def close(self) -> None:
+        """Release the file."""
+
+
+def has_mask_band(dataset: Dataset, indexes: Sequence[int]) -> bool:
+    """True where one of the bands (1-based) has a mask band or an alpha band."""
+    flags = {flag for i in indexes for flag in dataset.mask_flag_enums[i - 1]}
+    # GDAL derives a mask from nodata too; that one is computed here, exactly and per band.
+    return MaskFlags.nodata not in flags and bool(flags & {MaskFlags.per_dataset, MaskFlags.alpha})
+
+
+class ArrayDataset:
+    """A numpy array with a profile, dressed as a dataset. Nothing is copied.
+
+    Parameters
+    ----------
+    array
+        Shape (C, H, W) or (H, W), real numbers; bool is taken as uint8, float16 as float32.
+    profile
+        Optional keys, most as in rasterio: ``crs`` (anything that rasterio's CRS takes),
+        ``transform`` (Affine or 6-tuple), ``nodata``, ``descriptions`` (one string a
+        band), ``scale`` and ``offset`` (one number or one a band; physical = stored *
+        scale + offset as in GDAL), ``tags``, ``name``, ``mask`` ((H, W) or (C, H, W),
+        true where valid). Other keys are ignored, so that ``dataset.profile`` will do.
+
+    Raises
+    ------
+    RasterOpenError
+        If the array or the profile is malformed.
+    """
+
+    def __init__(self, array: npt.ArrayLike, profile: Mapping[str, Any] | None = None) -> None:
+        given = dict(profile or {})
+        self._array = _three_dimensional(np.asarray(array))
+        self.count, self.height, self.width = map(int, self._array.shape)
+        self.name = str(given.get("name", "array"))
+        self.dtypes: Sequence[str] = (self._array.dtype.name,) * self.count
+        self.crs: Any = _parse_crs(given.get("crs"))
+        self.transform: Any = tuple(float(v) for v in tuple(given.get("transform") or (1, 0, 0, 0, 1, 0))[:6])
+        self.nodatavals: Sequence[float | None] = (given.get("nodata"),) * self.count
+        self.descriptions: Sequence[str | None] = self._per_band("descriptions", given.get("descriptions"))
+        self.scales: Sequence[float] = self._per_band("scale", given.get("scale", 1.0))
+        self.offsets: Sequence[float] = self._per_band("offset", given.get("offset", 0.0))
+        self.block_shapes: Sequence[tuple[int, int]] = ((min(256, self.height), self.width),) * self.count
+        self.colorinterp: Sequence[Any] = (ColorInterp.undefined,) * self.count
+        self._tags = {str(k): str(v) for k, v in dict(given.get("tags") or {}).items()}
+        self._mask = self._parse_mask(given.get("mask"))
+        flags = [MaskFlags.all_valid] if self._mask is None else [MaskFlags.per_dataset]
+        self.mask_flag_enums: Sequence[Sequence[Any]] = (flags,) * self.count
+
+    def _per_band(self, key: str, value: Any) -> tuple[Any, ...]:
+        if value is None or isinstance(value, (int, float)):
+            return (value,) * self.count
+        if len(value) != self.count:
+            raise RasterOpenError(f"profile[{key!r}] has {len(value)} entries for {self.count} bands; "
+                                  "give one a band")
+        return tuple(value)
+
+    def _parse_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
+        if mask is None:
+            return None
+        flags = np.asarray(mask).astype(np.bool_)
+        if flags.shape not in ((self.height, self.width), self._array.shape):
+            raise RasterOpenError(f"profile['mask'] has shape {flags.shape}; give that of the array")
+        return np.broadcast_to(flags, self._array.shape)
+
+    def tags(self, bidx: int = 0, ns: str | None = None) -> dict[str, str]:
+        """Return the profile's tags; bands and other domains have none."""
+        return {} if bidx or ns else dict(self._tags)
+
+    def tag_namespaces(self, bidx: int = 0) -> list[str]:
+        """Return no names: arrays have one domain."""
+        return []
+
+    def overviews(self, bidx: int) -> list[int]:
+        """Return no factors: arrays have no overviews."""
+        return []
+
+    def read(
+        self, indexes: Any, *, window: Slices | None = None, out_shape: tuple[int, ...] | None = None
+    ) -> npt.NDArray[Any]:
+        """Return bands (1-based), shape (C, h, w); `out_shape` is not needed without overviews."""
+        return _cut(self._array, indexes, window)
+
+    def read_masks(
+        self, indexes: Any, *, window: Slices | None = None, out_shape: tuple[int, ...] | None = None
+    ) -> npt.NDArray[np.uint8]:
+        """Return 255 where valid and 0 elsewhere, shape (C, h, w)."""
+        mask = np.ones(self._array.shape, np.bool_) if self._mask is None else self._mask
+        return _cut(mask, indexes, window).astype(np.uint8) * np.uint8(255)
+
+    def close(self) -> None:
+        """Do nothing; the array belongs to the caller."""
+
+
+def _three_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    array = array[None] if array.ndim == 2 else array
+    if array.ndim != 3 or 0 in array.shape:
+        raise RasterOpenError(f"array has shape {array.shape}; give (bands, rows, cols) or (rows, cols)")
+    if array.dtype.kind not in "biuf":
+        raise RasterOpenError(f"array has dtype {array.dtype}; give integers or floats")
+    # GDAL 3.10 knows neither bool nor float16, and the file written later is GDAL's.
+    as_stored = {"bool": "uint8", "float16": "float32"}.get(array.dtype.name)
+    return array.astype(as_stored) if as_stored else array
+
+
+def _parse_crs(crs: Any) -> Any:
+    try:
+        return CRS.from_user_input(crs) if crs else None
+    except Exception as error:  # rasterio raises CRSError, PROJ and type errors here
+        raise RasterOpenError(f"profile['crs'] is no CRS ({error}); give 'EPSG:n' or WKT") from error
+
+
+def _cut(array: npt.NDArray[Any], indexes: Any, window: Slices | None) -> npt.NDArray[Any]:
+    (row, row_end), (col, col_end) = window or ((0, array.shape[1]), (0, array.shape[2]))
+    return array[np.asarray(indexes) - 1, row:row_end, col:col_end]

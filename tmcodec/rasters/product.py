@@ -1,0 +1,513 @@
+"""Read from a raster's metadata what its numbers mean.
+
+Tags, band descriptions, scales, offsets and product names tell the modality, the bands,
+Sentinel-2's radiometric offset, the scaling and the time. Nothing is guessed: where the
+metadata says nothing, the error names the option that does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
+from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
+from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
+from tmcodec.rasters.nodata import usable_nodata, valid_pixels
+
+WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
+    0: 0,  # no data
+    10: 2,  # tree cover -> trees
+    20: 9,  # shrubland -> rangeland
+    30: 9,  # grassland -> rangeland
+    40: 4,  # cropland -> crops
+    50: 5,  # built-up -> built area
+    60: 6,  # bare or sparse vegetation -> bare ground
+    70: 7,  # snow and ice
+    80: 1,  # permanent water
+    90: 3,  # herbaceous wetland -> flooded vegetation
+    95: 3,  # mangroves -> flooded vegetation
+    100: 9,  # moss and lichen -> rangeland
+}
+"""ESA WorldCover's class ids to TerraMind's."""
+
+# --------------------------------------------------------------------------- texts
+
+_PRODUCT_TIME = re.compile(
+    r"S[12][A-D]_(?:MSIL(?:1C|2A)|(?:IW|EW|SM|S\d|WV)_[A-Z]{3}[A-Z_])\w*?_?(\d{8}T\d{5,6})(?!\d)"
+)
+_PRODUCT_BASELINE = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{2})(\d{2})_")
+_LEVEL_1C = re.compile(r"MSIL1C|S2MSI1C|LEVEL-1C", re.IGNORECASE)
+_GRD = re.compile(r"(?<![A-Z])GRD[FHM]?(?![A-Z])", re.IGNORECASE)
+_RTC = re.compile(r"(?<![A-Z])RTC\d{0,2}(?![A-Z])", re.IGNORECASE)
+
+
+def all_tags(dataset: Dataset) -> dict[str, str]:
+    """Return the tags of all domains and bands, keys in capitals; the dataset's own come first."""
+    merged: dict[str, str] = {}
+    # XML domains hold a document, not items; the two others describe storage, not the product.
+    namespaces = [n for n in dataset.tag_namespaces()
+                  if not n.startswith("xml:") and n not in ("IMAGE_STRUCTURE", "DERIVED_SUBDATASETS")]
+    sources = [dataset.tags(), *(dataset.tags(ns=n) for n in namespaces)]
+    sources += [dataset.tags(index) for index in range(1, dataset.count + 1)]
+    for source in sources:
+        for key, value in source.items():
+            merged.setdefault(key.upper(), str(value))
+    return merged
+
+
+def _texts(dataset: Dataset) -> str:
+    """Return all that may hold a product name, one text a line."""
+    return "\n".join([dataset.name, *all_tags(dataset).values(), *filter(None, dataset.descriptions)])
+
+
+def _label(dataset: Dataset) -> str:
+    return PurePath(dataset.name).name or "raster"
+
+
+# --------------------------------------------------------------------------- modality and bands
+
+
+def _data_indexes(dataset: Dataset) -> list[int]:
+    """Return the 1-based bands that are not alpha."""
+    return [i for i, interp in enumerate(dataset.colorinterp, 1) if getattr(interp, "name", "") != "alpha"]
+
+
+def _band_name(modality: Modality, description: str) -> str | None:
+    # GDAL's Sentinel-2 driver writes "B4, central wavelength 665 nm".
+    return canonical_band(modality, description) or canonical_band(modality, description.split(",")[0])
+
+
+def infer_modality(dataset: Dataset) -> Modality:
+    """Return the modality where the metadata makes it certain.
+
+    Certain is our own ``TMCODEC_MODALITY`` tag, or band descriptions that are exactly one
+    modality's set of names, together with the dtype (S2RGB), the absence of a Level-1C
+    product name (S2L2A), and GRD or RTC in a name or tag (Sentinel-1).
+
+    Raises
+    ------
+    ModalityError
+        Otherwise; the message lists the candidates by band count and dtype.
+    """
+    indexes = _data_indexes(dataset)
+    own = MODALITIES.get(all_tags(dataset).get("TMCODEC_MODALITY", ""))
+    if own is not None and len(own.bands) == len(indexes):
+        return own
+    descriptions = [dataset.descriptions[i - 1] or "" for i in indexes]
+    matches = [m for m in MODALITIES.values() if _names_match(m, descriptions)]
+    matches = [m for m in matches if not _contradicted(m, dataset)]
+    if len(matches) == 1:
+        return matches[0]
+    raise ModalityError(_ask_for_modality(dataset, matches or _candidates(dataset)))
+
+
+def _names_match(modality: Modality, descriptions: Sequence[str]) -> bool:
+    if len(modality.bands) == 1:  # "height" or "classes" may be anything: no aliases here
+        return tuple(descriptions) == modality.bands
+    names = [_band_name(modality, d) for d in descriptions]
+    return len(names) == len(modality.bands) and set(names) == set(modality.bands)
+
+
+def _contradicted(modality: Modality, dataset: Dataset) -> bool:
+    if modality.name == "S2L2A":
+        return _LEVEL_1C.search(_texts(dataset)) is not None
+    if modality.name == "S2RGB":
+        return dataset.dtypes[0] != "uint8"
+    if modality.units == "dB":
+        # The folder may be called anything; the file's name and tags speak of the product.
+        text = _texts(dataset).replace(dataset.name, _label(dataset), 1)
+        grd, rtc = _GRD.search(text) is not None, _RTC.search(text) is not None
+        return grd == rtc or grd != (modality.name == "S1GRD")
+    return False
+
+
+def _candidates(dataset: Dataset) -> list[Modality]:
+    """Return the modalities of that band count whose values the dtype can hold."""
+    count, dtype = len(_data_indexes(dataset)), np.dtype(dataset.dtypes[0])
+    fits = [m for m in MODALITIES.values() if len(m.bands) == count]
+    if dtype.kind == "f":
+        fits = [m for m in fits if not m.categorical and m.dtype != "uint8"]
+    if dtype == np.uint8:
+        fits = [m for m in fits if m.dtype == "uint8" or count == 1]
+    return fits
+
+
+def _ask_for_modality(dataset: Dataset, candidates: Sequence[Modality]) -> str:
+    what = f"{_label(dataset)}: {len(_data_indexes(dataset))} band(s) of {dataset.dtypes[0]}"
+    names = " or ".join(m.name for m in candidates)
+    if names:
+        return f"{what} and the metadata leave the modality open; pass --modality {names}"
+    known = ", ".join(f"{m.name} ({len(m.bands)} bands)" for m in MODALITIES.values())
+    return f"{what} fit no modality as they are; pass --modality with one of {known}"
+
+
+def select_bands(dataset: Dataset, modality: Modality) -> list[int]:
+    """Return the 1-based band of each of the modality's bands, in the modality's order.
+
+    By description where descriptions are there; other bands and any order are allowed.
+    Without any description, by position where the count matches. Alpha bands do not count.
+
+    Raises
+    ------
+    BandError
+        If a band is missing or two bands claim the same name.
+    """
+    indexes, wanted = _data_indexes(dataset), len(modality.bands)
+    if not any(dataset.descriptions[i - 1] for i in indexes):
+        if len(indexes) == wanted:
+            return indexes
+        raise BandError(f"{_label(dataset)}: {modality.name} needs {wanted} bands, the file has "
+                        f"{len(indexes)} without descriptions; describe them as {' '.join(modality.bands)}")
+    found: dict[str, int] = {}
+    for index in indexes:
+        name = _band_name(modality, dataset.descriptions[index - 1] or "")
+        if name in found:
+            raise BandError(f"{_label(dataset)}: bands {found[name]} and {index} are both called {name}; "
+                            "rename one")
+        if name is not None:
+            found[name] = index
+    missing = [b for b in modality.bands if b not in found]
+    if missing and wanted == len(indexes) == 1 and not _names_a_band(dataset.descriptions[indexes[0] - 1]):
+        return indexes  # the only band of the file, under a free text such as "SRTM 30 m"
+    if missing:
+        raise BandError(f"{_label(dataset)}: {modality.name} misses the bands {' '.join(missing)}; "
+                        "add them or set the band descriptions")
+    return [found[b] for b in modality.bands]
+
+
+def _names_a_band(description: str | None) -> bool:
+    return any(_band_name(m, description or "") for m in MODALITIES.values())
+
+
+# --------------------------------------------------------------------------- Sentinel-2 offset
+
+
+def decide_s2_offset(dataset: Dataset, choice: str, modality: Modality) -> str:
+    """Return ``"present"`` where 1000 was added to the digital numbers, ``"absent"`` where not.
+
+    Parameters
+    ----------
+    dataset
+        Open raster.
+    choice
+        ``"present"``, ``"absent"``, or ``"auto"``: ask the metadata.
+    modality
+        Modalities without the offset give ``""``.
+
+    Raises
+    ------
+    OffsetUnknownError
+        If the metadata says nothing, or contradicts itself.
+    """
+    if not modality.optical:
+        return ""
+    if choice != "auto":
+        return _checked_choice(choice)
+    verdicts = _offset_evidence(dataset)
+    if len(verdicts) == 1:
+        return verdicts.pop()
+    why = "contradicts itself about" if verdicts else "does not say anything about"
+    raise OffsetUnknownError(f"{_label(dataset)}: the metadata {why} Sentinel-2's radiometric offset; "
+                             "pass --s2-offset present (baseline 04.00 or later, not harmonised) or absent")
+
+
+def _checked_choice(choice: str) -> str:
+    if choice not in ("present", "absent"):
+        raise OffsetUnknownError(f"s2_offset {choice!r} is unknown; choose auto, present or absent")
+    return choice
+
+
+def _offset_evidence(dataset: Dataset) -> set[str]:
+    """Return what the metadata says; statements about the values outrank the baseline."""
+    tags = all_tags(dataset)
+    if tags.get("TMCODEC_S2_OFFSET") in ("present", "absent"):
+        return {tags["TMCODEC_S2_OFFSET"]}
+    added = {_verdict(_number(v) != 0) for k, v in tags.items() if re.search(r"(RADIO|BOA)_ADD_OFFSET", k)}
+    if added:
+        return added
+    verdicts = _baseline_evidence(dataset, tags)
+    scale, offset = dataset.scales[0], dataset.offsets[0]
+    if _near(scale, 1e-4) and _near(offset, -0.1):
+        verdicts.add("present")
+    elif _near(scale, 1e-4) and verdicts == {"present"}:
+        verdicts.add("absent")  # "reflectance is 0.0001 * stored": the offset was taken off, or forgotten
+    return verdicts
+
+
+def _baseline_evidence(dataset: Dataset, tags: Mapping[str, str]) -> set[str]:
+    baselines = [_number(v) for k, v in tags.items() if re.fullmatch(r"(S2:)?PROCESSING_BASELINE", k)]
+    if not baselines:
+        baselines = [float(f"{a}.{b}") for a, b in _PRODUCT_BASELINE.findall(_texts(dataset))]
+    return {_verdict(b >= 4.0) for b in baselines if b is not None}
+
+
+def _verdict(present: bool) -> str:
+    return "present" if present else "absent"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _near(value: float, target: float) -> bool:
+    return abs(value - target) <= 1e-8  # tags written from float32 are off in the ninth digit
+
+
+# --------------------------------------------------------------------------- scaling
+
+_FULL_READ = 1 << 20  # pixels; smaller rasters are sampled whole
+_SPOTS, _SPOT = 4, 96  # otherwise a grid of 4 x 4 spots of 96 x 96 pixels
+_SAMPLED_BANDS = 3
+
+
+def sample_values(dataset: Dataset, indexes: Sequence[int]) -> npt.NDArray[np.float64]:
+    """Return valid stored values from all over the raster, 1-D, float64.
+
+    Small rasters give all values, large ones those of an overview or of a grid of small
+    windows; where these hold nodata only, strips are read until one holds data. At most
+    three bands. Empty where the raster has no valid pixel.
+    """
+    bands = list(indexes)[:_SAMPLED_BANDS]
+    for window, out_shape in _sample_plan(dataset, bands):
+        values = _valid_values(dataset, bands, window, out_shape)
+        if values.size:
+            return values
+    return np.empty(0)
+
+
+def _sample_plan(
+    dataset: Dataset, bands: Sequence[int]
+) -> Iterator[tuple[list[Slices], tuple[int, ...] | None]]:
+    h, w = dataset.height, dataset.width
+    if w * h > _FULL_READ:
+        factors = [f for f in dataset.overviews(bands[0]) if w * h / f**2 <= _FULL_READ]
+        if factors:
+            yield [((0, h), (0, w))], (len(bands), max(h // factors[0], 1), max(w // factors[0], 1))
+        yield [((y, min(y + _SPOT, h)), (x, min(x + _SPOT, w))) for y in _spots(h) for x in _spots(w)], None
+    rows = max(_FULL_READ // w, 1)
+    for row in range(0, h, rows):
+        yield [((row, min(row + rows, h)), (0, w))], None
+
+
+def _spots(size: int) -> list[int]:
+    return sorted({max(size * (2 * i + 1) // (2 * _SPOTS) - _SPOT // 2, 0) for i in range(_SPOTS)})
+
+
+def _valid_values(
+    dataset: Dataset, bands: Sequence[int], windows: Iterable[Slices], out_shape: tuple[int, ...] | None
+) -> npt.NDArray[np.float64]:
+    parts = []
+    for window in windows:
+        stored = dataset.read(list(bands), window=window, out_shape=out_shape)
+        masked = has_mask_band(dataset, bands)
+        masks = dataset.read_masks(list(bands), window=window, out_shape=out_shape) if masked else None
+        for i, (index, band) in enumerate(zip(bands, stored, strict=True)):
+            valid = valid_pixels(band, usable_nodata(dataset.nodatavals[index - 1], band.dtype.name))
+            parts.append(band[valid if masks is None else valid & (masks[i] > 0)].astype(np.float64))
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+def decide_scaling(
+    dataset: Dataset, modality: Modality, scale: float | None = None, s2_offset: str = "present"
+) -> tuple[float, float]:
+    """Return ``(scale, offset)`` so that physical = stored * scale + offset.
+
+    Parameters
+    ----------
+    dataset
+        Open raster.
+    modality
+        Its row of the table; the physical units are the table's.
+    scale
+        The caller's word, before any tag.
+    s2_offset
+        As from `decide_s2_offset`; ``"absent"`` adds the 1000 that the statistics expect.
+
+    Raises
+    ------
+    UnitsError
+        If the values cannot be in the modality's units.
+    """
+    if scale is not None and not (np.isfinite(scale) and scale != 0):
+        raise UnitsError(f"--scale {scale} is not usable; give a finite number other than 0")
+    if modality.categorical:
+        return 1.0, 0.0
+    indexes = select_bands(dataset, modality)
+    values = sample_values(dataset, indexes)
+    factor, shift = (float(scale), 0.0) if scale is not None else _tagged_scaling(dataset, indexes)
+    if modality.optical:
+        if scale is None:
+            dtype = dataset.dtypes[indexes[0] - 1]
+            factor, shift = _to_digital_numbers(_label(dataset), values, dtype, factor, shift)
+        shift += S2_OFFSET if s2_offset == "absent" else 0.0
+    _check_units(_label(dataset), modality, values * factor + shift)
+    return factor, shift
+
+
+def _tagged_scaling(dataset: Dataset, indexes: Sequence[int]) -> tuple[float, float]:
+    pairs = {(float(dataset.scales[i - 1]), float(dataset.offsets[i - 1])) for i in indexes}
+    if len(pairs) > 1:
+        raise UnitsError(f"{_label(dataset)}: the bands have different scales or offsets; "
+                         "pass one --scale for all of them")
+    return pairs.pop()
+
+
+def _to_digital_numbers(
+    label: str, values: npt.NDArray[np.float64], dtype: str, factor: float, shift: float
+) -> tuple[float, float]:
+    """Turn a scaling that leads to reflectance into one that leads to reflectance x 10000."""
+    if not values.size:
+        return (1.0, 0.0)
+    scaled = np.dtype(dtype).kind == "f" or factor != 1
+    if scaled and np.percentile(values * factor + shift, 99.9) < 20:
+        # -0.1 takes off the very offset that the statistics want to stay in.
+        kept = S2_OFFSET if _near(shift, -0.1) else 0.0
+        # Rounded, because tags written from float32 are off in the eighth digit.
+        return float(f"{factor * 1e4:.7g}"), round(shift * 1e4 + kept, 3) + 0.0
+    if dtype == "uint8":
+        raise UnitsError(f"{label}: 8-bit values are no digital numbers; pass --scale so that "
+                         "stored * scale is reflectance x 10000")
+    return factor, shift
+
+
+def _check_units(label: str, modality: Modality, values: npt.NDArray[np.float64]) -> None:
+    """Refuse sampled physical values that show another unit."""
+    if not values.size:
+        return
+    low, high = float(values.min()), float(values.max())
+    if modality.units == "dB" and low >= 0 and high > 0:
+        raise UnitsError(f"{label}: no value is negative, which looks like linear power; convert with "
+                         "10*log10 to dB first")
+    if modality.name == "NDVI" and (low < -1.5 or high > 1.5):
+        raise UnitsError(f"{label}: values from {low:g} to {high:g} are no NDVI; for scaled integers "
+                         "pass --scale 0.0001 (or what fits)")
+    if modality.name == "S2RGB" and (low < 0 or high > 255):
+        raise UnitsError(f"{label}: values from {low:g} to {high:g} are no 8-bit picture; pass --scale, "
+                         "or encode all bands as S2L2A")
+
+
+# --------------------------------------------------------------------------- time
+
+_TIME_KEYS = (
+    "TMCODEC_TIME",
+    "DATATAKE_1_DATATAKE_SENSING_START",
+    "PRODUCT_START_TIME",
+    "ACQUISITION_DATE",
+    "DATETIME",
+)
+_ISO = re.compile(
+    r"(\d{4})[-:](\d\d)[-:](\d\d)"
+    r"(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?\s*(Z|[+-]\d\d:?\d\d)?)?"
+)
+
+
+def acquisition_time(dataset: Dataset) -> datetime | None:
+    """Return when the scene was taken, UTC, or None where nothing says so.
+
+    Sensing times in tags come first, then a Sentinel product name in the file's name, and
+    last ``TIFFTAG_DATETIME``, which often is the time of processing.
+    """
+    tags = all_tags(dataset)
+    for key in _TIME_KEYS:
+        time = parse_time(tags.get(key, ""))
+        if time is not None:
+            return time
+    named = _PRODUCT_TIME.search(dataset.name)
+    if named is not None:
+        day, clock = named[1].split("T")
+        try:  # BigEarthNet drops the leading zero of the hour
+            return datetime.strptime(day + clock.zfill(6), "%Y%m%d%H%M%S").replace(tzinfo=timezone.utc)
+        except ValueError:
+            pass
+    return parse_time(tags.get("TIFFTAG_DATETIME", ""))
+
+
+def parse_time(text: str) -> datetime | None:
+    """Read ISO 8601 or TIFF's ``YYYY:MM:DD HH:MM:SS``; no zone means UTC; None where neither fits."""
+    match = _ISO.fullmatch(text.strip())
+    if match is None:
+        return None
+    year, month, day, hour, minute, second, fraction, zone = match.groups()
+    iso = f"{year}-{month}-{day}T{hour or '00'}:{minute or '00'}:{second or '00'}.{(fraction or '0')[:6]:0<6}"
+    offset = "+00:00" if zone in (None, "Z") else f"{zone[:3]}:{zone[-2:]}"
+    try:
+        return datetime.fromisoformat(iso + offset).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        return None
+
+
+# --------------------------------------------------------------------------- classes
+
+
+def parse_class_map(text: str) -> dict[int, int]:
+    """Read ``"10:2,20:9"`` (theirs to ours) or the name ``"worldcover"``.
+
+    Raises
+    ------
+    UnitsError
+        If the text is malformed, an id is repeated, or a target is no class.
+    """
+    if text.strip().lower() == "worldcover":
+        return dict(WORLDCOVER_TO_TERRAMIND)
+    mapping: dict[int, int] = {}
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", item)
+        if match is None:
+            raise UnitsError(f"--class-map has the item {item.strip()!r}; write OLD:NEW,... or worldcover")
+        if int(match[1]) in mapping:
+            raise UnitsError(f"--class-map maps class {int(match[1])} twice; name each class once")
+        mapping[int(match[1])] = int(match[2])
+    check_class_map(mapping)
+    return mapping
+
+
+def check_class_map(class_map: Mapping[int, int]) -> None:
+    """Raise `UnitsError` where a target is no class of the table."""
+    classes = MODALITIES["LULC"].classes
+    for target in class_map.values():
+        if not 0 <= target < len(classes):
+            raise UnitsError(f"--class-map maps to class {target}; choose one of 0..{len(classes) - 1}")
+
+
+def map_classes(ids: npt.NDArray[Any], class_map: Mapping[int, int] | None) -> npt.NDArray[np.float32]:
+    """Return class ids of the table, float32, same shape.
+
+    Parameters
+    ----------
+    ids
+        Valid stored ids, any real dtype.
+    class_map
+        Theirs to ours. Every id must be in it: passing unknown ids through would mix two
+        legends. None means that the ids are the table's.
+
+    Raises
+    ------
+    UnitsError
+        If an id is unknown or out of range.
+    """
+    table = class_map if class_map is not None else {i: i for i in range(len(MODALITIES["LULC"].classes))}
+    present = np.unique(ids)
+    unknown = [float(v) for v in present if float(v) not in table]
+    if unknown:
+        known = f"0..{len(table) - 1}" if class_map is None else "the given map"
+        raise UnitsError(f"class ids {', '.join(f'{v:g}' for v in unknown[:8])} are not in {known}; "
+                         "pass --class-map OLD:NEW,... (or --class-map worldcover) with all ids")
+    mapped = np.array([table[int(v)] for v in present], np.float32)
+    return mapped[np.searchsorted(present, ids)]
+
+
+def check_classes(dataset: Dataset, modality: Modality, class_map: Mapping[int, int] | None) -> None:
+    """Raise `UnitsError` where sampled class ids are unknown, before any network runs."""
+    values = sample_values(dataset, select_bands(dataset, modality))
+    if values.size:
+        map_classes(values, class_map)

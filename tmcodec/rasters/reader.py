@@ -1,0 +1,354 @@
+"""Read any raster as physical values and validity, window by window."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import PurePath
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import rasterio._err
+from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
+from tmcodec.modalities import Modality, get_modality
+from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band
+from tmcodec.rasters.nodata import usable_nodata, valid_pixels
+from tmcodec.rasters.product import (
+    acquisition_time,
+    check_class_map,
+    check_classes,
+    decide_s2_offset,
+    decide_scaling,
+    infer_modality,
+    map_classes,
+    parse_class_map,
+    select_bands,
+)
+from tmcodec.rasters.windows import IDENTITY, Transform, Window, window_transform
+
+CPLE_BaseError: type[Exception] = rasterio._err.CPLE_BaseError
+GDAL_ERRORS: tuple[type[Exception], ...] = (RasterioError, CPLE_BaseError, OSError, ValueError, TypeError)
+"""What rasterio raises for a bad file or option; some functions pass GDAL's own classes through."""
+
+_STRIP_BYTES = 64 << 20  # stored bytes read at once; bounds the copy beside the float32 result
+
+
+def gdal_env() -> rasterio.Env:
+    """Return GDAL's environment with a block cache that fits small machines.
+
+    GDAL's own default is 5 % of the memory, which on a large machine is more than all the
+    rest of this program. A value set by the user in ``GDAL_CACHEMAX`` is respected.
+    """
+    return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=256 << 20)
+
+
+def open_quietly(path: str | os.PathLike[str], mode: str = "r", **profile: Any) -> Any:
+    """Open with rasterio, without its warning that the raster lies on no map: such are welcome."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(os.fspath(path), mode, **profile)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of the innermost message of an exception."""
+    inner = error.__cause__ or error
+    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
+
+
+def crs_text(crs: Any) -> str | None:
+    """Return ``"EPSG:n"`` where that code means exactly this CRS, else its WKT; None for no CRS."""
+    if not crs:
+        return None
+    code = crs.to_epsg(confidence_threshold=100)
+    if code is not None and CRS.from_epsg(code) == crs:
+        return f"EPSG:{code}"
+    try:
+        return str(crs.to_wkt())
+    except GDAL_ERRORS:  # WKT 1 cannot say everything
+        return str(crs.to_wkt(version="WKT2_2019"))
+
+
+class RasterSource:
+    """An open raster that yields physical values; made by `open_raster`, used in ``with``.
+
+    Attributes
+    ----------
+    modality : Modality
+    width, height : int
+        Size in pixels, of the sub-window where one was asked for.
+    crs : str or None
+        ``"EPSG:n"``, WKT, or None.
+    transform : tuple of 6 floats, or None
+        Exactly the file's, moved to the sub-window; None is the identity.
+    dtype : str
+        Of the stored bands.
+    nodata : int, float or None
+        In the dtype; of the first band that has one.
+    mask_kind : str
+        ``"mask"`` where there is no nodata value but a mask or alpha band, else ``"nodata"``.
+    bands : tuple of str
+        Canonical names, in the modality's order.
+    scale, offset : float
+        physical = stored * scale + offset.
+    s2_offset : str
+        ``"present"``, ``"absent"``, or ``""`` where it does not apply.
+    time : datetime or None
+        Of acquisition, UTC.
+    block_shape : tuple of int
+        Rows and columns of the file's blocks.
+    description : str
+        Short name of the source, for messages.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        modality: Modality,
+        *,
+        s2_offset: str = "auto",
+        scale: float | None = None,
+        class_map: Mapping[int, int] | None = None,
+        window: Window | None = None,
+        owned: bool = True,
+    ) -> None:
+        self._dataset, self._owned, self._lock = dataset, owned, threading.Lock()
+        self._indexes = select_bands(dataset, modality)
+        self._class_map = dict(class_map) if class_map is not None else None
+        self._origin = _checked_window(window, dataset)
+        self.modality, self.bands = modality, modality.bands
+        self.width, self.height = self._origin.width, self._origin.height
+        self.dtype = _common_dtype(dataset, self._indexes)
+        self._nodatas = [usable_nodata(dataset.nodatavals[i - 1], self.dtype) for i in self._indexes]
+        self._masked = has_mask_band(dataset, self._indexes)
+        self.nodata = self._output_nodata()
+        self.mask_kind = "mask" if self._masked and self.nodata is None else "nodata"
+        self.s2_offset = decide_s2_offset(dataset, s2_offset, modality)
+        self.scale, self.offset = decide_scaling(dataset, modality, scale, self.s2_offset)
+        if modality.categorical:
+            check_classes(dataset, modality, self._class_map)
+        self.time: datetime | None = acquisition_time(dataset)
+        self.crs = crs_text(dataset.crs)
+        self.transform = _moved_transform(dataset.transform, self._origin)
+        rows, cols = dataset.block_shapes[self._indexes[0] - 1]
+        self.block_shape = (int(rows), int(cols))
+        self.description = PurePath(dataset.name).name or "raster"
+
+    def __enter__(self) -> RasterSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file; a dataset that the caller opened stays open."""
+        if self._owned:
+            with self._lock:
+                self._dataset.close()
+
+    def read(self, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Read one window; several threads may call this.
+
+        Parameters
+        ----------
+        window
+            Relative to the sub-window, where one was given to `open_raster`.
+
+        Returns
+        -------
+        values : ndarray
+            Shape (C, height, width), float32, physical units, finite. Invalid pixels hold
+            something arbitrary; pass them through `fill_invalid` before a network.
+        valid : ndarray
+            Same shape, bool, exact for each band.
+
+        Raises
+        ------
+        WindowError
+            If the window is not inside the raster.
+        RasterOpenError
+            If the file cannot be read.
+        UnitsError
+            If a class id is unknown.
+        """
+        if not Window(0, 0, self.width, self.height).contains(window):
+            raise WindowError(f"window {window} is not inside the raster of {self.width} x {self.height}; "
+                              "clip it first")
+        shape = (len(self._indexes), window.height, window.width)
+        values, valid = np.empty(shape, np.float32), np.empty(shape, np.bool_)
+        for first, last in self._strips(window):
+            stored, masks = self._read_stored(window, first, last)
+            for band in range(shape[0]):
+                mask = None if masks is None else masks[band]
+                self._convert(stored[band], band, mask, values[band, first:last], valid[band, first:last])
+        return values, valid
+
+    def _strips(self, window: Window) -> Iterator[tuple[int, int]]:
+        """Yield row ranges of the window that end at the file's block borders."""
+        block = self.block_shape[0]
+        row_bytes = len(self._indexes) * window.width * np.dtype(self.dtype).itemsize
+        step = max(_STRIP_BYTES // (row_bytes * block), 1) * block
+        top = self._origin.row + window.row
+        first = 0
+        while first < window.height:
+            last = min(((top + first) // block) * block + step - top, window.height)
+            yield first, last
+            first = last
+
+    def _read_stored(
+        self, window: Window, first: int, last: int
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+        row, col = self._origin.row + window.row, self._origin.col + window.col
+        slices = ((row + first, row + last), (col, col + window.width))
+        try:
+            # All bands in one call: in a pixel-interleaved file they share their blocks.
+            with self._lock, gdal_env():
+                stored = self._dataset.read(self._indexes, window=slices)
+                masks = self._dataset.read_masks(self._indexes, window=slices) if self._masked else None
+        except GDAL_ERRORS as error:
+            raise RasterOpenError(f"{self.description}: cannot read window {window} ({one_line(error)}); "
+                                  "check that the file is complete and open") from error
+        return stored, masks
+
+    def _convert(
+        self,
+        stored: npt.NDArray[Any],
+        band: int,
+        mask: npt.NDArray[np.uint8] | None,
+        values: npt.NDArray[np.float32],
+        valid: npt.NDArray[np.bool_],
+    ) -> None:
+        """Write one band's physical values and validity into `values` and `valid`, shapes (h, w)."""
+        valid[...] = valid_pixels(stored, self._nodatas[band])
+        if mask is not None:
+            valid &= mask > 0
+        if self.modality.categorical:
+            values[...] = 0
+            values[valid] = map_classes(stored[valid], self._class_map)
+            return
+        # float32 is exact for 16-bit integers; wider ones and float64 are scaled in float64.
+        work = np.result_type(stored.dtype, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # nodata such as -3.4e38 may overflow
+            values[...] = stored.astype(work) * work.type(self.scale) + work.type(self.offset)
+        finite = np.isfinite(values)
+        valid &= finite
+        values[~finite] = 0
+
+    def _output_nodata(self) -> int | float | None:
+        nodata = next((n for n in self._nodatas if n is not None), None)
+        if self._class_map is None or nodata is None:
+            return nodata
+        # The map renames classes, and the old nodata id may be another class's new one.
+        return 0 if 0 < nodata < len(self.modality.classes) else nodata
+
+
+def open_raster(
+    src: Any,
+    modality: str | None = None,
+    *,
+    s2_offset: str = "auto",
+    scale: float | None = None,
+    class_map: Mapping[int, int] | str | None = None,
+    window: Window | None = None,
+) -> RasterSource:
+    """Open a raster for reading in physical units.
+
+    Parameters
+    ----------
+    src
+        A path, URL or ``/vsi`` path that rasterio opens; an open rasterio dataset, which
+        stays open; an array (C, H, W) or (H, W), or a tuple of one and its profile (see
+        `ArrayDataset`).
+    modality
+        Name of a row of the table; None infers it where the metadata makes it certain.
+    s2_offset
+        ``"auto"``, ``"present"`` or ``"absent"``, see `decide_s2_offset`.
+    scale
+        physical = stored * scale, before any tag.
+    class_map
+        For LULC: the file's ids to the table's, as a mapping or ``"10:2,20:9"``.
+    window
+        Sub-window; the source then looks as if the raster were only that.
+
+    Raises
+    ------
+    RasterOpenError
+        If `src` cannot be opened.
+    ModalityError, BandError, OffsetUnknownError, UnitsError, WindowError
+        If the raster does not say enough or does not fit; see `product`.
+    """
+    parsed = parse_class_map(class_map) if isinstance(class_map, str) else class_map
+    if parsed is not None:
+        check_class_map(parsed)
+    named = get_modality(modality) if modality is not None else None
+    dataset, owned = _open_dataset(src)
+    try:
+        with gdal_env():
+            _refuse_complex(dataset)
+            row = named or infer_modality(dataset)
+            return RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
+                                window=window, owned=owned)
+    except BaseException as error:
+        if owned:
+            dataset.close()
+        if isinstance(error, (RasterioError, CPLE_BaseError)):
+            raise RasterOpenError(f"{dataset.name}: cannot be read ({one_line(error)}); "
+                                  "check that the file is complete") from error
+        raise
+
+
+def _open_dataset(src: Any) -> tuple[Dataset, bool]:
+    """Return the dataset and whether it is ours to close."""
+    if isinstance(src, tuple):
+        return ArrayDataset(*src), True
+    if isinstance(src, np.ndarray):
+        return ArrayDataset(src), True
+    if hasattr(src, "read_masks"):
+        return src, False
+    try:
+        with gdal_env():
+            dataset: Dataset = open_quietly(src)
+    except GDAL_ERRORS as error:
+        message = f"cannot open {src} ({one_line(error)}); check the path and the format"
+        raise RasterOpenError(message) from error
+    return dataset, True
+
+
+def _common_dtype(dataset: Dataset, indexes: list[int]) -> str:
+    dtypes = {dataset.dtypes[i - 1] for i in indexes}
+    if len(dtypes) > 1:
+        raise BandError(f"{dataset.name}: the bands have different dtypes {', '.join(sorted(dtypes))}; "
+                        "convert them to one with gdal_translate -ot")
+    return str(dtypes.pop())
+
+
+def _refuse_complex(dataset: Dataset) -> None:
+    if any(str(dtype).startswith("complex") for dtype in dataset.dtypes):  # GDAL's complex_int16 too
+        raise UnitsError(f"{dataset.name}: the values are complex; convert them to intensity in dB first")
+
+
+def _checked_window(window: Window | None, dataset: Dataset) -> Window:
+    whole = Window(0, 0, dataset.width, dataset.height)
+    if window is not None and not whole.contains(window):
+        raise WindowError(f"window {window} is not inside the raster of {whole.width} x {whole.height}; "
+                          "give COL ROW WIDTH HEIGHT inside it")
+    return window or whole
+
+
+def _moved_transform(transform: Any, window: Window) -> Transform | None:
+    a, b, c, d, e, f = (float(v) for v in tuple(transform)[:6])
+    moved = (a, b, c, d, e, f)
+    if (window.col, window.row) != (0, 0):
+        moved = window_transform(moved, window)
+    return None if moved == IDENTITY or not all(map(math.isfinite, moved)) else moved

@@ -1,0 +1,51 @@
+"""Gaussian noise addressed by place: any window of a picture sees the noise of the whole picture.
+
+Windows decoded apart must agree where they overlap, and a seed must mean the same on every machine
+and in every thread. So noise is a pure function of (seed, block): 64x64-pixel blocks, each from its
+own Philox counter stream (Salmon et al., 2011; NumPy guarantees the raw stream), turned normal by
+Box and Muller's transform. No global random state is touched.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+BLOCK = 64
+_KEY = 0x746D636F646563  # "tmcodec"
+
+
+def _one_block(channels: int, seed: int, row: int, col: int) -> npt.NDArray[np.float32]:
+    """Return the noise ``(channels, 64, 64)`` of the block in block row `row`, block column `col`."""
+    counter = [0, row & 0xFFFFFFFF, col & 0xFFFFFFFF, 0]
+    bits = np.random.Philox(key=[seed & (2**64 - 1), _KEY], counter=counter)
+    words = bits.random_raw(channels * BLOCK * BLOCK)
+    # Two 32-bit halves of each word make two uniforms; the first must not be zero.
+    radius = np.sqrt(-2.0 * np.log(((words >> np.uint64(32)).astype(np.float64) + 1.0) / 2.0**32))
+    angle = (words & np.uint64(0xFFFFFFFF)).astype(np.float64) * (2.0 * np.pi / 2.0**32)
+    return (radius * np.cos(angle)).astype(np.float32).reshape(channels, BLOCK, BLOCK)
+
+
+def block_noise(
+    channels: int, row: int, col: int, height: int, width: int, seed: int
+) -> npt.NDArray[np.float32]:
+    """Return standard normal noise ``(channels, height, width)`` of a window in pixels.
+
+    Parameters
+    ----------
+    channels
+        Number of bands.
+    row, col
+        First pixel of the window in the whole picture; may be any integer.
+    height, width
+        Size of the window in pixels.
+    seed
+        0..2**64-1.
+    """
+    first_row, first_col = row // BLOCK, col // BLOCK
+    rows = range(first_row, (row + height - 1) // BLOCK + 1)
+    cols = range(first_col, (col + width - 1) // BLOCK + 1)
+    bands = [np.concatenate([_one_block(channels, seed, r, c) for c in cols], axis=2) for r in rows]
+    whole = np.concatenate(bands, axis=1)
+    top, left = row - first_row * BLOCK, col - first_col * BLOCK
+    return np.ascontiguousarray(whole[:, top : top + height, left : left + width])

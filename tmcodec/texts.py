@@ -1,0 +1,48 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def human_bytes(count: int) -> str:
+    """Return a size with three digits and decimal units: ``"4.21 kB"``, ``"872 bytes"``."""
+    if abs(count) < 1000:
+        return f"{count} byte" + ("" if count == 1 else "s")
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if abs(value) < 999.5 or unit == "TB":
+            break
+    return f"{three_digits(value)} {unit}"
+
+
+def human_ratio(ratio: float) -> str:
+    """Return ``"1 : 1532"``."""
+    return f"1 : {ratio:.0f}" if ratio >= 100 else f"1 : {three_digits(ratio)}"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return ``"0.42 s"``, ``"83 s"`` or ``"12 min 5 s"``."""
+    if seconds < 99.5:
+        return f"{three_digits(seconds) if seconds < 9.95 else round(seconds)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def three_digits(value: float) -> str:
+    """Return a number with three significant digits and no exponent: 1.23, 12.3, 1234."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{min(digits, 6)}f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return ``"1 band"``, ``"12 bands"``, ``"4 patches"``."""
+    if count == 1:
+        return f"{count:,} {noun}"
+    return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"

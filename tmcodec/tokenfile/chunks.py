@@ -1,0 +1,146 @@
+"""One chunk: its state, its mask and its tokens, as the bytes that the payload holds."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmcodec.errors import ChunkError, LimitExceededError, TokenRangeError
+from tmcodec.tokenfile.binary import Cursor, pack_varint
+from tmcodec.tokenfile.coders import MAX_ID, Tokens, decode_tokens, encode_tokens
+from tmcodec.tokenfile.masks import Mask, mask_pack, mask_unpack
+from tmcodec.tokenfile.metadata import LayerMeta
+
+EMPTY = 0
+"""Tag of a chunk without any valid pixel; it has no payload."""
+MAX_TAG = 2 + 2 * MAX_ID
+
+
+class RawChunk(NamedTuple):
+    """A chunk as it lies in the file, undecoded.
+
+    `tag` is 0 for an empty chunk, else ``1 + 2 * coder + partial``.
+    """
+
+    tag: int
+    payload: bytes
+
+    @property
+    def coder(self) -> int:
+        """Id of the coder of the tokens."""
+        return (self.tag - 1) >> 1
+
+    @property
+    def partial(self) -> bool:
+        """Whether a mask precedes the tokens."""
+        return self.tag != EMPTY and (self.tag - 1) & 1 == 1
+
+
+EMPTY_CHUNK = RawChunk(EMPTY, b"")
+
+
+def pack_chunk(meta: LayerMeta, tokens: Tokens, valid: Mask | None) -> RawChunk:
+    """Pack tokens and mask of one chunk; both were checked by `check_tokens` and `check_mask`.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the layer.
+    tokens
+        int32, shape (rows, cols).
+    valid
+        bool, shape (planes, h, w) in pixels; None where all are valid.
+    """
+    if valid is not None and not valid.any():
+        return EMPTY_CHUNK
+    coder, data = encode_tokens(tokens, meta.levels)
+    tag = 1 + 2 * coder
+    if valid is None or valid.all():
+        return RawChunk(tag, data)
+    mask = mask_pack(valid)
+    return RawChunk(tag + 1, pack_varint(len(mask)) + mask + data)
+
+
+def unpack_tokens(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int) -> Tokens:
+    """Return the tokens of a chunk, int32 (rows, cols); zeros where it is empty."""
+    shape = meta.grid.token_shape(chunk_row, chunk_col)
+    if raw.tag == EMPTY:
+        return np.zeros(shape, np.int32)
+    return decode_tokens(raw.coder, _split(raw)[1], shape, meta.levels)
+
+
+def unpack_mask(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int, limit: int) -> Mask | None:
+    """Return the mask of a chunk, bool (planes, h, w), or None where all pixels are valid.
+
+    Raises
+    ------
+    LimitExceededError
+        If the mask of this one chunk has more than `limit` values.
+    """
+    height, width = meta.grid.pixel_shape(chunk_row, chunk_col)
+    if raw.tag == EMPTY:
+        return np.zeros((1, height, width), np.bool_)
+    mask, _ = _split(raw)
+    if mask is None:
+        return None
+    planes = len(meta.bands) if mask[:1] and mask[0] & 2 else 1
+    if planes * height * width > limit:
+        raise LimitExceededError(
+            f"the mask of one chunk has {planes * height * width} values, more than max_pixels={limit};"
+            " pass a higher max_pixels if you trust the file"
+        )
+    return mask_unpack(mask, len(meta.bands), (height, width))
+
+
+def _split(raw: RawChunk) -> tuple[bytes | None, bytes]:
+    """Return (mask block or None, coded tokens) of a payload."""
+    if not raw.partial:
+        return None, raw.payload
+    cursor = Cursor(raw.payload, "chunk", ChunkError)
+    mask = bytes(cursor.take(cursor.varint("mask length"), "mask"))
+    return mask, bytes(cursor.rest())
+
+
+# --------------------------------------------------------------------------- checks of input
+
+
+def check_tokens(meta: LayerMeta, tokens: NDArray[np.integer], shape: tuple[int, int]) -> Tokens:
+    """Return `tokens` as int32 after checking dtype, shape and range.
+
+    Raises
+    ------
+    ChunkError
+        If they are not integers or of another shape.
+    TokenRangeError
+        If one is outside the codebook.
+    """
+    array = np.asarray(tokens)
+    if array.dtype.kind not in "iu":
+        raise ChunkError(f"tokens have dtype {array.dtype}; pass integers")
+    if array.shape != shape:
+        raise ChunkError(f"tokens have shape {array.shape}; this chunk has {shape}")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= meta.codebook_size:
+        wrong = low if low < 0 else high
+        raise TokenRangeError(f"token {wrong} lies outside the codebook of {meta.codebook_size}")
+    return array.astype(np.int32)
+
+
+def check_mask(meta: LayerMeta, valid: NDArray[np.bool_], shape: tuple[int, int]) -> Mask:
+    """Return `valid` after checking dtype and shape.
+
+    Raises
+    ------
+    ChunkError
+        If it is not bool, or not of shape (1 or bands, height, width).
+    """
+    array = np.asarray(valid)
+    allowed = {(1, *shape), (len(meta.bands), *shape)}
+    if array.dtype != np.bool_ or array.shape not in allowed:
+        raise ChunkError(
+            f"mask has dtype {array.dtype} and shape {array.shape};"
+            f" pass bool of shape (1 or {len(meta.bands)}, {shape[0]}, {shape[1]})"
+        )
+    return array

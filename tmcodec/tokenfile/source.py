@@ -1,0 +1,125 @@
+"""Where the bytes of a token file come from: a path, a file object or a URL."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import threading
+from typing import IO, Any
+
+from tmcodec.errors import MissingDependencyError, SourceError, TruncatedFileError
+
+FIRST_BLOCK = 65536
+"""Bytes of the first read; nearly every header fits."""
+KEEP = 16 * 2**20
+"""The last read is kept up to this size: tokens and mask of one window cost one request."""
+
+# GDAL's names of remote files and what fsspec calls them.
+_VSI = {"/vsicurl/": "", "/vsis3/": "s3://", "/vsigs/": "gs://", "/vsiaz/": "az://"}
+
+
+def as_url(source: str) -> str:
+    """Return GDAL's ``/vsicurl/https://...`` and the like as a URL; anything else as it is."""
+    for prefix, scheme in _VSI.items():
+        if source.startswith(prefix):
+            return scheme + source.removeprefix(prefix)
+    return source
+
+
+class ByteSource:
+    """Random reads from a file, for several threads.
+
+    Parameters
+    ----------
+    source
+        Path, URL, or seekable binary file object (read from its beginning, not closed).
+
+    Raises
+    ------
+    SourceError
+        If a file object is not seekable.
+    MissingDependencyError
+        If a URL needs a package that is not installed.
+    OSError
+        As from `open`.
+    """
+
+    def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
+        self._file, self._owned, self.name = _open(source)
+        self._lock = threading.Lock()
+        self._kept: tuple[int, bytes] = (0, b"")
+        try:
+            self.size = self._file.seek(0, io.SEEK_END)
+            if self.size is None:  # some file-like objects return nothing
+                self.size = self._file.tell()
+        except (OSError, ValueError, AttributeError) as cause:
+            self.close()
+            raise SourceError(
+                f"{self.name} cannot be read at random places ({cause}); download it first"
+            ) from cause
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from `offset`, with one read unless the last one held them.
+
+        Raises
+        ------
+        TruncatedFileError
+            If the file ends before.
+        """
+        start, kept = self._kept
+        if start <= offset and offset + count <= start + len(kept):
+            return kept[offset - start : offset - start + count]
+        if offset + count > self.size:  # before anything is allocated
+            raise TruncatedFileError(f"{self.name} ends {offset + count - self.size} bytes too early")
+        with self._lock:
+            self._file.seek(offset)
+            data = _read_fully(self._file, count)
+        if len(data) < count:
+            raise TruncatedFileError(f"{self.name} ends {count - len(data)} bytes too early")
+        if count <= KEEP:
+            self._kept = (offset, data)
+        return data
+
+    def close(self) -> None:
+        """Close the file, if it was opened here."""
+        self._kept = (0, b"")
+        if self._owned:
+            self._file.close()
+
+
+def _open(source: str | os.PathLike[str] | IO[bytes]) -> tuple[Any, bool, str]:
+    """Return (file object, whether it is ours to close, name)."""
+    if not isinstance(source, str | os.PathLike):
+        if not hasattr(source, "read"):
+            raise SourceError(f"{source!r} is neither a path nor a binary file object")
+        return source, False, str(getattr(source, "name", "token file"))
+    name = as_url(os.fspath(source))
+    if "://" in name:
+        return _open_url(name), True, name
+    return open(name, "rb", buffering=0), True, name
+
+
+def _open_url(url: str) -> Any:
+    """Open `url` through fsspec without its cache: reads here are few and exact."""
+    try:
+        fsspec = importlib.import_module("fsspec")
+    except ImportError:
+        raise MissingDependencyError("reading from a URL needs fsspec; pip install 'fsspec[http]'") from None
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return filesystem.open(path, "rb", cache_type="none")
+    except ImportError as cause:
+        raise MissingDependencyError(f"reading {url} needs another package: {cause}") from cause
+
+
+def _read_fully(file: Any, count: int) -> bytes:
+    """Read `count` bytes; raw files and sockets may return fewer at a time."""
+    parts = []
+    while count > 0:
+        part = file.read(count)
+        if not part:
+            break
+        parts.append(part)
+        count -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,170 @@
+"""Put token files together: modalities as layers, dates along the time axis."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from itertools import pairwise
+from typing import IO, Any
+
+from tmcodec.errors import StackError
+from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
+from tmcodec.tokenfile.reader import Layer, TokenFile
+from tmcodec.tokenfile.writer import TokenFileWriter
+
+Source = str | os.PathLike[str] | IO[bytes]
+_Step = tuple[Layer, int]
+
+_BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
+# What may differ between files of one layer: times are merged, texts kept where they agree.
+_FREE = {"times", "tags", "description"}
+
+
+def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) -> FileMeta:
+    """Combine token files of one footprint into one.
+
+    Layers of different names stand beside each other in the order of the sources. Layers of
+    one name must agree in everything but times, tags and description; their time steps are
+    sorted, one without a time comes first. Tags and descriptions are kept where all agree.
+    Chunks are copied undecoded, with their checksums checked.
+
+    Parameters
+    ----------
+    sources
+        Paths, URLs or binary file objects.
+    target, overwrite
+        As for `TokenFileWriter`.
+
+    Returns
+    -------
+    FileMeta
+        Metadata of the new file.
+
+    Raises
+    ------
+    StackError
+        If the files do not fit together; the message says why.
+    TokenFileError
+        If a source is bad.
+    """
+    if not sources:
+        raise StackError("nothing to stack; name at least one token file")
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context(TokenFile.open(source)) for source in sources]
+        groups: dict[str, list[Layer]] = {}
+        for file in files:
+            for layer in file.layers.values():
+                groups.setdefault(layer.meta.name, []).append(layer)
+        _check_footprints([layer.meta for group in groups.values() for layer in group])
+        steps = [_sorted_steps(group) for group in groups.values()]
+        layers = tuple(_merge_meta(s, g) for s, g in zip(steps, groups.values(), strict=True))
+        meta = FileMeta(layers, _agreeing([file.meta.tags for file in files]))
+        with TokenFileWriter(target, meta, overwrite) as writer:
+            for number, layer_steps in enumerate(steps):
+                for time, (layer, old_time) in enumerate(layer_steps):
+                    _copy_step(writer, number, time, layer, old_time)
+    return meta
+
+
+def _copy_step(writer: TokenFileWriter, number: int, time: int, layer: Layer, old_time: int) -> None:
+    """Copy the chunks of one time step."""
+    for row in range(layer.meta.grid.chunk_rows):
+        for col in range(layer.meta.grid.chunk_cols):
+            writer.write_raw_chunk(number, time, row, col, layer.raw_chunk(old_time, row, col))
+
+
+def _sorted_steps(group: Sequence[Layer]) -> list[_Step]:
+    """Return the time steps of layers of one name, sorted; raise where two have the same time."""
+    steps = [(layer, i) for layer in group for i in range(len(layer.meta.times))]
+    if len(group) == 1:
+        return steps  # one file's own order is its business
+    steps.sort(key=lambda step: _time(step) or _BEGINNING)
+    for before, after in pairwise(steps):
+        if _time(before) == _time(after):
+            when = _time(after)
+            text = f"at {when:%Y-%m-%d %H:%M:%S.%f} UTC" if when else "without an acquisition time"
+            name = group[0].meta.name
+            raise StackError(f"layer {name!r} has two time steps {text}; leave one out or set its time")
+    return steps
+
+
+def _time(step: _Step) -> datetime | None:
+    """Return the acquisition time of a step."""
+    layer, i = step
+    return layer.meta.times[i]
+
+
+def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
+    """Return the metadata of layers of one name; raise where they differ in more than they may."""
+    first = group[0].meta
+    for layer in group[1:]:
+        for field in dataclasses.fields(LayerMeta):
+            one, other = getattr(first, field.name), getattr(layer.meta, field.name)
+            # As tuples: they compare by identity first, so that a NaN nodata equals itself.
+            if field.name not in _FREE and (one,) != (other,):
+                raise StackError(
+                    f"layer {first.name!r}: {field.name} differs, {_show(one)} and {_show(other)}"
+                )
+    descriptions = {layer.meta.description for layer in group}
+    return first.replace(
+        times=tuple(map(_time, steps)),
+        tags=_agreeing([layer.meta.tags for layer in group]),
+        description=first.description if len(descriptions) == 1 else "",
+    )
+
+
+def _agreeing(all_tags: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the tags on which no two sources disagree."""
+    merged: dict[str, set[str]] = {}
+    for tags in all_tags:
+        for key, value in tags.items():
+            merged.setdefault(key, set()).add(value)
+    return {key: values.pop() for key, values in merged.items() if len(values) == 1}
+
+
+def _show(value: Any) -> str:
+    """Return a value for an error message, hashes as hex, long ones cut."""
+    text = value.hex() if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+# --------------------------------------------------------------------------- footprints
+
+
+def _check_footprints(layers: Sequence[LayerMeta]) -> None:
+    """Raise unless all georeferenced layers cover the same ground within half a (coarse) pixel."""
+    placed = [layer for layer in layers if layer.crs is not None and layer.transform is not None]
+    for layer in placed[1:]:
+        first = placed[0]
+        if layer.crs != first.crs:
+            raise StackError(
+                f"layers {first.name!r} and {layer.name!r} have different CRSs, {_show(first.crs)} and"
+                f" {_show(layer.crs)}; warp the rasters to one"
+            )
+        tolerance = max(_pixel(first), _pixel(layer)) / 2
+        bounds, other = _bounds(first), _bounds(layer)
+        if any(abs(a - b) > tolerance for a, b in zip(bounds, other, strict=True)):
+            raise StackError(
+                f"layers {first.name!r} and {layer.name!r} have different footprints, {bounds} and {other};"
+                " cut the rasters to one"
+            )
+
+
+def _bounds(meta: LayerMeta) -> tuple[float, float, float, float]:
+    """Return (left, bottom, right, top) of a georeferenced layer."""
+    assert meta.transform is not None
+    a, b, c, d, e, f = meta.transform
+    corners = [(col, row) for col in (0, meta.width) for row in (0, meta.height)]
+    xs = [a * col + b * row + c for col, row in corners]
+    ys = [d * col + e * row + f for col, row in corners]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _pixel(meta: LayerMeta) -> float:
+    """Return the longer side of a pixel in units of the CRS."""
+    assert meta.transform is not None
+    a, b, _, d, e, _ = meta.transform
+    return max(float(abs(complex(a, d))), float(abs(complex(b, e))))

@@ -1,0 +1,231 @@
+"""Write token files: chunks in any order, the same bytes every time, complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from itertools import pairwise
+from typing import IO, Any, NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmcodec.atomic import atomic_path, check_target
+from tmcodec.errors import ChunkError, LayerNotFoundError
+from tmcodec.tokenfile.binary import crc32c
+from tmcodec.tokenfile.chunks import EMPTY, EMPTY_CHUNK, RawChunk, check_mask, check_tokens, pack_chunk
+from tmcodec.tokenfile.header import pack_header, pack_index, pack_prelude
+from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
+
+SPOOL = 16 * 2**20
+"""Payload beyond this goes from memory to a temporary file."""
+
+
+class _Entry(NamedTuple):
+    """A written chunk: its tag, and where its payload lies in the spool."""
+
+    tag: int
+    offset: int
+    length: int
+    crc: int
+
+
+class TokenFileWriter:
+    """Write one token file.
+
+    As a context manager it finishes the file at the end of the block, or leaves nothing
+    behind where the block raises.
+
+    Parameters
+    ----------
+    target
+        Path, or binary file object, which is written only in `finish` and not closed.
+    meta
+        Metadata of the file and its layers.
+    overwrite
+        Whether an existing path may be replaced.
+
+    Attributes
+    ----------
+    size, header_bytes, payload_bytes
+        Sizes in bytes, after `finish`.
+
+    Raises
+    ------
+    TargetExistsError
+        If the path exists and `overwrite` is false.
+    """
+
+    def __init__(
+        self, target: str | os.PathLike[str] | IO[bytes], meta: FileMeta, overwrite: bool = False
+    ) -> None:
+        if isinstance(target, str | os.PathLike):
+            check_target(target, overwrite)
+        self.meta = meta
+        self.header_bytes = self.payload_bytes = self.size = 0
+        self._target = target
+        self._overwrite = overwrite
+        self._entries: list[dict[int, _Entry]] = [{} for _ in meta.layers]
+        self._spool = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115  (closed by close)
+        self._spooled = 0
+        self._lock = threading.Lock()
+
+    # ----------------------------------------------------------------- chunks
+
+    def write_chunk(
+        self,
+        layer_index: int,
+        time: int,
+        chunk_row: int,
+        chunk_col: int,
+        tokens: NDArray[np.integer] | None,
+        valid: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Code and write one chunk; any order, several threads.
+
+        Parameters
+        ----------
+        layer_index
+            Place of the layer in ``meta.layers``.
+        time, chunk_row, chunk_col
+            Place of the chunk.
+        tokens
+            Integers, shape (rows, cols) of the chunk; None where it carries nothing.
+        valid
+            bool, shape (1 or bands, h, w) in pixels, padding left out; None where all pixels
+            are valid. Where none is, the chunk is empty and `tokens` are not stored.
+
+        Raises
+        ------
+        WindowError, LayerNotFoundError
+            If there is no such place.
+        ChunkError
+            If dtype or shape are wrong, or the chunk was written before.
+        TokenRangeError
+            If a token lies outside the codebook.
+        """
+        layer = self._layer(layer_index, time, chunk_row, chunk_col)
+        if tokens is None:
+            if valid is not None and bool(np.any(valid)):
+                raise ChunkError("a chunk with valid pixels needs tokens")
+            raw = EMPTY_CHUNK
+        else:
+            checked = check_tokens(layer, tokens, layer.grid.token_shape(chunk_row, chunk_col))
+            mask = (
+                None
+                if valid is None
+                else check_mask(layer, valid, layer.grid.pixel_shape(chunk_row, chunk_col))
+            )
+            raw = pack_chunk(layer, checked, mask)
+        self.write_raw_chunk(layer_index, time, chunk_row, chunk_col, raw)
+
+    def write_raw_chunk(
+        self, layer_index: int, time: int, chunk_row: int, chunk_col: int, raw: RawChunk
+    ) -> None:
+        """Write one chunk that is coded already, as from `Layer.raw_chunk`.
+
+        Raises
+        ------
+        WindowError, LayerNotFoundError, ChunkError
+        """
+        layer = self._layer(layer_index, time, chunk_row, chunk_col)
+        if (raw.tag == EMPTY) != (not raw.payload):
+            raise ChunkError("an empty chunk has no payload, and any other has one")
+        ordinal = layer.grid.ordinal(time, chunk_row, chunk_col)
+        crc = crc32c(raw.payload)
+        with self._lock:
+            if ordinal in self._entries[layer_index]:
+                raise ChunkError(f"{_where(layer, ordinal)} was written before")
+            self._spool.seek(self._spooled)
+            self._spool.write(raw.payload)
+            self._entries[layer_index][ordinal] = _Entry(raw.tag, self._spooled, len(raw.payload), crc)
+            self._spooled += len(raw.payload)
+
+    def _layer(self, layer_index: int, time: int, chunk_row: int, chunk_col: int) -> LayerMeta:
+        """Return the layer after checking that the place exists."""
+        if not 0 <= layer_index < len(self.meta.layers):
+            raise LayerNotFoundError(
+                f"there is no layer {layer_index}; there are {len(self.meta.layers)}, from 0"
+            )
+        layer = self.meta.layers[layer_index]
+        if not 0 <= time < len(layer.times):
+            raise LayerNotFoundError(
+                f"layer {layer.name!r} has no time step {time}; it has {len(layer.times)}, from 0"
+            )
+        layer.grid.check_chunk(chunk_row, chunk_col)
+        return layer
+
+    # ----------------------------------------------------------------- the end
+
+    def finish(self) -> None:
+        """Write the file.
+
+        Raises
+        ------
+        ChunkError
+            If a chunk was never written.
+        TargetExistsError
+            If the path has come into being meanwhile.
+        """
+        self._check_complete()
+        ordered = [[entries[i] for i in sorted(entries)] for entries in self._entries]
+        header = pack_header(self.meta, [_index(entries) for entries in ordered])
+        start = pack_prelude(header, self._spooled) + header
+        payload = [entry for entries in ordered for entry in entries if entry.length]
+        if isinstance(self._target, str | os.PathLike):
+            with atomic_path(self._target, self._overwrite) as temporary, open(temporary, "wb") as file:
+                self._copy(file, start, payload)
+        else:
+            self._copy(self._target, start, payload)
+        self.header_bytes, self.payload_bytes = len(start), self._spooled
+        self.size = self.header_bytes + self.payload_bytes
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything; without `finish` before, no file is written."""
+        self._spool.close()
+
+    def __enter__(self) -> TokenFileWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None and not self._spool.closed:
+                self.finish()
+        finally:
+            self.close()
+
+    def _check_complete(self) -> None:
+        for layer, entries in zip(self.meta.layers, self._entries, strict=True):
+            if len(entries) < layer.chunks:
+                first = next(i for i in range(layer.chunks) if i not in entries)
+                raise ChunkError(
+                    f"{layer.chunks - len(entries)} chunks were never written,"
+                    f" the first is {_where(layer, first)}"
+                )
+
+    def _copy(self, file: IO[bytes], start: bytes, payload: list[_Entry]) -> None:
+        """Write prelude and header, then the payload in index order whatever the order it came in."""
+        file.write(start)
+        if all(a.offset + a.length == b.offset for a, b in pairwise(payload)):
+            self._spool.seek(0)
+            shutil.copyfileobj(cast("Any", self._spool), file, 2**20)
+            return
+        for entry in payload:
+            self._spool.seek(entry.offset)
+            file.write(self._spool.read(entry.length))
+
+
+def _index(entries: list[_Entry]) -> bytes:
+    """Pack the index of one layer."""
+    filled = [entry for entry in entries if entry.tag != EMPTY]
+    return pack_index([e.tag for e in entries], [e.length for e in filled], [e.crc for e in filled])
+
+
+def _where(layer: LayerMeta, ordinal: int) -> str:
+    """Name a chunk by its place."""
+    time, rest = divmod(ordinal, layer.grid.chunks)
+    chunk_row, chunk_col = divmod(rest, layer.grid.chunk_cols)
+    return f"layer {layer.name!r}, time {time}, chunk ({chunk_row}, {chunk_col})"
