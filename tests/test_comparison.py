@@ -63,8 +63,11 @@ def test_two_rasters(make_scene: MakeScene) -> None:
     assert result.raw_bytes == 48 * 32 * 12 * 2
     assert result.reconstruction_bytes == other.stat().st_size
     assert result.ratio == pytest.approx(result.raw_bytes / other.stat().st_size)
-    assert result.crs_equal and result.transform_equal and result.mask_agreement == 1
-    assert result.tokenizer is None and result.steps is None
+    assert result.crs_equal
+    assert result.transform_equal
+    assert result.mask_agreement == 1
+    assert result.tokenizer is None
+    assert result.steps is None
 
 
 def test_what_one_raster_says_holds_for_both(make_scene: MakeScene) -> None:
@@ -72,7 +75,8 @@ def test_what_one_raster_says_holds_for_both(make_scene: MakeScene) -> None:
     silent = make_scene(name="silent.tif", described=False, offset=None)
     for pair in ((told, silent), (silent, told)):
         result = tmcodec.compare(*pair)
-        assert result.modality == "S2L2A" and image(result).rmse == 0
+        assert result.modality == "S2L2A"
+        assert image(result).rmse == 0
     with pytest.raises(ModalityError, match="--modality"):
         tmcodec.compare(silent, silent)
     with pytest.raises(OffsetUnknownError, match="--s2-offset"):
@@ -94,7 +98,8 @@ def test_georeferencing_and_masks(make_scene: MakeScene) -> None:
     assert tmcodec.compare(hole, original).mask_agreement == 0.75
     moved = make_scene("DEM", nodata=-32768, name="moved.tif", left=500010.0)
     result = tmcodec.compare(moved, original)
-    assert result.crs_equal and not result.transform_equal
+    assert result.crs_equal
+    assert not result.transform_equal
     bare = make_scene("DEM", nodata=-32768, name="bare.tif", crs=None)
     assert not tmcodec.compare(bare, original).crs_equal
     other_zone = make_scene("DEM", nodata=-32768, name="zone.tif", crs="EPSG:32634")
@@ -138,7 +143,8 @@ def test_a_token_file_needs_no_flags(encoded: tuple[Path, Path, Path]) -> None:
     assert result.reconstruction_bytes == tokens.stat().st_size
     assert result.ratio == pytest.approx(48 * 32 * 12 * 2 / tokens.stat().st_size)
     assert (result.tokenizer, result.steps, result.seed) == ("tiny-s2l2a", 1, 0)
-    assert result.crs_equal and result.transform_equal
+    assert result.crs_equal
+    assert result.transform_equal
     assert image(tmcodec.compare(decoded, scene, count_bytes_of=tokens)) == image(result)
 
 
@@ -163,7 +169,8 @@ def test_windows_and_steps_of_a_token_file(encoded: tuple[Path, Path, Path]) -> 
     part = tmcodec.compare(tokens, scene, tokenizer=weights, window=(16, 5, 20, 10), steps=2, seed=3)
     assert (part.width, part.height, part.ratio) == (20, 10, None)
     assert (part.steps, part.seed) == (2, 3)
-    assert part.crs_equal and part.transform_equal
+    assert part.crs_equal
+    assert part.transform_equal
 
 
 def test_layers_of_a_stack(
@@ -199,7 +206,8 @@ def test_plot(make_scene: MakeScene) -> None:
     tmcodec.compare(other, original, plot=picture)
     with Image.open(picture) as page:
         assert page.format == "PNG"
-        assert page.width >= 3 * 384 and page.height > 256  # 48 x 32 pixels eight times as large
+        assert page.width >= 3 * 384
+        assert page.height > 256
         assert page.getpixel((2, 2)) == (255, 255, 255)
     with pytest.raises(TargetExistsError):
         tmcodec.compare(other, original, plot=picture)

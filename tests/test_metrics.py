@@ -89,7 +89,9 @@ def test_identical_pictures() -> None:
 def test_nothing_valid_is_nan_and_null_in_json() -> None:
     reference = np.zeros((12, 9, 9), np.float32)
     result = image(reference, reference, np.zeros(reference.shape, np.bool_), "S2L2A")
-    assert math.isnan(result.psnr) and math.isnan(result.ssim) and result.pixels == 0
+    assert math.isnan(result.psnr)
+    assert math.isnan(result.ssim)
+    assert result.pixels == 0
     assert result.to_dict()["bands"][0]["rmse"] is None
 
 
@@ -199,7 +201,8 @@ def test_classes_against_set_arithmetic() -> None:
 def test_no_valid_class_pixel() -> None:
     ids = np.ones((2, 2), np.float32)
     result = class_metrics(ids, ids, np.zeros((2, 2), np.bool_), LULC.classes)
-    assert result.pixels == 0 and result.to_dict()["accuracy"] is None
+    assert result.pixels == 0
+    assert result.to_dict()["accuracy"] is None
 
 
 def test_shapes_are_checked() -> None:

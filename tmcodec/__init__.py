@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from tmcodec.errors import TmcodecError
 
 if TYPE_CHECKING:
-    from tmcodec.codec.decode import decode, decode_array
-    from tmcodec.codec.encode import encode
-    from tmcodec.codec.models import load_tokenizer
-    from tmcodec.comparison import compare
-    from tmcodec.tokenfile import open, stack, verify
+    from tmcodec.codec.decode import decode as decode
+    from tmcodec.codec.decode import decode_array as decode_array
+    from tmcodec.codec.encode import encode as encode
+    from tmcodec.codec.models import load_tokenizer as load_tokenizer
+    from tmcodec.comparison import compare as compare
+    from tmcodec.tokenfile import open as open
+    from tmcodec.tokenfile import stack as stack
+    from tmcodec.tokenfile import verify as verify
 
 __version__ = "0.1.0"
 

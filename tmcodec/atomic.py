@@ -8,17 +8,22 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from tmcodec.errors import TargetExistsError
+from tmcodec.errors import TargetExistsError, TargetFolderError
 
 
 def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuse a target that exists, unless overwriting was asked for.
+    """Refuse a target that cannot be written, before any work is done for it.
 
     Raises
     ------
     TargetExistsError
         If `path` exists and `overwrite` is false.
+    TargetFolderError
+        If its folder does not exist.
     """
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
     if not overwrite and os.path.lexists(path):
         raise TargetExistsError(f"{os.fspath(path)} exists; pass overwrite to replace it")
 

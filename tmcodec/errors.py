@@ -159,5 +159,9 @@ class TargetExistsError(TmcodecError, FileExistsError):
     """The target exists and overwriting was not asked for."""
 
 
+class TargetFolderError(TmcodecError, FileNotFoundError):
+    """The folder that the target should lie in does not exist."""
+
+
 class MissingDependencyError(TmcodecError, ImportError):
     """An optional package is needed and not installed."""

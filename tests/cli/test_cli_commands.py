@@ -31,7 +31,9 @@ def weights(tiny_tokenizer: MakeTokenizer) -> Path:
 def test_encode_reports(run: Run, make_scene: MakeScene, weights: Path) -> None:
     scene = make_scene()
     text = run("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", weights).output
-    assert "36.9 kB raw to" in text and "6 tokens" in text and "offset of 1000 absent" in text
+    assert "36.9 kB raw to" in text
+    assert "6 tokens" in text
+    assert "offset of 1000 absent" in text
     answer = run("encode", scene, scene.with_name("b.tmc"), "--tokenizer", weights, "--json").output
     report = json.loads(answer)
     assert (report["modality"], report["tokens"], report["raw_bytes"]) == ("S2L2A", 6, 48 * 32 * 12 * 2)
@@ -90,7 +92,8 @@ def test_decode_a_part(run: Run, token_file: Path, weights: Path) -> None:
 
 def test_decode_without_the_weights(run: Run, token_file: Path, tmp_path: Path) -> None:
     line = run("decode", token_file, tmp_path / "out.tif", status=1).stderr
-    assert "tiny-s2l2a" in line and not (tmp_path / "out.tif").exists()
+    assert "tiny-s2l2a" in line
+    assert not (tmp_path / "out.tif").exists()
 
 
 # --------------------------------------------------------------------------- damage
@@ -110,9 +113,21 @@ def test_verify(run: Run, token_file: Path, damaged: Path) -> None:
     assert run("verify", token_file).output == f"{token_file}: intact, 1 chunk\n"
     assert json.loads(run("verify", token_file, "--json").output) == {"ok": True, "problems": [], "chunks": 1}
     result = run("verify", damaged, status=1)
-    assert "chunk (0, 0) is damaged" in result.stdout and "1 of 1 chunk damaged" in result.stderr
+    assert "chunk (0, 0) is damaged" in result.stdout
+    assert "1 of 1 chunk damaged" in result.stderr
     report = json.loads(run("verify", damaged, "--json", status=1).output)
-    assert not report["ok"] and report["problems"][0]["error"] == "ChunkChecksumError"
+    assert not report["ok"]
+    assert report["problems"][0]["error"] == "ChunkChecksumError"
+
+
+def test_verify_of_a_cut_file_names_the_lost_chunk(run: Run, token_file: Path) -> None:
+    token_file.write_bytes(token_file.read_bytes()[:-1])
+    lines = run("verify", token_file, status=1).stdout.splitlines()
+    assert lines == [
+        f"{token_file}: the file has {token_file.stat().st_size} bytes, its header says "
+        f"{token_file.stat().st_size + 1}",
+        f"{token_file}: layer 'S2L2A', time 0, chunk (0, 0): ends 1 bytes too early",
+    ]
 
 
 def test_verify_of_a_bad_header(run: Run, token_file: Path, tmp_path: Path) -> None:
@@ -122,13 +137,15 @@ def test_verify_of_a_bad_header(run: Run, token_file: Path, tmp_path: Path) -> N
     bad.write_bytes(data)
     assert "CRC32C" in run("verify", bad, status=1).stderr
     report = json.loads(run("verify", bad, "--json", status=1).stdout)
-    assert report["problems"][0]["error"] == "HeaderChecksumError" and report["chunks"] == 0
+    assert report["problems"][0]["error"] == "HeaderChecksumError"
+    assert report["chunks"] == 0
 
 
 def test_salvage(run: Run, damaged: Path, weights: Path) -> None:
     out = damaged.with_name("out.tif")
     args = ("decode", damaged, out, "--tokenizer", weights)
-    assert "damaged" in run(*args, status=1).stderr and not out.exists()
+    assert "damaged" in run(*args, status=1).stderr
+    assert not out.exists()
     assert "1 chunk damaged" in run(*args, "--salvage").stderr
     with rasterio.open(out) as dataset:
         assert not dataset.dataset_mask().any()
@@ -156,7 +173,8 @@ def test_info_of_what_is_not_there(run: Run, make_scene: MakeScene, tiny_tokeniz
     scene = make_scene("DEM", crs=None, nodata=-32768, name="dem.tif")
     run("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", tiny_tokenizer("DEM"))
     text = run("info", scene.with_suffix(".tmc")).output
-    assert "nodata -32768" in text and "none" in text
+    assert "nodata -32768" in text
+    assert "none" in text
     layer = json.loads(run("info", scene.with_suffix(".tmc"), "--json").output)["layers"][0]
     assert (layer["crs"], layer["bounds"], layer["times"]) == (None, None, [None])
 
@@ -169,7 +187,8 @@ def test_info_system(run: Run) -> None:
 
 def test_models(run: Run, weights: Path) -> None:
     names = [model["name"] for model in json.loads(run("models", "list", "--json").output)]
-    assert names[0] == "mini-s2l2a-v1" and len(names) == 8
+    assert names[0] == "mini-s2l2a-v1"
+    assert len(names) == 8
     assert all(name in run("models", "list").output for name in names)
     shown = json.loads(run("models", "show", weights, "--json").output)
     assert (shown["name"], shown["modality"], shown["notes"]["training"]) == ("tiny-s2l2a", "S2L2A", "none")
@@ -217,7 +236,8 @@ def test_compare(run: Run, token_file: Path, weights: Path) -> None:
     for expected in ("PSNR dB", "RMSE DN", "B8A", "SAM", "NDVI error", "same CRS and", "36.9 kB raw"):
         assert expected in text, expected
     report = json.loads(run(*args, "--json").output)
-    assert report["metrics"]["peak"] == 10000 and len(report["metrics"]["bands"]) == 12
+    assert report["metrics"]["peak"] == 10000
+    assert len(report["metrics"]["bands"]) == 12
     assert "pass --overwrite" in run(*args, "--plot", picture, status=1).stderr
 
 
@@ -231,7 +251,9 @@ def test_compare_classes_and_identical_pictures(run: Run, make_scene: MakeScene)
 
 def test_compare_of_different_sizes(run: Run, make_scene: MakeScene) -> None:
     line = run("compare", make_scene(), make_scene(name="large.tif", width=64), status=1).stderr
-    assert "48 x 32 pixels" in line and "64 x 32" in line and line.count("\n") == 1
+    assert "48 x 32 pixels" in line
+    assert "64 x 32" in line
+    assert line.count("\n") == 1
 
 
 def test_demo_needs_its_scene(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +274,8 @@ def test_demo(
     assert {path.name for path in folder.iterdir()} == names
     assert result.encoded.file_bytes == (folder / "scene.tmc").stat().st_size
     assert result.comparison.reconstruction_bytes == result.encoded.file_bytes
-    assert result.comparison.crs_equal and result.comparison.transform_equal
+    assert result.comparison.crs_equal
+    assert result.comparison.transform_equal
     json.dumps(result.to_dict(), allow_nan=False)
     demo.print_demo(result)
     text = capsys.readouterr().out
@@ -267,6 +290,7 @@ def test_a_real_process_from_raster_to_raster(
     tokens, out = scene.with_suffix(".tmc"), scene.with_name("out.tif")
     for args in (["encode", scene, tokens], ["decode", tokens, out]):
         done = spawn("-m", "tmcodec", *args, "--tokenizer", weights)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert (done.returncode, done.stderr) == (0, "")
     with rasterio.open(out) as dataset:
-        assert np.isfinite(dataset.read()).all() and dataset.count == 12
+        assert np.isfinite(dataset.read()).all()
+        assert dataset.count == 12

@@ -22,7 +22,8 @@ Spawn = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.mark.parametrize("command", ["", *COMMANDS, "models list", "models show"])
 def test_help(run: Run, command: str) -> None:
     output = run(*command.split(), "--help").output
-    assert output.startswith("Usage: ") and "--help" in output
+    assert output.startswith("Usage: ")
+    assert "--help" in output
 
 
 def test_every_command_takes_debug(run: Run) -> None:
@@ -67,12 +68,14 @@ def test_debug_shows_the_traceback(spawn: Spawn, tmp_path: Path) -> None:
     for args in (["--debug", "info", tmp_path / "none.tmc"], ["info", tmp_path / "none.tmc", "--debug"]):
         done = spawn("-m", "tmcodec", *args)
         assert done.returncode == 1
-        assert "Traceback" in done.stderr and "FileNotFoundError" in done.stderr
+        assert "Traceback" in done.stderr
+        assert "FileNotFoundError" in done.stderr
 
 
 def test_a_raster_is_no_token_file(run: Run, make_scene: Callable[..., Path]) -> None:
     line = run("info", make_scene(), status=1).stderr
-    assert "not a token file" in line and line.count("\n") == 1
+    assert "not a token file" in line
+    assert line.count("\n") == 1
 
 
 class _OutOfMemoryError(RuntimeError):
@@ -102,7 +105,8 @@ def test_errors_of_the_user(error: BaseException, expected: str) -> None:
 
     result = CliRunner().invoke(failing)
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"tmcodec: error: {expected}") and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"tmcodec: error: {expected}")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), BrokenPipeError(errno.EPIPE, "")])

@@ -37,7 +37,7 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, TmcodecError):
         return one_line(str(error)) or type(error).__name__
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing was written"
+        return "interrupted; no unfinished file was left behind"
     if isinstance(error, MemoryError) or _is_torch_out_of_memory(error):
         return "out of memory; lower --batch-size, take a --window, or use --device cpu"
     if isinstance(error, OSError) and error.errno != errno.EPIPE:

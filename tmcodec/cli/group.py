@@ -7,10 +7,11 @@ One file a subcommand. Their modules import nothing heavy at the top either, bec
 from __future__ import annotations
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
 
 import click
 
+from tmcodec import __version__
 from tmcodec.cli.options import debug_option
 
 COMMANDS = ("encode", "decode", "info", "verify", "compare", "stack", "models", "demo")
@@ -35,16 +36,8 @@ class LazyGroup(click.Group):
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    click.echo(f"tmcodec {version()}")
+    click.echo(f"tmcodec {__version__}")
     ctx.exit()
-
-
-def version() -> str:
-    """Return the installed version."""
-    try:
-        return metadata.version("tmcodec")
-    except metadata.PackageNotFoundError:
-        return "unknown (not installed)"
 
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tmcodec import __version__
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, json_option, options
 from tmcodec.modalities import MODALITIES
@@ -232,9 +233,7 @@ def system_facts() -> dict[str, Any]:
     """Return versions and devices; this imports torch and rasterio."""
     from importlib import metadata
 
-    from tmcodec.cli.group import version
-
-    facts: dict[str, Any] = {"tmcodec": version(), "python": sys.version.split()[0]}
+    facts: dict[str, Any] = {"tmcodec": __version__, "python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:
             facts[package] = metadata.version(package)

@@ -55,7 +55,8 @@ batch_size_option = click.option(
     help="Tiles processed at once; fewer need less memory.",
 )
 modality_option = click.option(
-    "-m", "--modality", type=click.Choice(list(MODALITIES), case_sensitive=False), metavar="|".join(MODALITIES),
+    "-m", "--modality", type=click.Choice(list(MODALITIES), case_sensitive=False),
+    metavar="|".join(MODALITIES),
     help="What the raster is; by default inferred where its band descriptions make it certain.",
 )
 s2_offset_option = click.option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from tmcodec.cli.command import Command, one_line
 from tmcodec.cli.options import debug_option, echo_json, json_option, max_pixels_option, options
 from tmcodec.errors import TokenFileError
 from tmcodec.texts import plural
+
+if TYPE_CHECKING:
+    from tmcodec.tokenfile import Problem
 
 
 @click.command("verify", cls=Command)
@@ -38,12 +41,22 @@ def command(ctx: click.Context, file: str, as_json: bool, max_pixels: int) -> No
         click.echo(f"{file}: intact, {plural(report.chunks, 'chunk')}")
     else:
         for problem in report.problems:
-            click.echo(f"{file}: {one_line(problem.message)}")
+            click.echo(describe_problem(problem, file))
         damaged = sum(problem.chunk_row >= 0 for problem in report.problems)
         found = f"{damaged} of {plural(report.chunks, 'chunk')} damaged"
         hint = "; decode --salvage reads the rest" if damaged < report.chunks else ""
         click.echo(f"tmcodec: error: {file}: {found}{hint}", err=True)
     ctx.exit(0 if report.ok else 1)
+
+
+def describe_problem(problem: Problem, file: str) -> str:
+    """Return file, place and what is wrong, each named once."""
+    message = one_line(problem.message.removeprefix(f"{file}: "))
+    if problem.chunk_row >= 0 and "chunk (" not in message:
+        chunk = f"chunk ({problem.chunk_row}, {problem.chunk_col})"
+        place = f"layer {problem.layer!r}, time {problem.time}, {chunk}"
+        return f"{file}: {place}: {message.removeprefix(file + ' ')}"
+    return f"{file}: {message}"
 
 
 def _unreadable(error: TokenFileError) -> dict[str, Any]:

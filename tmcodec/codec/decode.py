@@ -23,6 +23,7 @@ from tmcodec.errors import (
     LayerNotFoundError,
     LimitExceededError,
     TokenizerMismatchError,
+    TruncatedFileError,
     WindowError,
 )
 from tmcodec.modalities import get_modality
@@ -102,7 +103,7 @@ def decode(
     """
     watch = Stopwatch()
     check_target(dst, overwrite)
-    with TokenFile.open(src, max_pixels=max_pixels) as file:
+    with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage)
         job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels)
         with make_writer(job, dst, cog, overwrite) as writer, WriteBehind() as behind:
@@ -162,7 +163,7 @@ def decode_array(
         ``count`` as rasterio names them, and ``valid``, bool ``(C, H, W)``.
     """
     watch = Stopwatch()
-    with TokenFile.open(src, max_pixels=max_pixels) as file:
+    with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage)
         job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels)
         writer = make_writer(job, "array.tif", cog=False, overwrite=True)  # converts; never opened
@@ -357,7 +358,7 @@ def count_damaged(job: Job) -> int:
     for chunk_row, chunk_col in grid.covering(grid.window(token_window(outer, patch))):
         try:
             layer.check_chunk(job.time, chunk_row, chunk_col)
-        except ChunkError:
+        except (ChunkError, TruncatedFileError):
             lost += 1
     return lost
 

@@ -1,68 +1,174 @@
-"""Finite scalar quantization in plain PyTorch: TerraMind's sigmoid form.
+"""Finite scalar quantization in plain PyTorch: the definition that all kernels are compared with.
 
-Quantizing counts decision thresholds (see `tmcodec.fsq.levels.thresholds`), so no
-exponential decides a token and every backend gives the same digits for the same float.
+Quantizing counts decision thresholds (see `tmcodec.fsq.levels.thresholds`), so no exponential
+decides a token and every backend gives the same digits for the same float. Functions are paired:
+`latents_to_digits` and `codes_of_digits`, `digits_to_indices` and `indices_to_digits`.
+Channels are the last axis unless stated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from tmcodec.fsq import levels as lv
+from tmcodec.fsq.grid import Grid
 
 
-class FSQ(nn.Module):
-    """Quantize latents to a product grid of ``levels`` and back.
+@lru_cache(maxsize=1024)
+def _constant(grid: Grid, name: str, device: torch.device) -> Tensor:
+    """Return one array of the grid as a tensor; copied to a device once."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
+        return torch.from_numpy(getattr(grid, name).copy()).to(device)
 
-    Parameters
-    ----------
-    levels
-        Number of values of each latent channel, e.g. ``(8, 8, 8, 6, 5)``.
 
-    Notes
-    -----
-    All tensors are channel-last: latents and codes ``(..., d)``, indices ``(...)``.
-    Buffers are not persistent, so checkpoints hold no quantizer keys (as TerraMind's).
-    """
+def latents_to_digits(latents: Tensor, grid: Grid) -> Tensor:
+    """Return int64 digits of latents ``(..., d)``; float32 decides whatever the input's dtype."""
+    values = latents.float()
+    thresholds = _constant(grid, "thresholds", latents.device).split([level - 1 for level in grid.levels])
+    found = [
+        torch.bucketize(z.contiguous(), t.contiguous(), right=False)
+        for z, t in zip(values.unbind(-1), thresholds, strict=True)
+    ]
+    # bucketize puts NaN behind all edges; here it exceeds none.
+    return torch.stack(found, dim=-1).masked_fill(values.isnan(), 0)
 
-    def __init__(self, levels: Sequence[int]) -> None:
-        super().__init__()
-        self.levels = tuple(levels)
-        self.codebook_size = lv.codebook_size(self.levels)
-        self._thresholds = [torch.from_numpy(lv.thresholds(n)) for n in self.levels]
-        spans = torch.tensor(self.levels, dtype=torch.float32) - 1
-        self.register_buffer("spans", spans, persistent=False)
-        self.register_buffer("basis", torch.tensor(lv.basis(self.levels)), persistent=False)
-        self.register_buffer("moduli", torch.tensor(self.levels), persistent=False)
 
-    def digits(self, latents: Tensor) -> Tensor:
-        """Return int64 digits of ``latents``; float32 decides whatever the input's dtype."""
-        columns = latents.float().unbind(-1)
-        found = [
-            torch.bucketize(z.contiguous(), t.to(z.device), right=False)
-            for z, t in zip(columns, self._thresholds, strict=True)
-        ]
-        return torch.stack(found, dim=-1)
+def digits_to_codes(digits: Tensor, grid: Grid) -> Tensor:
+    """Return float32 codes of digits ``(..., d)``."""
+    shift, span = (_constant(grid, name, digits.device) for name in ("code_shift", "code_span"))
+    return (digits - shift) / span
 
-    def quantize(self, latents: Tensor) -> Tensor:
-        """Return codes in [0, 1]; the gradient passes straight through to the sigmoid."""
-        squashed = latents.float().sigmoid()
-        codes = self.digits(latents) / self.spans
-        return squashed + (codes - squashed).detach()
 
-    def codes_to_indices(self, codes: Tensor) -> Tensor:
-        """Pack codes ``(..., d)`` into int32 indices; sums run in integers."""
-        digits = (codes.float() * self.spans).round().long()
-        return (digits * self.basis).sum(-1).int()
+def codes_to_digits(codes: Tensor, grid: Grid) -> Tensor:
+    """Return int64 digits of codes ``(..., d)``, which may be rounded to half precision."""
+    shift, span = (_constant(grid, name, codes.device) for name in ("code_shift", "code_span"))
+    return (codes.float() * span + shift).round().long()
 
-    def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Unpack indices ``(...)`` into float32 codes ``(..., d)``."""
-        digits = indices.long().unsqueeze(-1) // self.basis % self.moduli
-        return digits / self.spans
 
-    def latents_to_indices(self, latents: Tensor) -> Tensor:
-        """Return int32 indices of ``latents``."""
-        return (self.digits(latents) * self.basis).sum(-1).int()
+def digits_to_indices(digits: Tensor, grid: Grid) -> Tensor:
+    """Pack digits ``(..., d)`` into int32 indices ``(...)``; sums run in integers."""
+    return (digits * _constant(grid, "basis", digits.device)).sum(-1, dtype=torch.int64).int()
+
+
+def indices_to_digits(indices: Tensor, grid: Grid) -> Tensor:
+    """Unpack indices ``(...)`` into int64 digits ``(..., d)``."""
+    basis, levels = (_constant(grid, name, indices.device) for name in ("basis", "level_array"))
+    return indices.long().unsqueeze(-1) // basis % levels
+
+
+def squash(latents: Tensor, grid: Grid) -> Tensor:
+    """Return in float32 what the rounding rounds, on the scale of the codes."""
+    z = latents.float()
+    if grid.form == "sigmoid":
+        return z.sigmoid()
+    # grad_gain is 4 half / (L // 2). The offset is left out: only the gradient is used.
+    shift, gain = (_constant(grid, name, latents.device) for name in ("grad_shift", "grad_gain"))
+    return (z + shift).tanh() * (gain / 4)
+
+
+def quantize(latents: Tensor, grid: Grid) -> Tensor:
+    """Return float32 codes, exact; the gradient passes straight through to the squashing."""
+    squashed = squash(latents, grid)
+    nothing = squashed - squashed.detach()  # 0 with a gradient; NaN where the latent is
+    return digits_to_codes(latents_to_digits(latents, grid), grid) + nothing.masked_fill(nothing.isnan(), 0)
+
+
+class TorchKernels:
+    """The kernels' interface in plain PyTorch, on any device; see `tmcodec.fsq.native.NativeKernels`."""
+
+    name = "torch"
+
+    def supports(self, grid: Grid) -> bool:
+        """Tell whether the grid fits: all do."""
+        return True
+
+    def quantize(
+        self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return codes (outer, d, inner) and indices (outer, inner) of latents, as asked for."""
+        digits = latents_to_digits(latents.movedim(1, -1), grid)
+        code = digits_to_codes(digits, grid).movedim(-1, 1).contiguous() if codes else None
+        return code, digits_to_indices(digits, grid) if indices else None
+
+    def dequantize(self, grid: Grid, indices: Tensor) -> Tensor:
+        """Return codes (outer, d, inner) of int32 indices (outer, inner)."""
+        return digits_to_codes(indices_to_digits(indices, grid), grid).movedim(-1, 1).contiguous()
+
+    def backward(self, grid: Grid, latents: Tensor, grad_codes: Tensor) -> Tensor:
+        """Return the gradient of latents (outer, d, inner) for that of the codes, float32."""
+        z = latents.movedim(1, -1).float()
+        shift, gain = (_constant(grid, name, latents.device) for name in ("grad_shift", "grad_gain"))
+        e = torch.exp(-grid.grad_rate * (z + shift).abs())
+        return (grad_codes * (gain * e / (1 + e).square()).movedim(-1, 1)).to(latents.dtype).contiguous()
+
+    def project_quantize(
+        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
+        with torch.autocast(x.device.type, enabled=False):
+            latent = F.linear(x.float(), weight, bias)
+        digits = latents_to_digits(latent, grid)
+        code = digits_to_codes(digits, grid) if codes else None
+        return latent if latents else None, code, digits_to_indices(digits, grid)
+
+    def dequantize_project(
+        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
+    ) -> Tensor:
+        """Return (n, dim) of `dtype` for indices (n) and a weight (dim, d)."""
+        codes = digits_to_codes(indices_to_digits(indices, grid), grid)
+        with torch.autocast(indices.device.type, enabled=False):
+            return F.linear(codes, weight, bias).to(dtype)
+
+    def normalize_patchify(
+        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
+        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
+    ) -> Tensor:  # fmt: skip
+        """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
+        z = (raster.float() - mean[:, None, None]) / std[:, None, None]
+        known = ~z.isnan() if mask is None else ~z.isnan() & (mask != 0)
+        z = torch.where(known, z, z.new_tensor(fill))
+        shape = (row_starts.numel(), col_starts.numel(), raster.shape[0], tile, tile)
+        tiles = torch.full(shape, fill, dtype=dtype, device=raster.device)
+        for r, top in enumerate(row_starts.tolist()):
+            rows, place_rows = _overlap(top, tile, raster.shape[1])
+            for c, left in enumerate(col_starts.tolist()):
+                cols, place_cols = _overlap(left, tile, raster.shape[2])
+                tiles[r, c, :, place_rows, place_cols] = z[:, rows, cols].to(dtype)
+        return tiles
+
+    def blend(
+        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
+        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
+    ) -> Tensor:  # fmt: skip
+        """Return a raster (C, height, width); see `tmcodec.fsq.rasters.blend`."""
+        channels, tile = tiles.shape[2:4]
+        sums = torch.zeros((channels, height, width), device=tiles.device)
+        weights = torch.zeros((height, width), device=tiles.device)
+        for r, top in enumerate(row_starts.tolist()):
+            rows, from_rows = _overlap(top, tile, height)
+            for c, left in enumerate(col_starts.tolist()):
+                cols, from_cols = _overlap(left, tile, width)
+                weight = row_weights[r, from_rows, None] * col_weights[c, from_cols]
+                value = weight * tiles[r, c, :, from_rows, from_cols].float()
+                sums[:, rows, cols] += torch.where(weight != 0, value, 0.0)
+                weights[rows, cols] += weight
+        value = sums / weights * std[:, None, None] + mean[:, None, None]
+        known = ~value.isnan() if mask is None else ~value.isnan() & (mask != 0)
+        return _to_raster(torch.where(known, value, value.new_tensor(fill)), dtype)
+
+
+def _overlap(start: int, length: int, size: int) -> tuple[slice, slice]:
+    """Return where start..start+length lies in 0..size, and the same part counted from `start`."""
+    first, last = min(max(start, 0), size), min(max(start + length, 0), size)
+    return slice(first, last), slice(first - start, last - start)
+
+
+def _to_raster(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    limits = torch.iinfo(dtype)
+    return values.clamp(limits.min, limits.max).round().to(torch.int32).to(dtype)

@@ -145,12 +145,13 @@ def load_scenes(root: Path, split: str, modality: Modality, folders: dict[str, f
 
 
 def resize_crop(values: Array, valid: Mask, zoom: int) -> tuple[Array, Mask]:
-    """Halve (zoom 2: area mean), keep (1) or double (-2: repeat) a crop's resolution."""
-    if zoom == 2:
-        c, h, w = values.shape
-        blocks = (c, h // 2, 2, w // 2, 2)
-        return values.reshape(blocks).mean((2, 4)), valid.reshape(blocks).all((2, 4))
-    return values, valid
+    """Average a crop by `zoom` in both directions; valid where all of a block is."""
+    if zoom == 1:
+        return values, valid
+    c, h, w = values.shape
+    blocks = (c, h // zoom, zoom, w // zoom, zoom)
+    whole: Mask = np.all(valid.reshape(blocks), axis=(2, 4))
+    return values.reshape(blocks).mean((2, 4)), whole
 
 
 class CropSampler:

@@ -1,0 +1,450 @@
+// FSQ kernels of one instruction set; fsq.cpp includes this once for each, inside a namespace.
+//
+// Work goes through blocks that fit the first-level cache: load (any format, any layout) into
+// float columns, one a channel; compare with the thresholds; pack; store. Plain loops over columns
+// are what compilers vectorise well.
+
+#include "numbers.h"
+
+enum { BLOCK_FLOATS = 2048, LANES = 16, GROUP = 8 };
+
+struct Span {  // where vectors i = 0..count-1 of a block lie in [outer, dims, inner]
+  int64_t first;   // offset of vector 0, channel 0
+  int64_t vector;  // distance of two vectors
+  int64_t channel; // distance of two channels
+};
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Vectors in a block: a multiple of the lanes, so that a block's columns start aligned.
+static inline int64_t block_size(int64_t dims) { return BLOCK_FLOATS / dims / LANES * LANES; }
+
+// The block at flat position `at` of outer * inner; a block never crosses an outer row.
+static inline int64_t locate(int64_t at, int64_t end, int64_t dims, int64_t inner, Span *span) {
+  int64_t count = smaller(end - at, block_size(dims));
+  if (inner == 1) {
+    span->first = at * dims;
+    span->vector = dims;
+    span->channel = 1;
+    return count;
+  }
+  const int64_t row = at / inner, col = at - row * inner;
+  span->first = row * dims * inner + col;
+  span->vector = 1;
+  span->channel = inner;
+  return smaller(count, inner - col);
+}
+
+template <typename T>
+static void load_column(const T *from, int64_t step, int64_t count, float *column) {
+  if (step == 1) {
+    for (int64_t i = 0; i < count; ++i) column[i] = to_float(from[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) column[i] = to_float(from[i * step]);
+  }
+}
+
+template <typename T>
+static void store_column(const float *column, int64_t step, int64_t count, T *to) {
+  if (step == 1) {
+    for (int64_t i = 0; i < count; ++i) store(to + i, column[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) store(to + i * step, column[i]);
+  }
+}
+
+// All channels of channel-last vectors in one pass over memory; DIMS is known to the compiler.
+template <typename T, int DIMS>
+static void load_vectors(const T *from, int64_t count, int64_t stride, float *columns) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int c = 0; c < DIMS; ++c) columns[c * stride + i] = to_float(from[i * DIMS + c]);
+}
+
+template <typename T>
+static void load_block(const T *data, const Span &span, int64_t dims, int64_t count, int64_t stride,
+                       float *columns) {
+  const T *from = data + span.first;
+  if (span.channel == 1 && span.vector == dims) {
+    switch (dims) {
+      case 2: return load_vectors<T, 2>(from, count, stride, columns);
+      case 3: return load_vectors<T, 3>(from, count, stride, columns);
+      case 4: return load_vectors<T, 4>(from, count, stride, columns);
+      case 5: return load_vectors<T, 5>(from, count, stride, columns);
+      case 6: return load_vectors<T, 6>(from, count, stride, columns);
+      case 7: return load_vectors<T, 7>(from, count, stride, columns);
+      case 8: return load_vectors<T, 8>(from, count, stride, columns);
+      default: break;
+    }
+  }
+  for (int64_t c = 0; c < dims; ++c)
+    load_column(from + c * span.channel, span.vector, count, columns + c * stride);
+}
+
+template <typename T>
+static void store_block(const float *columns, const Span &span, int64_t dims, int64_t count, int64_t stride,
+                        T *data) {
+  for (int64_t c = 0; c < dims; ++c)
+    store_column(columns + c * stride, span.vector, count, data + span.first + c * span.channel);
+}
+
+// ---------------------------------------------------------------- digits
+
+template <int COUNT>
+static void count_exceeded(const float *column, int64_t count, const float *thresholds, int32_t *digits) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = column[i];
+    int32_t digit = 0;
+    for (int k = 0; k < COUNT; ++k) digit += value > thresholds[k] ? 1 : 0;
+    digits[i] = digit;
+  }
+}
+
+static void count_exceeded_loop(const float *column, int64_t count, const float *thresholds, int32_t total,
+                                int32_t *digits) {
+  for (int64_t i = 0; i < count; ++i) digits[i] = 0;
+  for (int32_t k = 0; k < total; ++k) {
+    const float threshold = thresholds[k];
+    for (int64_t i = 0; i < count; ++i) digits[i] += column[i] > threshold ? 1 : 0;
+  }
+}
+
+// The same number for ascending thresholds, by halving: for levels too many to compare with all.
+static void search_exceeded(const float *column, int64_t count, const float *thresholds, int32_t total,
+                            int32_t *digits) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = column[i];
+    int32_t low = 0, size = total;
+    while (size > 0) {
+      const int32_t half = size / 2;
+      const bool above = value > thresholds[low + half];
+      low = above ? low + half + 1 : low;
+      size = above ? size - half - 1 : half;
+    }
+    digits[i] = low;
+  }
+}
+
+static void find_digits(const float *column, int64_t count, const float *thresholds, int32_t total,
+                        int32_t *digits) {
+  switch (total) {
+    case 1: return count_exceeded<1>(column, count, thresholds, digits);
+    case 2: return count_exceeded<2>(column, count, thresholds, digits);
+    case 3: return count_exceeded<3>(column, count, thresholds, digits);
+    case 4: return count_exceeded<4>(column, count, thresholds, digits);
+    case 5: return count_exceeded<5>(column, count, thresholds, digits);
+    case 6: return count_exceeded<6>(column, count, thresholds, digits);
+    case 7: return count_exceeded<7>(column, count, thresholds, digits);
+    case 8: return count_exceeded<8>(column, count, thresholds, digits);
+    default:
+      if (total <= 64) return count_exceeded_loop(column, count, thresholds, total, digits);
+      return search_exceeded(column, count, thresholds, total, digits);
+  }
+}
+
+static inline void digits_to_codes(const int32_t *digits, int64_t count, float shift, float span, float *codes) {
+  // A division, as in the definition: a product with 1 / span would differ in the last bit.
+  for (int64_t i = 0; i < count; ++i) codes[i] = (static_cast<float>(digits[i]) - shift) / span;
+}
+
+// Columns to indices (or NULL) and, in place, to codes where wanted.
+static void quantize_columns(const tmc_grid &grid, float *columns, int64_t count, int64_t stride, bool codes,
+                             int32_t *indices) {
+  int32_t digits[BLOCK_FLOATS];
+  const float *thresholds = grid.thresholds;
+  int32_t basis = 1;
+  for (int32_t c = 0; c < grid.dims; ++c) {
+    float *column = columns + c * stride;
+    const int32_t total = grid.levels[c] - 1;
+    find_digits(column, count, thresholds, total, digits);
+    if (indices != nullptr) {
+      if (c == 0)
+        for (int64_t i = 0; i < count; ++i) indices[i] = digits[i];
+      else
+        for (int64_t i = 0; i < count; ++i) indices[i] += digits[i] * basis;
+    }
+    if (codes) digits_to_codes(digits, count, grid.code_shift[c], grid.code_span[c], column);
+    thresholds += total;
+    if (c + 1 < grid.dims) basis *= grid.levels[c];
+  }
+}
+
+template <typename T>
+static void quantize_part(const tmc_grid &grid, const void *latents, int64_t inner, float *codes,
+                          int32_t *indices, int64_t begin, int64_t end) {
+  alignas(64) float columns[BLOCK_FLOATS];
+  const int64_t dims = grid.dims, stride = block_size(dims);
+  for (int64_t at = begin; at < end;) {
+    Span span;
+    const int64_t count = locate(at, end, dims, inner, &span);
+    load_block(static_cast<const T *>(latents), span, dims, count, stride, columns);
+    quantize_columns(grid, columns, count, stride, codes != nullptr, indices != nullptr ? indices + at : nullptr);
+    if (codes != nullptr) store_block(columns, span, dims, count, stride, codes);
+    at += count;
+  }
+}
+
+static void quantize(const tmc_grid &grid, const void *latents, int32_t dtype, int64_t inner, float *codes,
+                     int32_t *indices, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case TMC_F32: return quantize_part<float>(grid, latents, inner, codes, indices, begin, end);
+    case TMC_F64: return quantize_part<double>(grid, latents, inner, codes, indices, begin, end);
+    case TMC_F16: return quantize_part<f16_t>(grid, latents, inner, codes, indices, begin, end);
+    default: return quantize_part<bf16_t>(grid, latents, inner, codes, indices, begin, end);
+  }
+}
+
+// ---------------------------------------------------------------- codes
+
+// Split indices into code columns. (index + 1/2) / level in float64 lies far enough from an
+// integer (1 / 2 level) to give the exact floor, negative indices included.
+static void split_indices(const tmc_grid &grid, const int32_t *indices, int64_t count, int64_t stride,
+                          float *columns) {
+  int32_t rest[BLOCK_FLOATS];
+  for (int64_t i = 0; i < count; ++i) rest[i] = indices[i];
+  for (int32_t c = 0; c < grid.dims; ++c) {
+    const int32_t level = grid.levels[c];
+    const double inverse = 1.0 / level;
+    const float shift = grid.code_shift[c], span = grid.code_span[c];
+    float *column = columns + c * stride;
+    for (int64_t i = 0; i < count; ++i) {
+      const double ratio = (rest[i] + 0.5) * inverse;
+      const int32_t towards_zero = static_cast<int32_t>(ratio);
+      const int32_t quotient = towards_zero - (ratio < towards_zero ? 1 : 0);
+      column[i] = (static_cast<float>(rest[i] - quotient * level) - shift) / span;
+      rest[i] = quotient;
+    }
+  }
+}
+
+static void dequantize(const tmc_grid &grid, const int32_t *indices, int64_t inner, float *codes, int64_t begin,
+                       int64_t end) {
+  alignas(64) float columns[BLOCK_FLOATS];
+  const int64_t dims = grid.dims, stride = block_size(dims);
+  for (int64_t at = begin; at < end;) {
+    Span span;
+    const int64_t count = locate(at, end, dims, inner, &span);
+    split_indices(grid, indices + at, count, stride, columns);
+    store_block(columns, span, dims, count, stride, codes);
+    at += count;
+  }
+}
+
+// ---------------------------------------------------------------- gradients
+
+// exp(x) for x <= 0, within two units in the last place: 2^n times a polynomial on [-ln2/2, ln2/2]
+// (Cephes' coefficients). NaN stays NaN.
+static inline float exp_negative(float x) {
+  const float biased = x * 1.44269504088896341f + 12582912.0f;  // rounds to an integer in the low bits
+  const float n = biased - 12582912.0f;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const float scale = float_of((bits_of(biased) << 23) + 0x3f800000u);
+  return x < -87.0f ? 0.0f : p * scale;
+}
+
+static void scale_gradients(float rate, float shift, float gain, const float *z, int64_t count, float *gradients) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float moved = z[i] + shift;
+    const float e = exp_negative(-rate * (moved < 0.0f ? -moved : moved));
+    gradients[i] *= gain * e / ((1.0f + e) * (1.0f + e));
+  }
+}
+
+template <typename T>
+static void backward_part(const tmc_grid &grid, const void *latents, const float *grad_codes, int64_t inner,
+                          void *grad_latents, int64_t begin, int64_t end) {
+  alignas(64) float columns[BLOCK_FLOATS], gradients[BLOCK_FLOATS];
+  const int64_t dims = grid.dims, stride = block_size(dims);
+  for (int64_t at = begin; at < end;) {
+    Span span;
+    const int64_t count = locate(at, end, dims, inner, &span);
+    load_block(static_cast<const T *>(latents), span, dims, count, stride, columns);
+    load_block(grad_codes, span, dims, count, stride, gradients);
+    for (int32_t c = 0; c < grid.dims; ++c)
+      scale_gradients(grid.grad_rate, grid.grad_shift[c], grid.grad_gain[c], columns + c * stride, count,
+                      gradients + c * stride);
+    store_block(gradients, span, dims, count, stride, static_cast<T *>(grad_latents));
+    at += count;
+  }
+}
+
+static void backward(const tmc_grid &grid, const void *latents, int32_t dtype, const float *grad_codes,
+                     int64_t inner, void *grad_latents, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case TMC_F32: return backward_part<float>(grid, latents, grad_codes, inner, grad_latents, begin, end);
+    case TMC_F64: return backward_part<double>(grid, latents, grad_codes, inner, grad_latents, begin, end);
+    case TMC_F16: return backward_part<f16_t>(grid, latents, grad_codes, inner, grad_latents, begin, end);
+    default: return backward_part<bf16_t>(grid, latents, grad_codes, inner, grad_latents, begin, end);
+  }
+}
+
+// ---------------------------------------------------------------- fused projections
+
+// Sixteen lanes whatever the machine's width: the compiler splits them, the sums stay the same.
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+// The same in memory, at any address.
+typedef float LanesInMemory __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+
+static inline void load_lanes(const float *from, Lanes *lanes) {
+  *lanes = *reinterpret_cast<const LanesInMemory *>(from);
+}
+
+template <typename T>
+static inline void load_lanes(const T *from, Lanes *lanes) {
+  alignas(64) float values[LANES];
+  for (int l = 0; l < LANES; ++l) values[l] = to_float(from[l]);
+  memcpy(lanes, values, sizeof values);
+}
+
+static inline float sum_lanes(const Lanes &lanes) {
+  float values[LANES];
+  memcpy(values, &lanes, sizeof values);
+  for (int half = LANES / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) values[l] += values[l + half];
+  return values[0];
+}
+
+// Dot products of one row with CHANNELS rows of weight, whose rows are padded with zeros.
+template <typename T, int CHANNELS>
+static void dot_rows(const T *x, int64_t dim, const float *weight, int64_t padded, float *sums) {
+  Lanes total[CHANNELS];
+  for (int c = 0; c < CHANNELS; ++c) total[c] = Lanes{};
+  int64_t j = 0;
+  for (; j + LANES <= dim; j += LANES) {
+    Lanes value, factor;
+    load_lanes(x + j, &value);
+    for (int c = 0; c < CHANNELS; ++c) {
+      load_lanes(weight + c * padded + j, &factor);
+      total[c] += value * factor;
+    }
+  }
+  if (j < dim) {
+    alignas(64) float tail[LANES] = {0};
+    for (int64_t l = 0; j + l < dim; ++l) tail[l] = to_float(x[j + l]);
+    Lanes value, factor;
+    load_lanes(tail, &value);
+    for (int c = 0; c < CHANNELS; ++c) {
+      load_lanes(weight + c * padded + j, &factor);
+      total[c] += value * factor;
+    }
+  }
+  for (int c = 0; c < CHANNELS; ++c) sums[c] = sum_lanes(total[c]);
+}
+
+template <typename T>
+static void dot_group(const T *x, int64_t dim, const float *weight, int64_t padded, int64_t channels,
+                      float *sums) {
+  switch (channels) {
+    case 1: return dot_rows<T, 1>(x, dim, weight, padded, sums);
+    case 2: return dot_rows<T, 2>(x, dim, weight, padded, sums);
+    case 3: return dot_rows<T, 3>(x, dim, weight, padded, sums);
+    case 4: return dot_rows<T, 4>(x, dim, weight, padded, sums);
+    case 5: return dot_rows<T, 5>(x, dim, weight, padded, sums);
+    case 6: return dot_rows<T, 6>(x, dim, weight, padded, sums);
+    case 7: return dot_rows<T, 7>(x, dim, weight, padded, sums);
+    default: return dot_rows<T, 8>(x, dim, weight, padded, sums);
+  }
+}
+
+template <typename T>
+static void project_row(const T *x, int64_t dim, const float *weight, int64_t padded, const float *bias,
+                        int64_t dims, int64_t stride, float *column) {
+  for (int64_t c = 0; c < dims; c += GROUP) {
+    float sums[GROUP];
+    const int64_t channels = smaller(GROUP, dims - c);
+    dot_group(x, dim, weight + c * padded, padded, channels, sums);
+    for (int64_t g = 0; g < channels; ++g)
+      column[(c + g) * stride] = bias != nullptr ? sums[g] + bias[c + g] : sums[g];
+  }
+}
+
+struct Projection {
+  int64_t dim, padded;
+  const float *weight;  // [dims, padded]
+  const float *bias;    // or NULL
+};
+
+struct Quantized {  // each may be NULL
+  float *latents, *codes;
+  int32_t *indices;
+};
+
+template <typename T>
+static void project_part(const tmc_grid &grid, const void *x, const Projection &projection,
+                         const Quantized &out, int64_t begin, int64_t end) {
+  alignas(64) float columns[BLOCK_FLOATS];
+  const int64_t dims = grid.dims, stride = block_size(dims);
+  for (int64_t at = begin; at < end;) {
+    Span span;
+    const int64_t count = locate(at, end, dims, 1, &span);
+    const T *rows = static_cast<const T *>(x) + at * projection.dim;
+    for (int64_t i = 0; i < count; ++i)
+      project_row(rows + i * projection.dim, projection.dim, projection.weight, projection.padded,
+                  projection.bias, dims, stride, columns + i);
+    if (out.latents != nullptr) store_block(columns, span, dims, count, stride, out.latents);
+    quantize_columns(grid, columns, count, stride, out.codes != nullptr,
+                     out.indices != nullptr ? out.indices + at : nullptr);
+    if (out.codes != nullptr) store_block(columns, span, dims, count, stride, out.codes);
+    at += count;
+  }
+}
+
+static void project_quantize(const tmc_grid &grid, const void *x, int32_t dtype, const Projection &projection,
+                             const Quantized &out, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case TMC_F32: return project_part<float>(grid, x, projection, out, begin, end);
+    case TMC_F64: return project_part<double>(grid, x, projection, out, begin, end);
+    case TMC_F16: return project_part<f16_t>(grid, x, projection, out, begin, end);
+    default: return project_part<bf16_t>(grid, x, projection, out, begin, end);
+  }
+}
+
+// One output row, a strip at a time, so that the sums stay in registers and cache.
+template <typename T>
+static void expand_row(const float *code, int64_t stride, int64_t dims, const Projection &projection, T *out) {
+  enum { STRIP = 256 };
+  alignas(64) float sums[STRIP];
+  for (int64_t at = 0; at < projection.dim; at += STRIP) {
+    const int64_t count = smaller(STRIP, projection.dim - at);
+    if (projection.bias != nullptr)
+      for (int64_t j = 0; j < count; ++j) sums[j] = projection.bias[at + j];
+    else
+      for (int64_t j = 0; j < count; ++j) sums[j] = 0.0f;
+    for (int64_t c = 0; c < dims; ++c) {
+      const float value = code[c * stride];
+      const float *row = projection.weight + c * projection.padded + at;
+      for (int64_t j = 0; j < count; ++j) sums[j] += value * row[j];
+    }
+    store_column(sums, 1, count, out + at);
+  }
+}
+
+template <typename T>
+static void expand_part(const tmc_grid &grid, const int32_t *indices, const Projection &projection, void *out,
+                        int64_t begin, int64_t end) {
+  alignas(64) float columns[BLOCK_FLOATS];
+  const int64_t dims = grid.dims, stride = block_size(dims);
+  for (int64_t at = begin; at < end;) {
+    const int64_t count = smaller(end - at, stride);
+    split_indices(grid, indices + at, count, stride, columns);
+    for (int64_t i = 0; i < count; ++i)
+      expand_row(columns + i, stride, dims, projection, static_cast<T *>(out) + (at + i) * projection.dim);
+    at += count;
+  }
+}
+
+static void dequantize_project(const tmc_grid &grid, const int32_t *indices, const Projection &projection,
+                               void *out, int32_t dtype, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case TMC_F32: return expand_part<float>(grid, indices, projection, out, begin, end);
+    case TMC_F64: return expand_part<double>(grid, indices, projection, out, begin, end);
+    case TMC_F16: return expand_part<f16_t>(grid, indices, projection, out, begin, end);
+    default: return expand_part<bf16_t>(grid, indices, projection, out, begin, end);
+  }
+}

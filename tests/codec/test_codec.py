@@ -1,0 +1,300 @@
+"""Rasters to token files and back, with untrained tokenizers: everything but the picture's quality."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+import tmcodec
+from tmcodec import errors
+from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
+from tmcodec.codec.tokenizer import MiniTokenizer
+from tmcodec.modalities import MODALITIES
+
+MakeScene = Callable[..., Path]
+MakeTokenizer = Callable[[str], Path]
+
+
+@pytest.fixture
+def scene(make_scene: MakeScene) -> Path:
+    return make_scene("S2L2A", 150, 90)
+
+
+@pytest.fixture
+def weights(tiny_tokenizer: MakeTokenizer) -> Path:
+    return tiny_tokenizer("S2L2A")
+
+
+@pytest.fixture
+def tokens(scene: Path, weights: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "scene.tmc"
+    tmcodec.encode(scene, path, tokenizer=weights)
+    return path
+
+
+@pytest.mark.parametrize("modality", list(MODALITIES))
+def test_every_modality_comes_back_in_its_place(
+    modality: str, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    nodata = {"float32": float("nan"), "uint8": 255, "int16": -32768, "uint16": 0}[MODALITIES[modality].dtype]
+    src = make_scene(modality, 70, 45, nodata=nodata)
+    with rasterio.open(src, "r+") as dataset:
+        array = dataset.read()
+        array[:, 3:20, 5:40] = nodata
+        dataset.write(array)
+    weights, dst, out = tiny_tokenizer(modality), tmp_path / "a.tmc", tmp_path / "out.tif"
+    report = tmcodec.encode(src, dst, modality=modality, tokenizer=weights)
+    assert (report.width, report.height, report.tokens) == (70, 45, 5 * 3)
+    assert report.raw_bytes == array.nbytes
+    assert report.file_bytes == dst.stat().st_size
+    tmcodec.decode(dst, out, tokenizer=weights)
+    with rasterio.open(src) as a, rasterio.open(out) as b:
+        assert (a.crs, a.transform, a.shape, a.dtypes) == (b.crs, b.transform, b.shape, b.dtypes)
+        assert a.descriptions == b.descriptions
+        np.testing.assert_equal(b.nodatavals, a.nodatavals)
+        np.testing.assert_array_equal(a.read_masks(), b.read_masks())
+        if modality == "LULC":
+            assert b.colormap(1)[1] == (65, 155, 223, 255)
+
+
+def test_tokens_do_not_depend_on_the_squares_they_were_made_in(scene: Path, weights: Path, tmp_path: Path) -> None:
+    big = np.tile(rasterio.open(scene).read(), (1, 13, 8))  # 1170 x 1200: four chunks
+    grids = []
+    for batch_size in (1, 16):
+        path = tmp_path / f"{batch_size}.tmc"
+        tmcodec.encode(big, path, profile={"descriptions": MODALITIES["S2L2A"].bands}, s2_offset="absent",
+                       tokenizer=weights, batch_size=batch_size)
+        with tmcodec.open(path) as f:
+            assert f["S2L2A"].meta.chunks == 4
+            grids.append(f["S2L2A"].tokens())
+    # float32 sums may differ in their last bit with the shape: a token at an edge may flip.
+    assert np.count_nonzero(grids[0] != grids[1]) <= 3
+
+
+def test_a_window_decodes_to_the_window_of_the_whole(tokens: Path, weights: Path) -> None:
+    for steps in (1, 3):
+        whole, profile = tmcodec.decode_array(tokens, tokenizer=weights, steps=steps, seed=4)
+        part, inner = tmcodec.decode_array(tokens, tokenizer=weights, steps=steps, seed=4, window=(37, 21, 60, 41))
+        difference = part.astype(int) - whole[:, 21:62, 37:97]
+        assert np.abs(difference).max() <= 1  # rounding of float32 sums that differ in shape
+        a, _, c, _, e, f = profile["transform"]
+        assert inner["transform"] == (a, 0, c + 37 * a, 0, e, f + 21 * e)
+
+
+def test_bounds_choose_the_same_window(tokens: Path, weights: Path) -> None:
+    # 10 m pixels from (500000, 5000000): columns 10..29, rows 20..49
+    by_bounds, _ = tmcodec.decode_array(tokens, tokenizer=weights, bounds=(500100, 4999500, 500300, 4999800))
+    by_window, _ = tmcodec.decode_array(tokens, tokenizer=weights, window=(10, 20, 20, 30))
+    assert np.array_equal(by_bounds, by_window)
+    with pytest.raises(errors.WindowError, match="exclude"):
+        tmcodec.decode_array(tokens, tokenizer=weights, bounds=(0, 0, 1, 1), window=(0, 0, 1, 1))
+    with pytest.raises(errors.WindowError, match="150 x 90"):
+        tmcodec.decode_array(tokens, tokenizer=weights, window=(100, 0, 51, 10))
+
+
+def test_encoding_a_window_moves_the_transform(scene: Path, weights: Path, tmp_path: Path) -> None:
+    tmcodec.encode(scene, tmp_path / "w.tmc", tokenizer=weights, window=(20, 30, 64, 48))
+    with tmcodec.open(tmp_path / "w.tmc") as f:
+        layer = f["S2L2A"]
+        assert layer.transform == (10, 0, 500200, 0, -10, 4999700)
+        assert (layer.width, layer.height, layer.shape) == (64, 48, (3, 4))
+
+
+def test_seeds_and_threads(tokens: Path, weights: Path) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    alone = {s: tmcodec.decode_array(tokens, tokenizer=weights, steps=3, seed=s)[0] for s in (0, 1)}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not np.array_equal(alone[0], alone[1])
+    together: dict[int, Any] = {}
+
+    def work(seed: int) -> None:
+        together[seed] = tmcodec.decode_array(tokens, tokenizer=weights, steps=3, seed=seed)[0]
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in (0, 1)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(np.array_equal(alone[s], together[s]) for s in (0, 1))
+
+
+def test_defaults_for_steps_and_seed_come_from_the_file(scene: Path, weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "d.tmc"
+    tmcodec.encode(scene, path, tokenizer=weights, steps=3, seed=77)
+    stored, _ = tmcodec.decode_array(path, tokenizer=weights)
+    said, _ = tmcodec.decode_array(path, tokenizer=weights, steps=3, seed=77)
+    assert np.array_equal(stored, said)
+    report = tmcodec.decode(path, tmp_path / "d.tif", tokenizer=weights)
+    assert (report.steps, report.seed) == (3, 77)
+
+
+def test_arrays_and_file_objects(weights: Path, scene: Path) -> None:
+    with rasterio.open(scene) as dataset:
+        array, profile = dataset.read(), {"crs": dataset.crs, "transform": dataset.transform,
+                                          "descriptions": dataset.descriptions}
+    buffer = io.BytesIO()
+    report = tmcodec.encode(array, buffer, profile=profile, s2_offset="absent", tokenizer=weights)
+    assert report.path == "<file object>"
+    assert report.file_bytes == len(buffer.getvalue())
+    got, back = tmcodec.decode_array(buffer, tokenizer=weights)
+    assert got.shape == array.shape
+    assert back["crs"] == "EPSG:32633"
+    assert back["descriptions"] == MODALITIES["S2L2A"].bands
+
+
+def test_the_s2_offset_is_undone(weights: Path, make_scene: MakeScene, tmp_path: Path) -> None:
+    src = make_scene("S2L2A", 32, 32, offset=None)
+    with pytest.raises(errors.OffsetUnknownError, match="--s2-offset"):
+        tmcodec.encode(src, tmp_path / "x.tmc", tokenizer=weights)
+    assert not (tmp_path / "x.tmc").exists()
+    with rasterio.open(src) as dataset:
+        array = dataset.read()
+    profile = {"descriptions": MODALITIES["S2L2A"].bands}
+    results = {}
+    for offset, data in (("present", array), ("absent", array - 1000)):
+        path = tmp_path / f"{offset}.tmc"
+        report = tmcodec.encode(data, path, profile=profile, s2_offset=offset, tokenizer=weights)
+        assert report.s2_offset == offset
+        results[offset], _ = tmcodec.decode_array(path, tokenizer=weights)
+    # The same light on the sensor: the same tokens, decoded 1000 apart (uint16 ends at 0).
+    assert np.array_equal(np.maximum(results["present"], 1000), results["absent"] + 1000)
+
+
+def test_other_weights_are_refused_by_both_hashes(tokens: Path, tmp_path: Path, weights: Path) -> None:
+    from tmcodec.codec.weights import load_weights, save_weights
+
+    net, name, mine, _ = load_weights(weights)
+    with torch.no_grad():
+        net.encoder.project.bias += 1
+    theirs = save_weights(tmp_path / "other.safetensors", net, name, {})
+    with pytest.raises(errors.TokenizerMismatchError) as caught:
+        tmcodec.decode(tokens, tmp_path / "no.tif", tokenizer=tmp_path / "other.safetensors")
+    assert mine.hex() in str(caught.value)
+    assert theirs.hex() in str(caught.value)
+    assert not (tmp_path / "no.tif").exists()
+
+
+def test_a_tokenizer_of_another_modality_is_refused(scene: Path, tiny_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+    with pytest.raises(errors.TokenizerMismatchError, match="S2L2A"):
+        tmcodec.encode(scene, tmp_path / "x.tmc", tokenizer=tiny_tokenizer("S1GRD"))
+
+
+def test_an_interrupted_run_leaves_nothing(scene: Path, tokens: Path, weights: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        tmcodec.encode(scene, tmp_path / "new.tmc", tokenizer=weights, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        tmcodec.decode(tokens, tmp_path / "new.tif", tokenizer=weights, progress=stop)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_targets_are_not_overwritten_unasked(scene: Path, tokens: Path, weights: Path, tmp_path: Path) -> None:
+    kept = tokens.read_bytes()
+    with pytest.raises(errors.TargetExistsError):
+        tmcodec.encode(scene, tokens, tokenizer=weights)
+    (tmp_path / "out.tif").write_text("mine")
+    with pytest.raises(errors.TargetExistsError):
+        tmcodec.decode(tokens, tmp_path / "out.tif", tokenizer=weights)
+    assert tokens.read_bytes() == kept
+    tmcodec.encode(scene, tokens, tokenizer=weights, overwrite=True)
+    assert tokens.read_bytes() == kept  # the writer is deterministic
+
+
+def test_a_bomb_is_stopped_before_anything_is_loaded(tokens: Path) -> None:
+    with pytest.raises(errors.LimitExceededError, match="150 x 90"):
+        tmcodec.decode_array(tokens, tokenizer="/nowhere.safetensors", max_pixels=100)
+
+
+def test_salvage_keeps_what_is_intact(weights: Path, tmp_path: Path, scene: Path) -> None:
+    array = np.tile(rasterio.open(scene).read(), (1, 1, 14))[:, :, :2080]  # 90 x 2080: three chunks
+    array = np.random.default_rng(0).integers(1, 4000, array.shape).astype(np.uint16)
+    path = tmp_path / "s.tmc"
+    profile = {"descriptions": MODALITIES["S2L2A"].bands, "nodata": 0}
+    tmcodec.encode(array, path, profile=profile, s2_offset="absent", tokenizer=weights)
+    good, _ = tmcodec.decode_array(path, tokenizer=weights)
+    with tmcodec.open(path) as f:
+        chunk = f.header_bytes + int(f["S2L2A"].index.offsets[1])
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk + 5] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(errors.ChunkChecksumError):
+        tmcodec.decode(path, tmp_path / "s.tif", tokenizer=weights)
+    report = tmcodec.decode(path, tmp_path / "s.tif", tokenizer=weights, salvage=True)
+    assert report.lost_chunks == 1
+    got = rasterio.open(tmp_path / "s.tif").read()
+    assert (got[:, :, 1024:2048] == 0).all()
+    halo = 16 * 4  # the lost chunk was context for its neighbours' last tokens
+    assert np.array_equal(got[:, :, : 1024 - halo], good[:, :, : 1024 - halo])
+    assert (got[:, :, :1024] > 0).all()
+
+
+def test_chunks_without_valid_pixels_cost_nothing(weights: Path, tmp_path: Path) -> None:
+    array = np.full((12, 64, 2048), 2000, np.uint16)
+    array[:, :, 1024:] = 0
+    profile = {"descriptions": MODALITIES["S2L2A"].bands, "nodata": 0}
+    report = tmcodec.encode(array, tmp_path / "e.tmc", profile=profile, s2_offset="present", tokenizer=weights)
+    assert report.tokens == 4 * 64
+    with tmcodec.open(tmp_path / "e.tmc") as f:
+        assert f["S2L2A"].empty()[:, 64:].all()
+        assert not f["S2L2A"].empty()[:, :64].any()
+    got, _ = tmcodec.decode_array(tmp_path / "e.tmc", tokenizer=weights)
+    assert (got[:, :, 1024:] == 0).all()
+    assert (got[:, :, :1024] > 0).all()
+
+
+def test_a_stack_needs_its_layer_named(tokens: Path, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer,
+                                       weights: Path, tmp_path: Path) -> None:
+    dem = make_scene("DEM", 150, 90, name="dem.tif")
+    tmcodec.encode(dem, tmp_path / "dem.tmc", modality="DEM", tokenizer=tiny_tokenizer("DEM"))
+    tmcodec.stack([tokens, tmp_path / "dem.tmc"], tmp_path / "both.tmc")
+    with pytest.raises(errors.LayerNotFoundError, match="S2L2A, DEM"):
+        tmcodec.decode_array(tmp_path / "both.tmc", tokenizer=weights)
+    one, _ = tmcodec.decode_array(tokens, tokenizer=weights)
+    both, _ = tmcodec.decode_array(tmp_path / "both.tmc", layer="S2L2A", tokenizer=weights)
+    assert np.array_equal(one, both)
+
+
+def test_tokenizers_check_what_they_are_given(weights: Path) -> None:
+    tok = tmcodec.load_tokenizer(str(weights), device="cpu")
+    assert isinstance(tok, MiniTokenizer)
+    got = tok.encode(torch.full((2, 12, 32, 48), 2000.0))
+    assert got.shape == (2, 2, 3)
+    assert got.dtype == torch.int32
+    assert tok.decode(got).shape == (2, 12, 32, 48)
+    for bad in (torch.zeros(1, 11, 32, 32), torch.zeros(1, 12, 30, 32), torch.zeros(12, 32, 32)):
+        with pytest.raises(errors.ShapeError):
+            tok.encode(bad)
+    with pytest.raises(errors.ShapeError, match="finite"):
+        tok.encode(torch.full((1, 12, 16, 16), float("nan")))
+    for token in (-1, 15360):
+        with pytest.raises(errors.TokenRangeError, match="15359"):
+            tok.decode(torch.full((1, 2, 2), token))
+    with pytest.raises(errors.ShapeError):
+        tok.decode(got, steps=0)
+    with pytest.raises(errors.DeviceError, match="abacus"):
+        tmcodec.load_tokenizer(str(weights), device="abacus")
+    with pytest.raises(errors.TokenizerNotFoundError, match="mini-dem-v1"):
+        tmcodec.load_tokenizer("mini-nothing-v9")
+
+
+def test_small_helpers_by_hand() -> None:
+    assert neutral_token((8, 8, 8, 6, 5)) == 4 + 4 * 8 + 4 * 64 + 3 * 512 + 2 * 3072
+    assert [side_of_batch(n, 256, 1024) for n in (1, 3, 4, 9, 16, 100)] == [256, 256, 512, 768, 1024, 1024]
+    valid = np.zeros((64, 160), bool)
+    valid[20, 35] = True  # patch row 1, column 2; reach 2 covers columns 0..4
+    far = far_from_valid(valid, 16, 2)
+    assert far.shape == (4, 10)
+    assert not far[:, :5].any()
+    assert far[:, 5:].all()

@@ -1,0 +1,97 @@
+"""Weights files: identity, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tmcodec import errors
+from tmcodec.codec.models import EMBEDDED
+from tmcodec.codec.weights import content_hash, load_weights
+from tmcodec.modalities import MODALITIES
+
+
+@pytest.fixture
+def weights(tiny_tokenizer: Callable[[str], Path]) -> Path:
+    return tiny_tokenizer("S1GRD")
+
+
+def header(path: Path) -> dict[str, str]:
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    return dict(json.loads(raw[8 : 8 + size])["__metadata__"])
+
+
+def test_the_content_hash_is_what_the_docstring_says() -> None:
+    tensors = {"b": torch.tensor([1.0, -2.0], dtype=torch.float16), "a": torch.zeros(1, 2, dtype=torch.float16)}
+    text = b'{"x":1}\0' + b"a\0float16\0" + b"1x2\0" + bytes(4) + b"b\0float16\0" + b"2\0"
+    expected = hashlib.sha256(text + bytes([0x00, 0x3C, 0x00, 0xC0])).digest()  # 1.0 and -2.0 in half precision
+    assert content_hash({"x": 1}, tensors) == expected
+
+
+def test_the_hash_survives_rewriting_and_sees_a_changed_bit(weights: Path, tmp_path: Path) -> None:
+    _, name, digest, _ = load_weights(weights)
+    tensors, meta = load_file(weights), header(weights)
+    save_file(dict(reversed(tensors.items())), tmp_path / "again.safetensors", {**meta, "note": "rewritten"})
+    assert load_weights(tmp_path / "again.safetensors")[1:3] == (name, digest)
+    tensors["encoder.project.bias"][0] += 1
+    save_file(tensors, tmp_path / "changed.safetensors", meta)
+    assert load_weights(tmp_path / "changed.safetensors")[2] != digest
+
+
+def test_each_way_to_be_wrong(weights: Path, tmp_path: Path) -> None:
+    tensors, meta = load_file(weights), header(weights)
+    bad = tmp_path / "bad.safetensors"
+    with pytest.raises(errors.TokenizerNotFoundError):
+        load_weights(tmp_path / "none.safetensors")
+    bad.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(errors.WeightsError, match="not a readable"):
+        load_weights(bad)
+    bad.write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(errors.WeightsError, match="not a readable"):
+        load_weights(bad)
+    save_file(tensors, bad)
+    with pytest.raises(errors.WeightsError, match="format None"):
+        load_weights(bad)
+    save_file({k: v for k, v in tensors.items() if k != "encoder.project.bias"}, bad, meta)
+    with pytest.raises(errors.WeightsError, match=r"missing: encoder\.project\.bias"):
+        load_weights(bad)
+    save_file({**tensors, "extra": torch.zeros(1)}, bad, meta)
+    with pytest.raises(errors.WeightsError, match="unexpected: extra"):
+        load_weights(bad)
+    save_file({**tensors, "encoder.project.bias": torch.zeros(6)}, bad, meta)
+    with pytest.raises(errors.WeightsError, match=r"misshapen: encoder\.project\.bias"):
+        load_weights(bad)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dim": 10**9}, {"dim": "wide"}, {"kernel": 4}, {"surprise": 1}, {"levels": None}, {"encoder_blocks": -1}]
+)
+def test_a_wild_configuration_allocates_nothing(change: dict[str, object], weights: Path, tmp_path: Path) -> None:
+    tensors, meta = load_file(weights), header(weights)
+    config = {**json.loads(meta["config"]), **change}
+    bad = tmp_path / "bad.safetensors"
+    save_file(tensors, bad, {**meta, "config": json.dumps(config)})
+    with pytest.raises(errors.WeightsError, match="configuration"):
+        load_weights(bad)
+
+
+def test_every_modality_has_embedded_weights_within_the_size_limits() -> None:
+    sizes = {m.modality: m.size for m in EMBEDDED.values()}
+    assert list(sizes) == list(MODALITIES)
+    assert max(sizes.values()) <= 8_000_000
+    assert sum(sizes.values()) <= 45_000_000
+
+
+def test_embedded_weights_never_change() -> None:
+    # Users hold files made with these: a new hash needs a new name.
+    golden = json.loads((Path(__file__).parent.parent / "golden" / "weights.json").read_text())
+    found = {name: load_weights(model.path)[2].hex() for name, model in EMBEDDED.items()}
+    assert found == golden

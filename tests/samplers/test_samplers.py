@@ -1,0 +1,66 @@
+"""Schedule, noise and sampling, against formulas written down a second time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmcodec.samplers import alpha_bar, block_noise, make_scheduler
+from tmcodec.samplers.noise import BLOCK
+
+
+def test_schedule_is_linear_betas_with_zero_terminal_snr() -> None:
+    betas = np.linspace(1e-4, 0.02, 1000)
+    root = np.sqrt(np.cumprod(1 - betas))
+    expected = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    assert np.allclose(alpha_bar().numpy(), expected, atol=2e-6)
+    assert float(alpha_bar()[-1]) == 0
+
+
+def test_timesteps_trail() -> None:
+    assert make_scheduler(1).timesteps.tolist() == [999]
+    assert make_scheduler(4).timesteps.tolist() == [999, 749, 499, 249]
+
+
+def test_ddim_with_a_perfect_denoiser_returns_the_truth() -> None:
+    truth = torch.randn(1, 2, 8, 8)
+    sample = torch.randn_like(truth)
+    scheduler = make_scheduler(5)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(truth, t, sample, return_dict=False)[0]
+    assert torch.allclose(sample, truth, atol=1e-5)
+
+
+@given(st.integers(-200, 200), st.integers(-200, 200), st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**64 - 1))
+@settings(max_examples=25, deadline=None)
+def test_a_window_of_noise_is_the_noise_of_the_whole(row: int, col: int, height: int, width: int, seed: int) -> None:
+    whole = block_noise(2, row - 3, col - 5, height + 10, width + 10, seed)
+    assert np.array_equal(block_noise(2, row, col, height, width, seed), whole[:, 3 : 3 + height, 5 : 5 + width])
+
+
+def test_noise_is_standard_normal_and_differs_by_seed_and_place() -> None:
+    noise = block_noise(3, 0, 0, 512, 512, seed=5)
+    assert abs(float(noise.mean())) < 0.005
+    assert abs(float(noise.std()) - 1) < 0.005
+    assert abs(float((noise**4).mean()) - 3) < 0.05  # kurtosis of a normal distribution
+    assert not np.array_equal(noise, block_noise(3, 0, 0, 512, 512, seed=6))
+    assert not np.array_equal(noise[:, :BLOCK, :BLOCK], noise[:, BLOCK : 2 * BLOCK, :BLOCK])
+
+
+def test_noise_is_box_muller_of_philox_words() -> None:
+    # Written out once more: a promise, since a seed is stored in files.
+    words = np.random.Philox(key=[9, 0x746D636F646563], counter=[0, 1, 2, 0]).random_raw(4)
+    first = [(int(w) >> 32) + 1 for w in words], [int(w) & 0xFFFFFFFF for w in words]
+    expected = [np.sqrt(-2 * np.log(a / 2**32)) * np.cos(2 * np.pi * b / 2**32) for a, b in zip(*first, strict=True)]
+    assert np.allclose(block_noise(1, 64, 128, 1, 4, seed=9)[0, 0], expected, rtol=1e-6)
+
+
+def test_noise_leaves_the_global_state_alone() -> None:
+    np.random.seed(3)  # noqa: NPY002
+    torch.manual_seed(3)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    block_noise(1, 0, 0, 8, 8, seed=1)
+    assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), before[1])

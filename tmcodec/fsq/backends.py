@@ -1,0 +1,154 @@
+"""Which implementation does the work: compiled kernels, numba, or torch.
+
+``TMCODEC_BACKEND`` or an argument names one; else the first that this machine has, in the order
+``native``, ``numba``, ``torch``. All give the same digits for the same float. `describe` says what is active and why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tmcodec.errors import TmcodecError
+from tmcodec.fsq.grid import Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NAMES = ("native", "numba", "torch")
+VARIABLE = "TMCODEC_BACKEND"
+
+
+class BackendError(TmcodecError, RuntimeError):
+    """The backend asked for is unknown, or cannot run here."""
+
+
+class Kernels(Protocol):
+    """What a backend does; all tensors are contiguous and on one device.
+
+    Latents and codes are ``(outer, d, inner)``, indices ``(outer, inner)``; the fused projections
+    and the raster steps are described in ``csrc/tmcodec.h``.
+    """
+
+    name: str
+
+    def supports(self, grid: Grid) -> bool: ...
+
+    def quantize(
+        self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]: ...
+
+    def dequantize(self, grid: Grid, indices: Tensor) -> Tensor: ...
+
+    def backward(self, grid: Grid, latents: Tensor, grad_codes: Tensor) -> Tensor: ...
+
+    def project_quantize(
+        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]: ...
+
+    def dequantize_project(
+        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
+    ) -> Tensor: ...
+
+    def normalize_patchify(
+        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
+        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
+    ) -> Tensor: ...  # fmt: skip
+
+    def blend(
+        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
+        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
+    ) -> Tensor: ...  # fmt: skip
+
+
+def choose(device: str = "cpu", name: str | None = None) -> Kernels:
+    """Return the kernels for a device type.
+
+    Parameters
+    ----------
+    device
+        ``"cpu"``, ``"cuda"`` or any other torch device type.
+    name
+        One of `NAMES`; None reads ``TMCODEC_BACKEND``, and without it takes the fastest there is.
+
+    Raises
+    ------
+    BackendError
+        If the backend asked for is unknown or cannot run on this device.
+    """
+    asked = name or os.environ.get(VARIABLE) or None
+    if asked is not None and asked not in NAMES:
+        raise BackendError(f"unknown backend {asked!r}; use {', '.join(NAMES)}")
+    if asked is not None:
+        why_not = unavailable(asked, device)
+        # The variable speaks for the whole process; a device that it does not fit falls to torch.
+        if why_not is not None and (name is not None or device == "cpu"):
+            raise BackendError(f"backend {asked!r} cannot run on {device}: {why_not}")
+        return _kernels(asked if why_not is None else "torch", device)
+    return _kernels(next(n for n in NAMES if unavailable(n, device) is None), device)
+
+
+@lru_cache(maxsize=32)
+def unavailable(name: str, device: str = "cpu") -> str | None:
+    """Return why a backend cannot run on a device type, or None where it can."""
+    if name == "torch":
+        return None
+    if name == "numba":
+        if device != "cpu":
+            return "numba kernels are for the CPU"
+        return None if importlib.util.find_spec("numba") else "numba is not installed"
+    if device not in ("cpu", "cuda"):
+        return f"there are no native kernels for {device}"
+    from tmcodec.fsq import native
+
+    try:
+        native.load(device)
+    except native.NativeUnavailable as error:
+        return str(error)
+    return None
+
+
+@lru_cache(maxsize=32)
+def _kernels(name: str, device: str) -> Kernels:
+    if name == "native":
+        from tmcodec.fsq.native import NativeKernels
+
+        return NativeKernels(device)
+    if name == "numba":
+        from tmcodec.fsq.numba_backend import NumbaKernels
+
+        return NumbaKernels()
+    from tmcodec.fsq.reference import TorchKernels
+
+    return TorchKernels()
+
+
+def describe() -> dict[str, str]:
+    """Return what is active on the CPU and on CUDA, and why, as ``{title: text}``. No torch needed."""
+    return {"kernels on the CPU": _describe("cpu"), "kernels on CUDA": _describe("cuda")}
+
+
+def _describe(device: str) -> str:
+    asked = os.environ.get(VARIABLE) or None
+    if asked is not None and asked not in NAMES:
+        return f"none: {VARIABLE}={asked} is unknown"
+    reasons = {name: unavailable(name, device) for name in NAMES}
+    if asked is not None and reasons[asked] is not None and device == "cpu":
+        return f"none: {VARIABLE}={asked}, but {reasons[asked]}"
+    order = (asked, "torch") if asked is not None else NAMES
+    active = next(name for name in order if reasons[name] is None)
+    skipped = [f"{name}: {why}" for name in order[: order.index(active)] if (why := reasons[name]) is not None]
+    notes = ([f"{VARIABLE}={asked}"] if asked is not None else []) + skipped
+    text = f"{active} ({_detail(device)})" if active == "native" else active
+    return "; ".join([text, *notes])
+
+
+def _detail(device: str) -> str:
+    from tmcodec.fsq import native
+
+    library = native.load(device)
+    if device == "cuda":
+        return library.path.name
+    return f"{library.path.name}, {library.isa}, {'OpenMP' if library.openmp else 'one thread'}"

@@ -1,0 +1,325 @@
+"""The compiled kernels of ``csrc/``: loading with ctypes, and wrappers over tensors.
+
+The libraries know no torch: they get pointers, sizes and, on CUDA, a stream. Their interface,
+with all layouts and rules, is ``csrc/tmcodec.h``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import weakref
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tmcodec.fsq.grid import Grid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ABI_VERSION = 1
+FOLDER = Path(__file__).with_name("_native")
+
+DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "uint16": 5, "int16": 6}
+"""Codes of the data types that kernels take, by the names that NumPy and torch share."""
+
+CUDA_MAX_THRESHOLDS = 640
+
+_ERRORS = {
+    -1: "a size or a level is out of its range",
+    -2: "data type not supported",
+    -3: "out of memory",
+    -4: "a CUDA call failed",
+}
+
+
+class NativeUnavailable(Exception):
+    """A library cannot be used; the message says why."""
+
+
+class _CGrid(ctypes.Structure):
+    _fields_ = (
+        ("dims", ctypes.c_int32),
+        ("grad_rate", ctypes.c_float),
+        ("levels", ctypes.c_void_p),
+        ("thresholds", ctypes.c_void_p),
+        ("code_shift", ctypes.c_void_p),
+        ("code_span", ctypes.c_void_p),
+        ("grad_shift", ctypes.c_void_p),
+        ("grad_gain", ctypes.c_void_p),
+    )
+
+
+def _pointer_to(grid: Grid) -> Any:
+    """Return the grid as the C interface takes it; `grid` must outlive the call."""
+    known = _grids.get(grid)
+    if known is None:
+        arrays = (grid.level_array, grid.thresholds, grid.code_shift, grid.code_span, grid.grad_shift, grid.grad_gain)
+        struct = _CGrid(grid.dims, grid.grad_rate, *(array.ctypes.data for array in arrays))
+        known = _grids[grid] = ctypes.byref(struct)
+    return known
+
+
+_grids: weakref.WeakKeyDictionary[Grid, Any] = weakref.WeakKeyDictionary()
+
+_PTR, _I32, _I64, _F32 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+_TILES = (_I64, _PTR, _I64, _PTR, _I64)  # tile, row_starts, rows, col_starts, cols
+
+# Arguments of each function; the last, threads on the CPU and the stream on CUDA, is added below.
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "fsq_quantize": (_PTR, _PTR, _I32, _I64, _I64, _PTR, _PTR),
+    "fsq_dequantize": (_PTR, _PTR, _I64, _I64, _PTR),
+    "fsq_backward": (_PTR, _PTR, _I32, _PTR, _I64, _I64, _PTR),
+    "fsq_project_quantize": (_PTR, _PTR, _I32, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
+    "fsq_dequantize_project": (_PTR, _PTR, _I64, _I64, _PTR, _PTR, _PTR, _I32),
+    "normalize_patchify": (_PTR, _I32, _I64, _I64, _I64, _PTR, _PTR, _PTR, _F32, *_TILES, _PTR, _I32),
+    "blend": (_PTR, _I32, _I64, *_TILES, _PTR, _PTR, _PTR, _PTR, _PTR, _F32, _I64, _I64, _PTR, _I32),
+}
+
+
+class Library:
+    """One loaded library.
+
+    Parameters
+    ----------
+    kind
+        ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    NativeUnavailable
+        If the file is missing, cannot be loaded, or has another interface version.
+    """
+
+    def __init__(self, kind: str) -> None:
+        suffix = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+        self.path = FOLDER / f"libtmcodec_{kind}{suffix}"
+        self.kind = kind
+        if not self.path.exists():
+            raise NativeUnavailable(f"{self.path.name} was not built")
+        try:
+            self._dll = ctypes.CDLL(str(self.path))
+            version = getattr(self._dll, self._symbol("abi_version"))()
+        except (OSError, AttributeError) as error:
+            raise NativeUnavailable(f"{self.path.name} cannot be loaded ({error})") from error
+        if version != ABI_VERSION:
+            raise NativeUnavailable(f"{self.path.name} has interface version {version}, not {ABI_VERSION}")
+        last = _I32 if kind == "cpu" else _PTR
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(self._dll, self._symbol(name))
+            function.argtypes, function.restype = (*arguments, last), _I32
+            setattr(self, name, function)
+
+    def _symbol(self, name: str) -> str:
+        return f"tmc_{name}" if self.kind == "cpu" else f"tmc_cuda_{name}"
+
+    def __getattr__(self, name: str) -> Any:  # the functions set above
+        raise AttributeError(name)
+
+    @property
+    def isa(self) -> str:
+        """Instruction set in use: ``avx512``, ``avx2`` or ``baseline``."""
+        self._dll.tmc_isa.restype = ctypes.c_char_p
+        return str(self._dll.tmc_isa().decode())
+
+    @isa.setter
+    def isa(self, name: str) -> None:
+        if self._dll.tmc_set_isa(name.encode()) != 0:
+            raise ValueError(f"this machine has no {name!r}")
+
+    @property
+    def openmp(self) -> bool:
+        """Whether the library uses several threads."""
+        return bool(self._dll.tmc_has_openmp())
+
+
+@lru_cache(maxsize=2)
+def load(kind: str) -> Library:
+    """Load the ``cpu`` or ``cuda`` library once; `NativeUnavailable` says why not."""
+    return Library(kind)
+
+
+def default_threads() -> int:
+    """Return the processors that this process may use; 1 in a forked child, see `after_fork`."""
+    return _threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+_threads = 0
+
+
+def _after_fork() -> None:
+    """Keep to one thread: OpenMP's do not survive a fork, and waiting for them would never end."""
+    global _threads
+    _threads = 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _check(status: int) -> None:
+    if status:
+        raise RuntimeError(f"native kernel: {_ERRORS.get(status, f'error {status}')}")
+
+
+def _code(tensor: Tensor) -> int:
+    return DTYPES[str(tensor.dtype).removeprefix("torch.")]
+
+
+def _ptr(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _at(array: npt.NDArray[Any]) -> int:
+    return int(array.ctypes.data)
+
+
+def quantize_array(latents: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.int32]:
+    """Return int32 indices of a NumPy array ``(..., d)`` without importing torch."""
+    latents = np.ascontiguousarray(latents)
+    indices = np.empty(latents.shape[:-1], np.int32)
+    status = load("cpu").fsq_quantize(
+        _pointer_to(grid), _at(latents), DTYPES[latents.dtype.name], indices.size, 1, None, _at(indices), default_threads()
+    )
+    _check(status)
+    return indices
+
+
+class NativeKernels:
+    """The kernels over contiguous tensors of one device type; shapes as in ``csrc/tmcodec.h``.
+
+    Parameters
+    ----------
+    device
+        ``"cpu"`` or ``"cuda"``.
+    """
+
+    name = "native"
+
+    def __init__(self, device: str) -> None:
+        self._library = load(device)
+        self._cuda = device == "cuda"
+
+    def supports(self, grid: Grid) -> bool:
+        """Tell whether the grid fits: on CUDA it travels in the kernel's arguments."""
+        return not self._cuda or grid.thresholds.size <= CUDA_MAX_THRESHOLDS
+
+    def _call(self, function: Any, tensor: Tensor, *arguments: Any) -> None:
+        import torch
+
+        if not self._cuda:
+            threads = 1 if _threads == 1 else torch.get_num_threads()
+            _check(function(*arguments, threads))
+            return
+        with torch.cuda.device(tensor.device):
+            _check(function(*arguments, torch.cuda.current_stream().cuda_stream))
+
+    def quantize(
+        self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return codes (outer, d, inner) and indices (outer, inner) of latents, as asked for."""
+        import torch
+
+        outer, _, inner = latents.shape
+        code = torch.empty(latents.shape, dtype=torch.float32, device=latents.device) if codes else None
+        index = torch.empty((outer, inner), dtype=torch.int32, device=latents.device) if indices else None
+        self._call(
+            self._library.fsq_quantize, latents,
+            _pointer_to(grid), latents.data_ptr(), _code(latents), outer, inner, _ptr(code), _ptr(index),
+        )  # fmt: skip
+        return code, index
+
+    def dequantize(self, grid: Grid, indices: Tensor) -> Tensor:
+        """Return codes (outer, d, inner) of int32 indices (outer, inner)."""
+        import torch
+
+        outer, inner = indices.shape
+        codes = torch.empty((outer, grid.dims, inner), dtype=torch.float32, device=indices.device)
+        self._call(
+            self._library.fsq_dequantize, indices, _pointer_to(grid), indices.data_ptr(), outer, inner, codes.data_ptr()
+        )
+        return codes
+
+    def backward(self, grid: Grid, latents: Tensor, grad_codes: Tensor) -> Tensor:
+        """Return the gradient of latents (outer, d, inner) for that of the codes, float32."""
+        import torch
+
+        outer, _, inner = latents.shape
+        grad_latents = torch.empty_like(latents)
+        self._call(
+            self._library.fsq_backward, latents,
+            _pointer_to(grid), latents.data_ptr(), _code(latents), grad_codes.data_ptr(), outer, inner,
+            grad_latents.data_ptr(),
+        )  # fmt: skip
+        return grad_latents
+
+    def project_quantize(
+        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
+        import torch
+
+        n, dim = x.shape
+        latent = torch.empty((n, grid.dims), dtype=torch.float32, device=x.device) if latents else None
+        code = torch.empty((n, grid.dims), dtype=torch.float32, device=x.device) if codes else None
+        index = torch.empty(n, dtype=torch.int32, device=x.device)
+        self._call(
+            self._library.fsq_project_quantize, x,
+            _pointer_to(grid), x.data_ptr(), _code(x), n, dim, weight.data_ptr(), _ptr(bias),
+            _ptr(latent), _ptr(code), index.data_ptr(),
+        )  # fmt: skip
+        return latent, code, index
+
+    def dequantize_project(
+        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
+    ) -> Tensor:
+        """Return (n, dim) of `dtype` for indices (n) and a weight (dim, d)."""
+        import torch
+
+        rows = weight.t().contiguous()
+        out = torch.empty((indices.numel(), weight.shape[0]), dtype=dtype, device=indices.device)
+        self._call(
+            self._library.fsq_dequantize_project, indices,
+            _pointer_to(grid), indices.data_ptr(), indices.numel(), weight.shape[0], rows.data_ptr(), _ptr(bias),
+            out.data_ptr(), _code(out),
+        )  # fmt: skip
+        return out
+
+    def normalize_patchify(
+        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
+        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
+    ) -> Tensor:  # fmt: skip
+        """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
+        import torch
+
+        channels, height, width = raster.shape
+        rows, cols = row_starts.numel(), col_starts.numel()
+        tiles = torch.empty((rows, cols, channels, tile, tile), dtype=dtype, device=raster.device)
+        self._call(
+            self._library.normalize_patchify, raster,
+            raster.data_ptr(), _code(raster), channels, height, width, _ptr(mask), mean.data_ptr(), std.data_ptr(), fill,
+            tile, row_starts.data_ptr(), rows, col_starts.data_ptr(), cols, tiles.data_ptr(), _code(tiles),
+        )  # fmt: skip
+        return tiles
+
+    def blend(
+        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
+        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
+    ) -> Tensor:  # fmt: skip
+        """Return a raster (C, height, width); see `tmcodec.fsq.rasters.blend`."""
+        import torch
+
+        rows, cols, channels, tile, _ = tiles.shape
+        raster = torch.empty((channels, height, width), dtype=dtype, device=tiles.device)
+        self._call(
+            self._library.blend, tiles,
+            tiles.data_ptr(), _code(tiles), channels, tile, row_starts.data_ptr(), rows, col_starts.data_ptr(), cols,
+            row_weights.data_ptr(), col_weights.data_ptr(), mean.data_ptr(), std.data_ptr(), _ptr(mask), fill,
+            height, width, raster.data_ptr(), _code(raster),
+        )  # fmt: skip
+        return raster
