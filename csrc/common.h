@@ -13,35 +13,44 @@
 #include <immintrin.h>
 #endif
 
-// Kernels are compiled once for each instruction set, inside TMC_BEGIN_ISA .. TMC_END_ISA. They use
-// only their own static functions: an inline function of the standard library, compiled for
-// AVX-512 and kept by the linker as the one copy, would crash an older machine.
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define TMC_X86_DISPATCH 1
-#endif
-
-#define TMC_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
-#define TMC_BEGIN_ISA(features) \
-  TMC_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
-#define TMC_END_ISA TMC_PRAGMA(clang attribute pop)
-#else
-#define TMC_BEGIN_ISA(features) TMC_PRAGMA(GCC push_options) TMC_PRAGMA(GCC target(features))
-#define TMC_END_ISA TMC_PRAGMA(GCC pop_options)
-#endif
-// Full-width registers: several compilers hold AVX-512 back to 256 bits by default.
-#if defined(__clang__)
-#define TMC_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"
-#else
-#define TMC_AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"
-#endif
-#define TMC_AVX2 "avx2,fma,f16c"
-
 namespace tmc {
 
 enum Isa { ISA_BASELINE = 0, ISA_AVX2 = 1, ISA_AVX512 = 2, ISA_COUNT = 3 };
 
-Isa current_isa();  // fsq.cpp
+struct Projection {
+  int64_t dim, padded;  // length of a row of weight, and distance of two rows
+  const float *weight;  // [dims, padded]
+  const float *bias;    // or NULL
+};
+
+struct Quantized {  // each may be NULL
+  float *latents, *codes;
+  int32_t *indices;
+};
+
+// What kernels.cpp does, compiled once for each instruction set. Functions over begin..end work on
+// part of the vectors; the raster functions work on one row.
+struct Kernels {
+  void (*quantize)(const tmc_grid &, const void *latents, int32_t dtype, int64_t inner, float *codes,
+                   int32_t *indices, int64_t begin, int64_t end);
+  void (*dequantize)(const tmc_grid &, const int32_t *indices, int64_t inner, float *codes, int64_t begin,
+                     int64_t end);
+  void (*backward)(const tmc_grid &, const void *latents, int32_t dtype, const float *grad_codes, int64_t inner,
+                   void *grad_latents, int64_t begin, int64_t end);
+  void (*project_quantize)(const tmc_grid &, const void *x, int32_t dtype, const Projection &, const Quantized &,
+                           int64_t begin, int64_t end);
+  void (*dequantize_project)(const tmc_grid &, const int32_t *indices, const Projection &, void *out, int32_t dtype,
+                             int64_t begin, int64_t end);
+  void (*normalize)(const void *raster, int32_t dtype, int64_t from, const uint8_t *mask, int64_t count, float mean,
+                    float std, float fill, void *tiles, int32_t tile_dtype, int64_t at);
+  void (*fill_row)(int64_t count, float fill, void *tiles, int32_t tile_dtype, int64_t at);
+  void (*add_row)(const void *tiles, int32_t tile_dtype, int64_t from, float row_weight, const float *col_weights,
+                  int64_t count, float *sums, float *weights);
+  void (*write_row)(const float *sums, const float *weights, const uint8_t *mask, int64_t count, float mean,
+                    float std, float fill, void *raster, int32_t dtype, int64_t at);
+};
+
+const Kernels &kernels();  // those of the instruction set in use; dispatch.cpp
 
 // Thresholds may be subnormal (the tie at z = 0 is one), so comparisons must see subnormals as
 // they are, even where the caller has switched flush-to-zero on (torch.set_flush_denormal).

@@ -1,10 +1,8 @@
-// FSQ kernels of one instruction set; fsq.cpp includes this once for each, inside a namespace.
+// FSQ kernels; part of kernels.cpp.
 //
 // Work goes through blocks that fit the first-level cache: load (any format, any layout) into
 // float columns, one a channel; compare with the thresholds; pack; store. Plain loops over columns
 // are what compilers vectorise well.
-
-#include "numbers.h"
 
 enum { BLOCK_FLOATS = 2048, LANES = 16, GROUP = 8 };
 
@@ -60,6 +58,12 @@ static void load_vectors(const T *from, int64_t count, int64_t stride, float *co
     for (int c = 0; c < DIMS; ++c) columns[c * stride + i] = to_float(from[i * DIMS + c]);
 }
 
+template <typename T, int DIMS>
+static void store_vectors(const float *columns, int64_t count, int64_t stride, T *to) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int c = 0; c < DIMS; ++c) store(to + i * DIMS + c, columns[c * stride + i]);
+}
+
 template <typename T>
 static void load_block(const T *data, const Span &span, int64_t dims, int64_t count, int64_t stride,
                        float *columns) {
@@ -83,8 +87,20 @@ static void load_block(const T *data, const Span &span, int64_t dims, int64_t co
 template <typename T>
 static void store_block(const float *columns, const Span &span, int64_t dims, int64_t count, int64_t stride,
                         T *data) {
-  for (int64_t c = 0; c < dims; ++c)
-    store_column(columns + c * stride, span.vector, count, data + span.first + c * span.channel);
+  T *to = data + span.first;
+  if (span.channel == 1 && span.vector == dims) {
+    switch (dims) {
+      case 2: return store_vectors<T, 2>(columns, count, stride, to);
+      case 3: return store_vectors<T, 3>(columns, count, stride, to);
+      case 4: return store_vectors<T, 4>(columns, count, stride, to);
+      case 5: return store_vectors<T, 5>(columns, count, stride, to);
+      case 6: return store_vectors<T, 6>(columns, count, stride, to);
+      case 7: return store_vectors<T, 7>(columns, count, stride, to);
+      case 8: return store_vectors<T, 8>(columns, count, stride, to);
+      default: break;
+    }
+  }
+  for (int64_t c = 0; c < dims; ++c) store_column(columns + c * stride, span.vector, count, to + c * span.channel);
 }
 
 // ---------------------------------------------------------------- digits
@@ -286,20 +302,35 @@ static void backward(const tmc_grid &grid, const void *latents, int32_t dtype, c
 
 // ---------------------------------------------------------------- fused projections
 
-// Sixteen lanes whatever the machine's width: the compiler splits them, the sums stay the same.
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
-// The same in memory, at any address.
-typedef float LanesInMemory __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
+// Sixteen lanes in as many registers as the machine needs for them: the sums are the same on all.
+#if defined(__AVX512F__)
+enum { PART = 16 };
+#elif defined(__AVX__)
+enum { PART = 8 };
+#else
+enum { PART = 4 };
+#endif
+typedef float Register __attribute__((vector_size(PART * sizeof(float))));
+typedef float InMemory __attribute__((vector_size(PART * sizeof(float)), aligned(4), may_alias));
+
+struct Lanes {
+  Register parts[LANES / PART];
+};
 
 static inline void load_lanes(const float *from, Lanes *lanes) {
-  *lanes = *reinterpret_cast<const LanesInMemory *>(from);
+  for (int p = 0; p < LANES / PART; ++p) lanes->parts[p] = *reinterpret_cast<const InMemory *>(from + p * PART);
 }
 
 template <typename T>
 static inline void load_lanes(const T *from, Lanes *lanes) {
   alignas(64) float values[LANES];
   for (int l = 0; l < LANES; ++l) values[l] = to_float(from[l]);
-  memcpy(lanes, values, sizeof values);
+  load_lanes(values, lanes);
+}
+
+static inline void add_products(const Lanes &value, const float *weight, Lanes *total) {
+  for (int p = 0; p < LANES / PART; ++p)
+    total->parts[p] += value.parts[p] * *reinterpret_cast<const InMemory *>(weight + p * PART);
 }
 
 static inline float sum_lanes(const Lanes &lanes) {
@@ -313,26 +344,18 @@ static inline float sum_lanes(const Lanes &lanes) {
 // Dot products of one row with CHANNELS rows of weight, whose rows are padded with zeros.
 template <typename T, int CHANNELS>
 static void dot_rows(const T *x, int64_t dim, const float *weight, int64_t padded, float *sums) {
-  Lanes total[CHANNELS];
-  for (int c = 0; c < CHANNELS; ++c) total[c] = Lanes{};
+  Lanes total[CHANNELS], value;
+  memset(total, 0, sizeof total);
   int64_t j = 0;
   for (; j + LANES <= dim; j += LANES) {
-    Lanes value, factor;
     load_lanes(x + j, &value);
-    for (int c = 0; c < CHANNELS; ++c) {
-      load_lanes(weight + c * padded + j, &factor);
-      total[c] += value * factor;
-    }
+    for (int c = 0; c < CHANNELS; ++c) add_products(value, weight + c * padded + j, &total[c]);
   }
   if (j < dim) {
     alignas(64) float tail[LANES] = {0};
     for (int64_t l = 0; j + l < dim; ++l) tail[l] = to_float(x[j + l]);
-    Lanes value, factor;
     load_lanes(tail, &value);
-    for (int c = 0; c < CHANNELS; ++c) {
-      load_lanes(weight + c * padded + j, &factor);
-      total[c] += value * factor;
-    }
+    for (int c = 0; c < CHANNELS; ++c) add_products(value, weight + c * padded + j, &total[c]);
   }
   for (int c = 0; c < CHANNELS; ++c) sums[c] = sum_lanes(total[c]);
 }
@@ -363,17 +386,6 @@ static void project_row(const T *x, int64_t dim, const float *weight, int64_t pa
       column[(c + g) * stride] = bias != nullptr ? sums[g] + bias[c + g] : sums[g];
   }
 }
-
-struct Projection {
-  int64_t dim, padded;
-  const float *weight;  // [dims, padded]
-  const float *bias;    // or NULL
-};
-
-struct Quantized {  // each may be NULL
-  float *latents, *codes;
-  int32_t *indices;
-};
 
 template <typename T>
 static void project_part(const tmc_grid &grid, const void *x, const Projection &projection,

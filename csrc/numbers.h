@@ -1,5 +1,5 @@
-// Conversions between float32 and the narrow formats; branch-free, so that loops over them vectorise.
-// Included inside each instruction set's namespace, hence no include guard.
+// Conversions between float32 and other formats; branch-free, so that loops over them vectorise.
+// Part of kernels.cpp.
 
 struct f16_t {
   uint16_t bits;

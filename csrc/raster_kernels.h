@@ -1,6 +1,4 @@
-// Raster kernels of one instruction set: single rows. rasters.cpp includes this once for each.
-
-#include "numbers.h"
+// Raster kernels, one row each; part of kernels.cpp.
 
 template <typename In, typename Out>
 static void normalize_values(const In *from, const uint8_t *mask, int64_t count, float mean, float std, float fill,

@@ -8,39 +8,6 @@
 
 namespace tmc {
 
-namespace baseline {
-#include "raster_kernels.h"
-}
-
-#ifdef TMC_X86_DISPATCH
-TMC_BEGIN_ISA(TMC_AVX2)
-namespace avx2 {
-#include "raster_kernels.h"
-}
-TMC_END_ISA
-
-TMC_BEGIN_ISA(TMC_AVX512)
-namespace avx512 {
-#include "raster_kernels.h"
-}
-TMC_END_ISA
-#endif
-
-struct RowKernels {
-  decltype(&baseline::normalize) normalize;
-  decltype(&baseline::fill_row) fill;
-  decltype(&baseline::add_row) add;
-  decltype(&baseline::write_row) write;
-};
-
-static RowKernels row_kernels() {
-#ifdef TMC_X86_DISPATCH
-  if (current_isa() == ISA_AVX512) return {avx512::normalize, avx512::fill_row, avx512::add_row, avx512::write_row};
-  if (current_isa() == ISA_AVX2) return {avx2::normalize, avx2::fill_row, avx2::add_row, avx2::write_row};
-#endif
-  return {baseline::normalize, baseline::fill_row, baseline::add_row, baseline::write_row};
-}
-
 static bool is_raster(int32_t dtype) {
   return dtype == TMC_F32 || dtype == TMC_U8 || dtype == TMC_U16 || dtype == TMC_I16;
 }
@@ -81,20 +48,20 @@ int32_t tmc_normalize_patchify(const void *raster, int32_t dtype, int64_t channe
   const int64_t planes = volume(rows, cols, channels);
   if (volume(channels, height, width) < 0 || planes < 0 || volume(planes, tile, tile) < 0) return TMC_EARGUMENT;
   if (!valid_starts(row_starts, rows, tile) || !valid_starts(col_starts, cols, tile)) return TMC_EARGUMENT;
-  const RowKernels kernels = row_kernels();
+  const Kernels &row_kernels = kernels();
   // One unit of work is one row of one tile of one channel.
-  parallel_for(planes * tile, 65536 / (tile + 1) + 1, threads, [=](int64_t begin, int64_t end) {
+  parallel_for(planes * tile, 65536 / (tile + 1) + 1, threads, [&](int64_t begin, int64_t end) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t plane = unit / tile, channel = plane % channels, place = plane / channels;
       const int64_t y = row_starts[place / cols] + unit % tile, x = col_starts[place % cols];
       const int64_t left = clip(-x, 0, tile), right = y < 0 || y >= height ? left : clip(width - x, left, tile);
       const int64_t at = unit * tile;
-      kernels.fill(left, fill, tiles, tile_dtype, at);
+      row_kernels.fill_row(left, fill, tiles, tile_dtype, at);
       if (right > left)
-        kernels.normalize(raster, dtype, (channel * height + y) * width + x + left,
+        row_kernels.normalize(raster, dtype, (channel * height + y) * width + x + left,
                           mask != nullptr ? mask + y * width + x + left : nullptr, right - left, mean[channel],
                           std[channel], fill, tiles, tile_dtype, at + left);
-      kernels.fill(tile - right, fill, tiles, tile_dtype, at + right);
+      row_kernels.fill_row(tile - right, fill, tiles, tile_dtype, at + right);
     }
   });
   return TMC_OK;
@@ -108,7 +75,7 @@ int32_t tmc_blend(const void *tiles, int32_t tile_dtype, int64_t channels, int64
   const int64_t planes = volume(rows, cols, channels);
   if (volume(channels, height, width) < 0 || planes < 0 || volume(planes, tile, tile) < 0) return TMC_EARGUMENT;
   if (!valid_starts(row_starts, rows, tile) || !valid_starts(col_starts, cols, tile)) return TMC_EARGUMENT;
-  const RowKernels kernels = row_kernels();
+  const Kernels &row_kernels = kernels();
   std::atomic<bool> failed{false};
   // One unit of work is one row of one channel of the raster.
   parallel_for(channels * height, 65536 / (width + 1) + 1, threads, [&](int64_t begin, int64_t end) {
@@ -127,12 +94,12 @@ int32_t tmc_blend(const void *tiles, int32_t tile_dtype, int64_t channels, int64
         for (int64_t c = 0; c < cols; ++c) {
           const int64_t x = col_starts[c], left = clip(-x, 0, tile), right = clip(width - x, left, tile);
           if (right > left)
-            kernels.add(tiles, tile_dtype, (((r * cols + c) * channels + channel) * tile + row) * tile + left,
+            row_kernels.add_row(tiles, tile_dtype, (((r * cols + c) * channels + channel) * tile + row) * tile + left,
                         row_weights[r * tile + row], col_weights + c * tile + left, right - left,
                         sums + x + left, weights + x + left);
         }
       }
-      kernels.write(sums, weights, mask != nullptr ? mask + y * width : nullptr, width, mean[channel],
+      row_kernels.write_row(sums, weights, mask != nullptr ? mask + y * width : nullptr, width, mean[channel],
                     std[channel], fill, raster, dtype, unit * width);
     }
     free(sums);

@@ -257,8 +257,7 @@ def test_compare_of_different_sizes(run: Run, make_scene: MakeScene) -> None:
 
 
 def test_demo_needs_its_scene(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = {**demo.run_demo.__kwdefaults__, "scene": tmp_path / "no.tif"}
-    monkeypatch.setattr(demo.run_demo, "__kwdefaults__", defaults)
+    monkeypatch.setattr(demo, "SCENES", {"S2L2A": tmp_path / "no.tif"})
     assert "reinstall tmcodec" in run("demo", tmp_path / "out", status=1).stderr
 
 
@@ -269,8 +268,8 @@ def test_demo(
     scene.with_suffix(".txt").write_text("who took it")
     folder = tmp_path / "deep" / "demo"
     for _ in range(2):  # the second run replaces what the first one wrote
-        result = demo.run_demo(folder, scene=scene, tokenizer=str(weights))
-    names = {"scene.tif", "scene.txt", "scene.tmc", "scene_decoded.tif", "demo.png"}
+        result = demo.run_demo(folder, scene=scene, modality="S2L2A", tokenizer=str(weights))
+    names = {"scene.tif", "scene.txt", "scene.tmc", "scene_decoded.tif", "scene.png"}
     assert {path.name for path in folder.iterdir()} == names
     assert result.encoded.file_bytes == (folder / "scene.tmc").stat().st_size
     assert result.comparison.reconstruction_bytes == result.encoded.file_bytes
@@ -279,7 +278,7 @@ def test_demo(
     json.dumps(result.to_dict(), allow_nan=False)
     demo.print_demo(result)
     text = capsys.readouterr().out
-    for expected in ("at the same place", "PSNR", "spectral angle", "NDVI error", str(folder / "demo.png")):
+    for expected in ("at the same place", "PSNR", "spectral angle", "NDVI error", str(folder / "scene.png")):
         assert expected in text, expected
 
 

@@ -1,4 +1,4 @@
-"""``tmcodec demo``: a real scene there and back."""
+"""``tmcodec demo``: real scenes there and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from tmcodec.cli.options import (
     quiet_option,
     seed_option,
     steps_option,
-    tokenizer_option,
 )
 from tmcodec.errors import RasterOpenError
 from tmcodec.texts import human_bytes, human_ratio, human_seconds, three_digits
@@ -32,16 +31,15 @@ if TYPE_CHECKING:
     from tmcodec.comparison import Comparison
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-SCENE = DATA / "demo_s2l2a.tif"
-"""A Sentinel-2 L2A scene; the text beside it says whose it is."""
-PICTURE = "demo.png"
+SCENES = {"S2L2A": DATA / "demo_s2l2a.tif", "S2L1C": DATA / "demo_s2l1c.tif"}
+"""Sentinel-2 scenes by modality; the text beside each says whose it is."""
 
 
 @dataclass(frozen=True)
 class DemoResult:
     """What `run_demo` did."""
 
-    folder: Path
+    picture: Path
     encoded: EncodeReport
     decoded: DecodeReport
     comparison: Comparison
@@ -50,7 +48,7 @@ class DemoResult:
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
         return {
-            "folder": str(self.folder),
+            "picture": str(self.picture),
             "encode": self.encoded.to_dict(),
             "decode": self.decoded.to_dict(),
             "compare": self.comparison.to_dict(),
@@ -63,27 +61,29 @@ class DemoResult:
     "folder", metavar="[DIR]", default="tmcodec-demo", type=click.Path(file_okay=False, path_type=Path)
 )
 @options(
-    steps_option, seed_option, tokenizer_option, device_option, json_option, quiet_option, debug_option
+    steps_option, seed_option, device_option, json_option, quiet_option, debug_option
 )
 def command(folder: Path, as_json: bool, quiet: bool, **choices: Any) -> None:
-    """Take a real Sentinel-2 scene there and back.
+    """Take two real Sentinel-2 scenes there and back.
 
-    The scene ships with the package. Writes its copy, the token file, the reconstruction and
-    a picture of both side by side to DIR (./tmcodec-demo), replacing what an earlier demo
-    wrote there.
+    The scenes ship with the package. For each, writes a copy, the token file, the
+    reconstruction and a picture of both side by side to DIR (./tmcodec-demo), replacing what
+    an earlier demo wrote there.
     """
-    result = run_demo(folder, quiet=quiet, **choices)
+    results = []
+    for modality, scene in SCENES.items():
+        results.append(run_demo(folder, scene=scene, modality=modality, quiet=quiet, **choices))
+        if not (as_json or quiet):
+            print_demo(results[-1])
     if as_json:
-        echo_json(result.to_dict())
-    elif not quiet:
-        print_demo(result)
+        echo_json([result.to_dict() for result in results])
 
 
 def run_demo(
     folder: Path,
     *,
-    scene: Path = SCENE,
-    modality: str = "S2L2A",
+    scene: Path,
+    modality: str,
     s2_offset: str = "auto",
     steps: int | None = None,
     seed: int | None = None,
@@ -102,6 +102,7 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     original = folder / scene.name
     tokens, back = original.with_suffix(".tmc"), folder / f"{scene.stem}_decoded.tif"
+    picture = original.with_suffix(".png")
     if not (original.exists() and original.samefile(scene)):
         shutil.copyfile(scene, original)
         if scene.with_suffix(".txt").is_file():  # the attribution goes where the scene goes
@@ -114,8 +115,8 @@ def run_demo(
                          overwrite=True, progress=progress)
     # The raster as it was written, not the array: this also tests where it lies on the map.
     comparison = compare(back, original, modality=modality, s2_offset=encoded.s2_offset or "auto",
-                         count_bytes_of=tokens, plot=folder / PICTURE, overwrite=True)
-    return DemoResult(folder, encoded, decoded, comparison, time.perf_counter() - start)
+                         count_bytes_of=tokens, plot=picture, overwrite=True)
+    return DemoResult(picture, encoded, decoded, comparison, time.perf_counter() - start)
 
 
 def print_demo(result: DemoResult) -> None:
@@ -130,7 +131,7 @@ def print_demo(result: DemoResult) -> None:
     echo_rows([
         ("token file", encoded.path),
         ("reconstruction", decoded.path),
-        ("side by side", str(result.folder / PICTURE)),
+        ("side by side", str(result.picture)),
         ("size", f"{human_bytes(encoded.raw_bytes)} raw to {human_bytes(encoded.file_bytes)}, "
                  f"{human_ratio(encoded.ratio)}"),
         ("tokens", f"{encoded.tokens:,} of 16 x 16 pixels, {three_digits(encoded.bits_per_token)} bits each"),

@@ -57,7 +57,7 @@ def check_config(raw: Any, path: Path) -> MiniConfig:
         sane = all(0 < n <= MAX_DIM for n in sizes) and all(0 <= n <= MAX_BLOCKS for n in depths)
     except (TypeError, AttributeError) as err:
         raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
-    if not sane or cfg.kernel % 2 == 0:
+    if not sane or cfg.kernel % 2 == 0 or cfg.kind not in ("patch", "height"):
         raise WeightsError(f"{path}: the configuration in its header has sizes out of range")
     return cfg
 

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.fsq import FSQ
+from tmcodec.modalities import get_modality
 from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
 from tmcodec.networks.compand import Compander
 from tmcodec.networks.denoiser import Denoiser
+from tmcodec.networks.height import HeightDecoder, HeightEncoder, HeightScale
 
 PATCH = 16
 
@@ -32,6 +34,8 @@ class MiniConfig:
     ----------
     modality
         Key in the modality table.
+    kind
+        ``"patch"``, or ``"height"`` for tokens that are mean heights (`tmcodec.networks.height`).
     channels
         Bands in and out; for categorical modalities the number of classes.
     levels
@@ -65,6 +69,7 @@ class MiniConfig:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     residual_std: tuple[float, ...] = ()
+    kind: str = "patch"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -102,10 +107,10 @@ class MiniEncoder(nn.Module):
 class MiniDecoder(nn.Module):
     """Codes ``(B, rows, cols, d)`` to the mean picture and to features for the denoiser."""
 
-    def __init__(self, cfg: MiniConfig) -> None:
+    def __init__(self, cfg: MiniConfig, inputs: int) -> None:
         super().__init__()
         self.channels = cfg.channels
-        self.embed = nn.Linear(len(cfg.levels), cfg.dim)
+        self.embed = nn.Linear(inputs, cfg.dim)
         self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.decoder_blocks))
         self.norm = nn.LayerNorm(cfg.dim)
         self.coarse = nn.Linear(cfg.dim, 4 * cfg.channels)
@@ -117,7 +122,11 @@ class MiniDecoder(nn.Module):
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(B, C, H, W)``, normalised, and features ``(B, H/4, W/4, refine)``."""
-        x = self.embed(codes * 2 - 1)
+        return self.paint(codes * 2 - 1)
+
+    def paint(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Do what `forward` does, from any inputs ``(B, rows, cols, inputs)`` around zero."""
+        x = self.embed(cells)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
@@ -140,12 +149,20 @@ class MiniNet(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.fsq = FSQ(cfg.levels)
-        self.encoder = MiniEncoder(cfg)
-        self.decoder = MiniDecoder(cfg)
-        self.denoiser = Denoiser(cfg) if cfg.denoiser_blocks else None
         ones = (1.0,) * cfg.channels
         mean, std = cfg.mean or (0.0,) * cfg.channels, cfg.std or ones
         self.compander = Compander(cfg.compand, cfg.origin, cfg.knee, mean, std)
+        self.encoder: MiniEncoder | HeightEncoder
+        self.decoder: MiniDecoder | HeightDecoder
+        if cfg.kind == "height":
+            scale = HeightScale(self.compander, cfg.levels, *get_modality(cfg.modality).valid_range)
+            self.encoder = HeightEncoder(cfg, scale)
+            self.decoder = HeightDecoder(cfg, scale, MiniDecoder(cfg, inputs=2))
+        elif cfg.kind == "patch":
+            self.encoder, self.decoder = MiniEncoder(cfg), MiniDecoder(cfg, len(cfg.levels))
+        else:
+            raise ValueError(f"unknown kind of tokenizer {cfg.kind!r}")
+        self.denoiser = Denoiser(cfg) if cfg.denoiser_blocks else None
         residual = torch.tensor(cfg.residual_std or ones).view(-1, 1, 1)
         self.register_buffer("residual_std", residual, persistent=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import torch
+import torch.nn.functional as F
 
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality
 
@@ -144,18 +147,24 @@ def load_scenes(root: Path, split: str, modality: Modality, folders: dict[str, f
     return scenes
 
 
-def resize_crop(values: Array, valid: Mask, zoom: int) -> tuple[Array, Mask]:
-    """Average a crop by `zoom` in both directions; valid where all of a block is."""
-    if zoom == 1:
-        return values, valid
-    c, h, w = values.shape
-    blocks = (c, h // zoom, zoom, w // zoom, zoom)
-    whole: Mask = np.all(valid.reshape(blocks), axis=(2, 4))
-    return values.reshape(blocks).mean((2, 4)), whole
+def warp_crop(values: Array, valid: Mask, side: int, rng: np.random.Generator) -> tuple[Array, Mask]:
+    """Turn by any angle and zoom by 0.6 to 1.7, bilinearly, around the middle; `side` pixels come back.
+
+    A handful of scenes has a handful of field patterns: what the network must not learn by heart.
+    Where the turned square leaves the region, it is mirrored.
+    """
+    angle, zoom = rng.uniform(0, 2 * math.pi), math.exp(rng.uniform(math.log(0.6), math.log(1.7)))
+    height, width = values.shape[1:]
+    cos, sin = math.cos(angle) * side / zoom, math.sin(angle) * side / zoom
+    theta = torch.tensor([[[cos / width, -sin / width, 0.0], [sin / height, cos / height, 0.0]]])
+    grid = F.affine_grid(theta, [1, 1, side, side], align_corners=False)
+    both = torch.from_numpy(np.concatenate([values, valid.astype(np.float32)])[None])
+    turned = F.grid_sample(both, grid, padding_mode="reflection", align_corners=False)[0].numpy()
+    return turned[: len(values)], turned[len(values) :] > 0.999
 
 
 class CropSampler:
-    """Random crops: place, flips and quarter turns, half resolution at times, then `augment`.
+    """Random crops: place, turn, zoom, flip, sometimes a blend of two, then `augment`.
 
     Parameters
     ----------
@@ -165,8 +174,10 @@ class CropSampler:
         Side in pixels.
     augment
         Radiometric change of one crop, or None.
-    halve
-        Chance of drawing twice the side and averaging 2x2, where the scene is large enough.
+    warp
+        Chance of turning by any angle and zooming; else quarter turns.
+    blend
+        Chance of a weighted mean of two crops: spectra and patterns that no scene has.
     seed
         Decides everything.
     """
@@ -176,35 +187,44 @@ class CropSampler:
         scenes: list[Scene],
         crop: int,
         augment: Callable[[Array, np.random.Generator], Array] | None,
-        halve: float,
+        warp: float,
+        blend: float,
         seed: int,
-        categorical: bool = False,
     ) -> None:
-        self.scenes, self.crop, self.augment = scenes, crop, augment
-        self.halve = 0.0 if categorical else halve
+        self.scenes, self.crop, self.augment, self.warp, self.blend = scenes, crop, augment, warp, blend
         self.rng = np.random.default_rng(seed)
         weights = np.array([s.weight for s in scenes])
         self.chances = weights / weights.sum()
 
-    def one(self) -> tuple[Array, Mask]:
+    def place(self) -> tuple[Array, Mask]:
         """Draw one crop: values ``(C, crop, crop)`` and validity."""
         rng = self.rng
         scene = self.scenes[rng.choice(len(self.scenes), p=self.chances)]
-        h, w = scene.values.shape[1:]
-        zoom = 2 if min(h, w) >= 2 * self.crop and rng.random() < self.halve else 1
-        side = self.crop * zoom
-        row, col = (int(rng.integers(max(n - side, 0) + 1)) for n in (h, w))
-        values = scene.values[:, row : row + side, col : col + side]
-        valid = scene.valid[:, row : row + side, col : col + side]
-        short = [(0, 0), *((0, side - n) for n in values.shape[1:])]
+        warp = rng.random() < self.warp
+        side = self.crop * 3 // 2 if warp else self.crop
+        rows, cols = (self._span(n, side) for n in scene.values.shape[1:])
+        values, valid = scene.values[:, rows, cols], scene.valid[:, rows, cols]
+        if warp:
+            values, valid = warp_crop(values, valid, self.crop, rng)
+        short = [(0, 0), *((0, max(self.crop - n, 0)) for n in values.shape[1:])]
         values, valid = np.pad(values, short, mode="reflect"), np.pad(valid, short, mode="reflect")
-        values, valid = resize_crop(values, valid, zoom)
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
+        turns = int(rng.integers(4))
         values, valid = np.rot90(values, turns, (1, 2)), np.rot90(valid, turns, (1, 2))
-        if flip:
-            values, valid = values[:, :, ::-1], valid[:, :, ::-1]
+        return (values[:, :, ::-1], valid[:, :, ::-1]) if rng.integers(2) else (values, valid)
+
+    def _span(self, size: int, side: int) -> slice:
+        start = int(self.rng.integers(max(size - side, 0) + 1))
+        return slice(start, start + side)
+
+    def one(self) -> tuple[Array, Mask]:
+        """Draw one crop, blended with another at times, and change its radiometry."""
+        values, valid = self.place()
+        if self.rng.random() < self.blend:
+            other, other_valid = self.place()
+            share = np.float32(self.rng.uniform(0.1, 0.9))
+            values, valid = values * share + other * (1 - share), valid & other_valid
         if self.augment is not None:
-            values = self.augment(values, rng)
+            values = self.augment(values, self.rng)
         return np.ascontiguousarray(values, np.float32), np.ascontiguousarray(valid)
 
     def batch(self, size: int) -> tuple[Array, Mask]:
@@ -216,7 +236,10 @@ class CropSampler:
 def augment_optical(values: Array, rng: np.random.Generator) -> Array:
     """Change illumination, spectral balance and path radiance a little."""
     bands = len(values)
-    gain = np.exp(rng.normal(0, 0.15) + rng.normal(0, 0.05, bands))
+    # Band by band, and as slopes and bends over the spectrum: water and soils have many colours.
+    t = np.linspace(-1, 1, bands)
+    tilt = rng.normal(0, 0.12) * t + rng.normal(0, 0.08) * (t**2 - 1 / 3)
+    gain = np.exp(rng.normal(0, 0.2) + tilt + rng.normal(0, 0.06, bands))
     if rng.random() < 0.1:  # deserts, snow: brighter than anything in a small corpus
         gain *= rng.uniform(1, 3)
     haze = rng.normal(0, 40) + rng.normal(0, 15, bands)

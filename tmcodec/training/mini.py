@@ -262,7 +262,7 @@ def make_log(net: MiniNet, val: list[Scene], recipe: Recipe) -> Log:
 
     def log(step: int, spent: float, loss: float, average: dict[str, Tensor]) -> None:
         line = f"{net.cfg.modality} step {step} {spent:.0f}s loss {loss:.4f}"
-        if "encoder.embed.weight" in average and step % (3 * LOG_EVERY) == 0:
+        if any(name.startswith("decoder.") for name in average) and step % (3 * LOG_EVERY) == 0:
             averaged = copy.deepcopy(net)
             averaged.load_state_dict(average, strict=False)
             scores = evaluate(averaged, val, recipe.peak)
@@ -281,10 +281,13 @@ def train(args: argparse.Namespace) -> None:
     val = load_scenes(args.data, "val", modality, VAL_FOLDERS.get(modality.name, {modality.name: 1.0}))
     net = build(modality, recipe, scenes)
     if args.start:
-        copied = start_from(net, torch.load(args.start, weights_only=True))
-        print(f"{copied} tensors taken from {args.start}", flush=True)
-    augment, categorical = AUGMENT[modality.name], modality.categorical
-    sampler = CropSampler(scenes, recipe.crop, augment, recipe.halve, args.seed, categorical)
+        saved = torch.load(args.start, weights_only=True)
+        cfg = MiniConfig.from_dict(json.loads(saved["config"]))
+        if cfg.modality == modality.name:  # the weights know these statistics
+            net = MiniNet(cfg)
+        print(f"{start_from(net, saved)} tensors taken from {args.start}", flush=True)
+    augment = AUGMENT[modality.name]
+    sampler = CropSampler(scenes, recipe.crop, augment, recipe.warp, recipe.blend, args.seed)
     run = Run(net, sampler, recipe, make_log(net, val, recipe), out, args.lr, not args.fp32)
     train_mean(run, args.minutes)
     if net.denoiser is not None:

@@ -21,8 +21,8 @@ class Recipe:
         The range in which PSNR is stated, in physical units (0: categorical).
     crop, batch
         Side of a crop in pixels; crops a step.
-    halve
-        Chance of a crop at half resolution.
+    warp, blend
+        See `tmcodec.training.corpus.CropSampler`.
     start
         Modality whose trained weights are the starting point, or None.
     """
@@ -32,7 +32,8 @@ class Recipe:
     net: Mapping[str, Any] = field(default_factory=dict)
     crop: int = 160
     batch: int = 8
-    halve: float = 0.15
+    warp: float = 0.5
+    blend: float = 0.15
     start: str | None = None
 
 
@@ -41,7 +42,7 @@ _WIDE = {"dim": 256, "refine": 64, "denoiser_dim": 112}
 
 RECIPES: dict[str, Recipe] = {
     "S2L2A": Recipe(
-        folders={"S2L2A": 0.75, "S2L1C": 0.15, "S2L1C_no_B10": 0.1},
+        folders={"S2L2A": 0.5, "S2L1C": 0.3, "S2L1C_no_B10": 0.2},
         peak=10000.0,
         net={**_REFLECTANCE, **_WIDE},
     ),
@@ -52,19 +53,20 @@ RECIPES: dict[str, Recipe] = {
         start="S2L2A",
     ),
     "S2RGB": Recipe(folders={"S2RGB": 0.3, "S2L2A": 0.4, "S2L1C": 0.2, "S2L1C_no_B10": 0.1}, peak=255.0),
-    "S1GRD": Recipe(folders={"S1GRD": 0.9, "S1RTC": 0.1}, peak=50.0, halve=0.1),
-    "S1RTC": Recipe(folders={"S1RTC": 0.6, "S1GRD": 0.4}, peak=50.0, halve=0.1, start="S1GRD"),
+    "S1GRD": Recipe(folders={"S1GRD": 0.9, "S1RTC": 0.1}, peak=50.0, warp=0.0, blend=0.0),
+    "S1RTC": Recipe(folders={"S1RTC": 0.6, "S1GRD": 0.4}, peak=50.0, warp=0.0, blend=0.0, start="S1GRD"),
     "DEM": Recipe(
         folders={"DEM": 1.0},
         peak=1000.0,
-        net={"compand": "asinh", "origin": 0.0, "knee": 200.0},
-        halve=0.3,
+        net={"kind": "height", "compand": "asinh", "origin": 0.0, "knee": 1000.0, "dim": 160},
+        blend=0.0,
     ),
     "NDVI": Recipe(folders={"NDVI": 0.3, "S2L2A": 0.5, "S2L1C": 0.2}, peak=2.0),
     "LULC": Recipe(
         folders={"LULC": 0.3, "LULC_worldcover": 0.7},
         peak=0.0,
         net={"channels": 10, "denoiser_blocks": 0},
-        halve=0.0,
+        warp=0.0,
+        blend=0.0,
     ),
 }

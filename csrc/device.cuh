@@ -1,0 +1,53 @@
+// What the CUDA kernels share: number formats, 16-byte accesses, launches.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "tmcodec.h"
+
+namespace tmc {
+
+static __device__ __forceinline__ float to_float(float v) { return v; }
+static __device__ __forceinline__ float to_float(double v) { return __double2float_rn(v); }
+static __device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+static __device__ __forceinline__ float to_float(uint8_t v) { return static_cast<float>(v); }
+static __device__ __forceinline__ float to_float(uint16_t v) { return static_cast<float>(v); }
+static __device__ __forceinline__ float to_float(int16_t v) { return static_cast<float>(v); }
+
+static __device__ __forceinline__ void store(float *to, float v) { *to = v; }
+static __device__ __forceinline__ void store(double *to, float v) { *to = v; }
+static __device__ __forceinline__ void store(__half *to, float v) { *to = __float2half_rn(v); }
+static __device__ __forceinline__ void store(__nv_bfloat16 *to, float v) { *to = __float2bfloat16_rn(v); }
+
+// As many values as 16 bytes hold, moved at once.
+template <typename T>
+struct alignas(16) Pack {
+  enum { SIZE = 16 / sizeof(T) };
+  T values[SIZE];
+};
+
+static inline bool aligned(const void *pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0; }
+
+enum { THREADS = 256 };
+
+// Blocks for a grid-stride loop over `units` of work: enough to fill any device, not more.
+static inline unsigned blocks_for(int64_t units, int64_t units_each) {
+  int device = 0, processors = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  const int64_t most = 16 * static_cast<int64_t>(processors > 0 ? processors : 1);
+  const int64_t wanted = (units + units_each - 1) / units_each;
+  return static_cast<unsigned>(wanted < most ? wanted : most);
+}
+
+static inline int32_t launch_status() { return cudaGetLastError() == cudaSuccess ? TMC_OK : TMC_ECUDA; }
+
+static inline bool valid_sizes(int64_t a, int64_t b) {
+  return a >= 0 && b >= 0 && (b == 0 || a <= INT64_MAX / 1024 / b);
+}
+
+}  // namespace tmc
