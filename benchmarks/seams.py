@@ -44,7 +44,8 @@ def decode_tiles(tok: Tokenizer, tokens: npt.NDArray[np.int32], steps: int, halo
     for w in grid_windows(cols, rows, TILE // 16):
         around = w.expand(halo, cols, rows)
         r, c = around.slices
-        picture = tok.decode(torch.from_numpy(tokens[r, c])[None], steps, 0, (around.row, around.col))[0].numpy()
+        part = torch.from_numpy(tokens[r, c])[None]
+        picture = tok.decode(part, steps, 0, (around.row, around.col))[0].numpy()
         inner = w.relative_to(around)
         top, left = inner.row * 16, inner.col * 16
         out[:, w.row * 16 : w.row_end * 16, w.col * 16 : w.col_end * 16] = picture[

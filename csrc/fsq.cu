@@ -292,18 +292,28 @@ static __device__ void dot_rows(const T *x, int64_t rows, int64_t dim, const flo
     }
 }
 
+template <typename T>
+static __device__ void dot_wide(int32_t channels, const T *x, int64_t rows, int64_t dim, const float *weight,
+                                float *sums) {
+  switch (channels) {
+    case 1: return dot_rows<T, 1, true>(x, rows, dim, weight, sums);
+    case 2: return dot_rows<T, 2, true>(x, rows, dim, weight, sums);
+    case 3: return dot_rows<T, 3, true>(x, rows, dim, weight, sums);
+    case 4: return dot_rows<T, 4, true>(x, rows, dim, weight, sums);
+    case 5: return dot_rows<T, 5, true>(x, rows, dim, weight, sums);
+    case 6: return dot_rows<T, 6, true>(x, rows, dim, weight, sums);
+    case 7: return dot_rows<T, 7, true>(x, rows, dim, weight, sums);
+    default: return dot_rows<T, 8, true>(x, rows, dim, weight, sums);
+  }
+}
+
 template <typename T, bool WIDE>
 static __device__ void dot_group(int32_t channels, const T *x, int64_t rows, int64_t dim, const float *weight,
                                  float *sums) {
-  switch (channels) {
-    case 1: return dot_rows<T, 1, WIDE>(x, rows, dim, weight, sums);
-    case 2: return dot_rows<T, 2, WIDE>(x, rows, dim, weight, sums);
-    case 3: return dot_rows<T, 3, WIDE>(x, rows, dim, weight, sums);
-    case 4: return dot_rows<T, 4, WIDE>(x, rows, dim, weight, sums);
-    case 5: return dot_rows<T, 5, WIDE>(x, rows, dim, weight, sums);
-    case 6: return dot_rows<T, 6, WIDE>(x, rows, dim, weight, sums);
-    case 7: return dot_rows<T, 7, WIDE>(x, rows, dim, weight, sums);
-    default: return dot_rows<T, 8, WIDE>(x, rows, dim, weight, sums);
+  if constexpr (!WIDE) {  // rare: rows that are no multiple of 16 bytes; one channel at a time keeps the library small
+    for (int32_t c = 0; c < channels; ++c) dot_rows<T, 1, false>(x, rows, dim, weight + c * dim, sums + c);
+  } else {
+    dot_wide<T>(channels, x, rows, dim, weight, sums);
   }
 }
 
@@ -402,15 +412,20 @@ static void launch_expand(const DeviceGrid &grid, const int32_t *indices, int64_
 
 using namespace tmc;
 
-// Call `launch` with the latents' type; `type` is a null pointer of it.
-#define TMC_FOR_DTYPE(dtype, call)                                \
+// Make `call` with T as the data type.
+#define TMC_FOR_NARROW(dtype, call)                               \
   switch (dtype) {                                                \
     case TMC_F32: { using T = float; call; } break;               \
-    case TMC_F64: { using T = double; call; } break;              \
     case TMC_F16: { using T = __half; call; } break;              \
     case TMC_BF16: { using T = __nv_bfloat16; call; } break;      \
     default: return TMC_EDTYPE;                                   \
   }
+#define TMC_FOR_DTYPE(dtype, call)                                \
+  if (dtype == TMC_F64) {                                         \
+    using T = double;                                             \
+    call;                                                         \
+  } else                                                          \
+    TMC_FOR_NARROW(dtype, call)
 
 extern "C" {
 
@@ -462,8 +477,8 @@ int32_t tmc_cuda_fsq_project_quantize(const tmc_grid *host, const void *x, int32
   DeviceGrid grid;
   if (!make_grid(host, &grid) || !valid_sizes(n, dim)) return TMC_EARGUMENT;
   if (n == 0) return TMC_OK;
-  TMC_FOR_DTYPE(dtype, launch_project(grid, static_cast<const T *>(x), n, dim, weight, bias, latents, codes, indices,
-                                      static_cast<cudaStream_t>(stream)))
+  TMC_FOR_NARROW(dtype, launch_project(grid, static_cast<const T *>(x), n, dim, weight, bias, latents, codes,
+                                       indices, static_cast<cudaStream_t>(stream)))
   return launch_status();
 }
 

@@ -127,6 +127,7 @@ TMC_API int32_t tmc_blend(const void *tiles, int32_t tile_dtype, int64_t channel
  *
  * Data pointers are device memory, a grid's pointers host memory; the grid travels as a kernel
  * argument, hence TMC_CUDA_MAX_THRESHOLDS. `stream` is a cudaStream_t. Nothing synchronizes.
+ * project_quantize does not take F64 here.
  * mean, std, *_starts and *_weights are device memory. */
 
 #define TMC_CUDA_MAX_THRESHOLDS 640

@@ -264,6 +264,8 @@ class NativeKernels:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         import torch
 
+        if self._cuda and x.dtype == torch.float64:
+            x = x.float()
         n, dim = x.shape
         latent = torch.empty((n, grid.dims), dtype=torch.float32, device=x.device) if latents else None
         code = torch.empty((n, grid.dims), dtype=torch.float32, device=x.device) if codes else None
