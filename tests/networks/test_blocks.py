@@ -48,6 +48,16 @@ def test_companding_is_invertible_and_its_slope_is_the_derivative(kind: str, ori
     assert torch.allclose(compander.slope(v)[away].double(), derivative[away], rtol=1e-3)
 
 
+def test_companding_band_by_band_is_the_same() -> None:
+    compander = Compander("sqrt", 1000.0, 60.0, [5.0, 7.0], [2.0, 3.0])
+    v = torch.rand(2, 2, 9, 9) * 9000
+    assert torch.allclose(compander.compress_bands(v), compander.compress(v), atol=1e-5)
+    z = torch.randn(2, 2, 9, 9) * 5
+    expected = compander.expand(z).clamp(900, 4000)
+    assert torch.allclose(compander.expand_bands(z, 900, 4000), expected, rtol=1e-5)
+    assert expected.min() == 900
+
+
 def test_companding_values_by_hand() -> None:
     root = Compander("sqrt", 1000.0, 64.0, [0.0], [1.0])
     got = root.compress(torch.tensor([1000.0, 1036.0, 964.0]).view(1, 3, 1)).flatten()
