@@ -27,7 +27,11 @@ CPU_SOURCES = ("dispatch.cpp", "fsq.cpp", "rasters.cpp")
 # kernels.cpp is compiled once for each of these; the machine chooses when the library is loaded.
 X86_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
-    "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
+    # Full-width registers: compilers hold AVX-512 back to 256 bits unless told.
+    "avx512": (
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+        "-mprefer-vector-width=512",
+    ),
 }
 CUDA_SOURCES = ("fsq.cu", "rasters.cu")
 CPU_FLAGS = (
@@ -107,12 +111,12 @@ def _compile_and_link(compiler: list[str], target: Path, flags: list[str], extra
     x86 = _targets_x86(compiler)
     common = [*compiler, *CPU_FLAGS, *flags, *shlex.split(os.environ.get("CXXFLAGS", "")), f"-I{CSRC}"]
     common += ["-DTMC_HAVE_X86"] if x86 else []
-    units = [(CSRC / name, []) for name in CPU_SOURCES] + [(source, []) for source in extra]
+    units = [[str(source)] for source in (*(CSRC / name for name in CPU_SOURCES), *extra)]
     for isa, isa_flags in {"baseline": (), **(X86_FLAGS if x86 else {})}.items():
-        units.append((CSRC / "kernels.cpp", [f"-DTMC_ISA={isa}", *isa_flags]))
+        units.append([str(CSRC / "kernels.cpp"), f"-DTMC_ISA={isa}", *isa_flags])
     with tempfile.TemporaryDirectory() as folder:
         objects = [str(Path(folder, f"{i}.o")) for i in range(len(units))]
-        run_all([[*common, *own, "-c", str(unit), "-o", o] for (unit, own), o in zip(units, objects, strict=True)])
+        run_all([[*common, "-c", *unit, "-o", o] for unit, o in zip(units, objects, strict=True)])
         shared = [] if extra else ["-shared"]
         _into_place(target, lambda out: [*common, *shared, *objects, "-o", out])
 
@@ -179,7 +183,8 @@ def build(folder: Path) -> list[Path]:
         except BuildError as error:
             if wanted == "1":
                 raise
-            print(f"warning: no {kind} kernels, tmcodec will use numba or torch instead: {error}", file=sys.stderr)
+            message = f"warning: no {kind} kernels, tmcodec will use numba or torch instead: {error}"
+            print(message, file=sys.stderr)
         else:
             made.append(target)
     return made

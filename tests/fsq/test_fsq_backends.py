@@ -46,7 +46,9 @@ def test_golden_vectors(case, backend):
     assert fsq.latents_to_indices(z).tolist() == case["indices"]
     assert fsq(z)[1].tolist() == case["indices"]
     codes = fsq(z)[0]
-    assert torch.equal(codes, reference.digits_to_codes(torch.tensor(case["digits"]), make_grid(fsq.levels, fsq.form)))
+    assert torch.equal(
+        codes, reference.digits_to_codes(torch.tensor(case["digits"]), make_grid(fsq.levels, fsq.form))
+    )
     assert fsq.codes_to_indices(codes).tolist() == case["indices"]
 
 
@@ -54,7 +56,10 @@ def test_golden_vectors(case, backend):
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['form']}-{'x'.join(map(str, c['levels']))}")
 def test_golden_vectors_on_every_instruction_set(case, isa):
     with instruction_set(isa):
-        assert FSQ(case["levels"], case["form"], backend="native")(golden_latents(case))[1].tolist() == case["indices"]
+        assert (
+            FSQ(case["levels"], case["form"], backend="native")(golden_latents(case))[1].tolist()
+            == case["indices"]
+        )
 
 
 @pytest.mark.parametrize("backend", FAST_BACKENDS)
@@ -110,10 +115,17 @@ def test_any_levels_shape_and_axis(backend, levels, shape, form, seed, data):
 def test_strides_do_not_matter(backend, axis):
     levels = (8, 6, 5)
     base = torch.randn(4, 3, 6, 10, generator=torch.Generator().manual_seed(0))
-    views = [base, base.contiguous(memory_format=torch.channels_last), base[:, :, ::2, 1:7], base.flip(0).transpose(2, 3)]
+    views = [
+        base,
+        base.contiguous(memory_format=torch.channels_last),
+        base[:, :, ::2, 1:7],
+        base.flip(0).transpose(2, 3),
+    ]
     for view in views:
         z = view if axis == 1 else view.permute(0, 2, 3, 1)
-        expected = ops.quantize(z.clone(memory_format=torch.contiguous_format), levels, axis=axis, backend="torch")
+        expected = ops.quantize(
+            z.clone(memory_format=torch.contiguous_format), levels, axis=axis, backend="torch"
+        )
         found = ops.quantize(z, levels, axis=axis, backend=backend)
         assert torch.equal(found[0], expected[0])
         assert torch.equal(found[1], expected[1])
@@ -151,7 +163,9 @@ def test_indices_outside_the_codebook_wrap(backend):
     levels = (8, 8, 8, 6, 5)
     indices = torch.tensor([-1, -15361, 15360, 2**31 - 1, -(2**31)], dtype=torch.int32)
     expected = lv.indices_to_digits(indices.numpy(), levels) / (np.array(levels) - 1)
-    np.testing.assert_array_equal(ops.dequantize(indices, levels, backend=backend), expected.astype(np.float32))
+    np.testing.assert_array_equal(
+        ops.dequantize(indices, levels, backend=backend), expected.astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -172,7 +186,12 @@ def test_threads_do_not_matter(backend, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert_same((8, 8, 8, 6, 5), "sigmoid", random_latents(60_001, (8, 8, 8, 6, 5), "sigmoid", torch.float32, 9), backend)
+        assert_same(
+            (8, 8, 8, 6, 5),
+            "sigmoid",
+            random_latents(60_001, (8, 8, 8, 6, 5), "sigmoid", torch.float32, 9),
+            backend,
+        )
     finally:
         torch.set_num_threads(before)
 
@@ -234,7 +253,9 @@ import torch
 from tmcodec.fsq import FSQ
 print(FSQ((8, 8, 8, 6, 5)).latents_to_indices(torch.zeros(1, 5)).tolist())
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert out[0].startswith("torch; native: libtmcodec_cpu")
     assert out[0].endswith("was not built; numba: numba is not installed")
     assert out[1] == "[7460]"

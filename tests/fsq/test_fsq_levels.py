@@ -16,7 +16,9 @@ from tmcodec.fsq import FSQ
 from tmcodec.fsq import levels as lv
 from tmcodec.fsq.grid import make_grid
 
-_spec = importlib.util.spec_from_file_location("make_fsq_v1", Path(__file__).with_name("golden") / "make_fsq_v1.py")
+_spec = importlib.util.spec_from_file_location(
+    "make_fsq_v1", Path(__file__).with_name("golden") / "make_fsq_v1.py"
+)
 golden = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(golden)
 

@@ -25,7 +25,9 @@ def test_opcheck_quantize(axis, backend):
         for grad in (False, True):
             z = latents(axis, dtype, grad)
             torch.library.opcheck(ops._quantize_op, (z, LEVELS, "sigmoid", axis, backend), test_utils=OPCHECK)
-        torch.library.opcheck(ops._indices_op, (latents(axis, dtype), LEVELS, "tanh", axis, backend), test_utils=OPCHECK)
+        torch.library.opcheck(
+            ops._indices_op, (latents(axis, dtype), LEVELS, "tanh", axis, backend), test_utils=OPCHECK
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -88,7 +90,9 @@ def test_compiled_projection_gives_the_same():
         codes, indices = ops.project_quantize(x, weight, None, LEVELS)
         return codes, ops.dequantize_project(indices, weight.t(), None, LEVELS)
 
-    for found, expected in zip(torch.compile(step, backend="aot_eager", fullgraph=True)(x), step(x), strict=True):
+    for found, expected in zip(
+        torch.compile(step, backend="aot_eager", fullgraph=True)(x), step(x), strict=True
+    ):
         assert torch.equal(found, expected)
 
 

@@ -66,7 +66,9 @@ def test_instruction_sets_and_numba_give_the_same_bits(dtype, isa):
     with instruction_set(isa):
         found = choose("cpu", "native").project_quantize(grid, x, weight, bias, latents=True)
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
-    torch.testing.assert_close(found[0].double(), x.double() @ weight.double().t() + bias.double(), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        found[0].double(), x.double() @ weight.double().t() + bias.double(), atol=2e-6, rtol=1e-5
+    )
 
 
 @given(st.integers(0, 40), st.integers(1, 70), st.integers(0, 9))
@@ -77,7 +79,10 @@ def test_any_size_agrees_with_numba(n, dim, seed):
     weight, bias = layer(dim, 3, seed)
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
     grid = make_grid((8, 6, 5))
-    results = [choose("cpu", name).project_quantize(grid, x, weight, bias, latents=True) for name in ("native", "numba")]
+    results = [
+        choose("cpu", name).project_quantize(grid, x, weight, bias, latents=True)
+        for name in ("native", "numba")
+    ]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -100,9 +105,13 @@ def test_layers_that_do_not_fit_are_refused(backend):
     with pytest.raises(ValueError, match="weight"):
         project_quantize(torch.zeros(4, 7), torch.zeros(5, 8), None, LEVELS, backend=backend)
     with pytest.raises(ValueError, match="weight"):
-        dequantize_project(torch.zeros(4, dtype=torch.int32), torch.zeros(8, 4), None, LEVELS, backend=backend)
+        dequantize_project(
+            torch.zeros(4, dtype=torch.int32), torch.zeros(8, 4), None, LEVELS, backend=backend
+        )
     with pytest.raises(TypeError, match="int32"):
-        project_quantize(torch.zeros(4, 8, dtype=torch.int32), torch.zeros(5, 8), None, LEVELS, backend=backend)
+        project_quantize(
+            torch.zeros(4, 8, dtype=torch.int32), torch.zeros(5, 8), None, LEVELS, backend=backend
+        )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -36,7 +36,12 @@ def numpy_tiles(raster, mask, fill):
     values = raster.numpy().astype(np.float32)
     for (r, c, ch, i, j), _ in np.ndenumerate(tiles):
         y, x = ROWS[r] + i, COLS[c] + j
-        if 0 <= y < HEIGHT and 0 <= x < WIDTH and (mask is None or mask[y, x]) and not np.isnan(values[ch, y, x]):
+        if (
+            0 <= y < HEIGHT
+            and 0 <= x < WIDTH
+            and (mask is None or mask[y, x])
+            and not np.isnan(values[ch, y, x])
+        ):
             tiles[r, c, ch, i, j] = (values[ch, y, x] - np.float32(MEAN[ch])) / np.float32(STD[ch])
     return tiles
 
@@ -112,7 +117,9 @@ def test_round_trip(backend):
     raster = raster_of(torch.uint16, 5)
     tiles = normalize_patchify(raster, MEAN, STD, TILE, ROWS, [0, 8, 15], backend=backend)
     weights = blend_weights(ROWS, TILE), blend_weights([0, 8, 15], TILE)
-    back = blend(tiles, ROWS, [0, 8, 15], *weights, HEIGHT, WIDTH, MEAN, STD, dtype=torch.uint16, backend=backend)
+    back = blend(
+        tiles, ROWS, [0, 8, 15], *weights, HEIGHT, WIDTH, MEAN, STD, dtype=torch.uint16, backend=backend
+    )
     assert torch.equal(back, raster)
 
 
@@ -145,7 +152,10 @@ def test_instruction_sets_agree(isa):
         for dtype in TILE_DTYPES:
             tiles = normalize_patchify(raster, *args, dtype=dtype, backend="native")
             assert torch.equal(tiles, normalize_patchify(raster, *args, dtype=dtype, backend="torch"))
-            out = [blend(tiles, *args[3:], *weights, 67, 131, *args[:2], backend=name) for name in ("native", "torch")]
+            out = [
+                blend(tiles, *args[3:], *weights, 67, 131, *args[:2], backend=name)
+                for name in ("native", "torch")
+            ]
             assert torch.equal(*out)
 
 
@@ -153,17 +163,23 @@ def test_instruction_sets_agree(isa):
 @pytest.mark.parametrize("isa", ISAS)
 def test_half_precision_conversions_are_torchs(isa, tile_dtype):
     """Every 2^16 pattern to float32, and float32 around every rounding edge back."""
-    patterns = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(tile_dtype).reshape(256, 256)
+    patterns = (
+        torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(tile_dtype).reshape(256, 256)
+    )
     ones = torch.ones(1, 256)
     with instruction_set(isa):
-        up = blend(patterns[None, None, None], [0], [0], ones, ones, 256, 256, fill=float("nan"), backend="native")
+        up = blend(
+            patterns[None, None, None], [0], [0], ones, ones, 256, 256, fill=float("nan"), backend="native"
+        )
         expected = patterns.float()
         assert torch.equal(up[0].isnan(), expected.isnan())
         assert torch.equal(up[0][~expected.isnan()], expected[~expected.isnan()])
         exact = expected.nan_to_num(0, torch.inf, -torch.inf)
         neighbours = torch.sort(exact.flatten().unique()).values
         middles = (neighbours[1:-2] + neighbours[2:-1]) / 2
-        wanted = torch.cat([middles, middles.nextafter(torch.tensor(1e38)), middles.nextafter(torch.tensor(-1e38))])
+        wanted = torch.cat(
+            [middles, middles.nextafter(torch.tensor(1e38)), middles.nextafter(torch.tensor(-1e38))]
+        )
         wanted = wanted[: wanted.numel() // 256 * 256].view(1, -1, 256)
         starts = list(range(0, wanted.shape[1], 256))
         down = normalize_patchify(wanted, [0.0], [1.0], 256, starts, [0], dtype=tile_dtype, backend="native")

@@ -38,7 +38,8 @@ __all__ = [
 
 _LAZY = {
     "FSQ": "quantizer",
-    **dict.fromkeys(("dequantize", "dequantize_project", "project_quantize", "quantize", "quantize_indices"), "ops"),
+    **dict.fromkeys(("dequantize", "dequantize_project", "project_quantize"), "ops"),
+    **dict.fromkeys(("quantize", "quantize_indices"), "ops"),
     **dict.fromkeys(("blend", "blend_weights", "normalize_patchify"), "rasters"),
 }
 

@@ -1,7 +1,8 @@
 """Which implementation does the work: compiled kernels, numba, or torch.
 
 ``TMCODEC_BACKEND`` or an argument names one; else the first that this machine has, in the order
-``native``, ``numba``, ``torch``. All give the same digits for the same float. `describe` says what is active and why.
+``native``, ``numba``, ``torch``. All give the same digits for the same float. `describe` says
+what is active and why.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tmcodec.errors import TmcodecError
 from tmcodec.fsq.grid import Grid
@@ -25,11 +26,39 @@ class BackendError(TmcodecError, RuntimeError):
     """The backend asked for is unknown, or cannot run here."""
 
 
+class Tiling(NamedTuple):
+    """Where tiles lie in a raster: the side of one, and the first rows and columns, int64."""
+
+    tile: int
+    row_starts: Tensor
+    col_starts: Tensor
+
+
+class Scale(NamedTuple):
+    """How pixel values become normalised ones and back.
+
+    Mean and standard deviation are float32, one a channel; the mask is uint8 ``(H, W)``, 0 where
+    values are unknown and ``fill`` stands in their place.
+    """
+
+    mean: Tensor
+    std: Tensor
+    mask: Tensor | None
+    fill: float
+
+
+class Weights(NamedTuple):
+    """Weights of a tile's rows ``(rows, tile)`` and columns ``(cols, tile)``, float32."""
+
+    rows: Tensor
+    cols: Tensor
+
+
 class Kernels(Protocol):
     """What a backend does; all tensors are contiguous and on one device.
 
-    Latents and codes are ``(outer, d, inner)``, indices ``(outer, inner)``; the fused projections
-    and the raster steps are described in ``csrc/tmcodec.h``.
+    Latents and codes are ``(outer, d, inner)``, indices ``(outer, inner)``; the layouts of the fused
+    projections and the raster steps stand in ``csrc/tmcodec.h``.
     """
 
     name: str
@@ -45,22 +74,24 @@ class Kernels(Protocol):
     def backward(self, grid: Grid, latents: Tensor, grad_codes: Tensor) -> Tensor: ...
 
     def project_quantize(
-        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+        self,
+        grid: Grid,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        latents: bool = False,
+        codes: bool = True,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]: ...
 
     def dequantize_project(
         self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
     ) -> Tensor: ...
 
-    def normalize_patchify(
-        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
-        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
-    ) -> Tensor: ...  # fmt: skip
+    def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor: ...
 
     def blend(
-        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
-        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
-    ) -> Tensor: ...  # fmt: skip
+        self, tiles: Tensor, tiling: Tiling, weights: Weights, scale: Scale, size: tuple[int, int], dtype: Any
+    ) -> Tensor: ...
 
 
 def choose(device: str = "cpu", name: str | None = None) -> Kernels:
@@ -139,7 +170,9 @@ def _describe(device: str) -> str:
         return f"none: {VARIABLE}={asked}, but {reasons[asked]}"
     order = (asked, "torch") if asked is not None else NAMES
     active = next(name for name in order if reasons[name] is None)
-    skipped = [f"{name}: {why}" for name in order[: order.index(active)] if (why := reasons[name]) is not None]
+    skipped = [
+        f"{name}: {why}" for name in order[: order.index(active)] if (why := reasons[name]) is not None
+    ]
     notes = ([f"{VARIABLE}={asked}"] if asked is not None else []) + skipped
     text = f"{active} ({_detail(device)})" if active == "native" else active
     return "; ".join([text, *notes])

@@ -22,6 +22,8 @@ from tmcodec.fsq.grid import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tmcodec.fsq.backends import Scale, Tiling, Weights
+
 ABI_VERSION = 1
 FOLDER = Path(__file__).with_name("_native")
 
@@ -59,8 +61,8 @@ def _pointer_to(grid: Grid) -> Any:
     """Return the grid as the C interface takes it; `grid` must outlive the call."""
     known = _grids.get(grid)
     if known is None:
-        arrays = (grid.level_array, grid.thresholds, grid.code_shift, grid.code_span, grid.grad_shift, grid.grad_gain)
-        struct = _CGrid(grid.dims, grid.grad_rate, *(array.ctypes.data for array in arrays))
+        names = ("level_array", "thresholds", "code_shift", "code_span", "grad_shift", "grad_gain")
+        struct = _CGrid(grid.dims, grid.grad_rate, *(_at(getattr(grid, name)) for name in names))
         known = _grids[grid] = ctypes.byref(struct)
     return known
 
@@ -146,7 +148,9 @@ def load(kind: str) -> Library:
 
 def default_threads() -> int:
     """Return the processors that this process may use; 1 in a forked child, see `after_fork`."""
-    return _threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    if _threads:
+        return _threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _threads = 0
@@ -175,6 +179,12 @@ def _ptr(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def _places(tiling: Tiling) -> tuple[Any, ...]:
+    """Return the arguments `_TILES`."""
+    rows, cols = tiling.row_starts, tiling.col_starts
+    return tiling.tile, _ptr(rows), rows.numel(), _ptr(cols), cols.numel()
+
+
 def _at(array: npt.NDArray[Any]) -> int:
     return int(array.ctypes.data)
 
@@ -183,10 +193,13 @@ def quantize_array(latents: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.int3
     """Return int32 indices of a NumPy array ``(..., d)`` without importing torch."""
     latents = np.ascontiguousarray(latents)
     indices = np.empty(latents.shape[:-1], np.int32)
-    status = load("cpu").fsq_quantize(
-        _pointer_to(grid), _at(latents), DTYPES[latents.dtype.name], indices.size, 1, None, _at(indices), default_threads()
+    quantize = load("cpu").fsq_quantize
+    dtype = DTYPES[latents.dtype.name]
+    _check(
+        quantize(
+            _pointer_to(grid), _at(latents), dtype, indices.size, 1, None, _at(indices), default_threads()
+        )
     )
-    _check(status)
     return indices
 
 
@@ -230,7 +243,7 @@ class NativeKernels:
         index = torch.empty((outer, inner), dtype=torch.int32, device=latents.device) if indices else None
         self._call(
             self._library.fsq_quantize, latents,
-            _pointer_to(grid), latents.data_ptr(), _code(latents), outer, inner, _ptr(code), _ptr(index),
+            _pointer_to(grid), _ptr(latents), _code(latents), outer, inner, _ptr(code), _ptr(index),
         )  # fmt: skip
         return code, index
 
@@ -241,7 +254,7 @@ class NativeKernels:
         outer, inner = indices.shape
         codes = torch.empty((outer, grid.dims, inner), dtype=torch.float32, device=indices.device)
         self._call(
-            self._library.fsq_dequantize, indices, _pointer_to(grid), indices.data_ptr(), outer, inner, codes.data_ptr()
+            self._library.fsq_dequantize, indices, _pointer_to(grid), _ptr(indices), outer, inner, _ptr(codes)
         )
         return codes
 
@@ -253,13 +266,19 @@ class NativeKernels:
         grad_latents = torch.empty_like(latents)
         self._call(
             self._library.fsq_backward, latents,
-            _pointer_to(grid), latents.data_ptr(), _code(latents), grad_codes.data_ptr(), outer, inner,
-            grad_latents.data_ptr(),
+            _pointer_to(grid), _ptr(latents), _code(latents), _ptr(grad_codes), outer, inner,
+            _ptr(grad_latents),
         )  # fmt: skip
         return grad_latents
 
     def project_quantize(
-        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+        self,
+        grid: Grid,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        latents: bool = False,
+        codes: bool = True,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         import torch
@@ -272,8 +291,8 @@ class NativeKernels:
         index = torch.empty(n, dtype=torch.int32, device=x.device)
         self._call(
             self._library.fsq_project_quantize, x,
-            _pointer_to(grid), x.data_ptr(), _code(x), n, dim, weight.data_ptr(), _ptr(bias),
-            _ptr(latent), _ptr(code), index.data_ptr(),
+            _pointer_to(grid), _ptr(x), _code(x), n, dim, _ptr(weight), _ptr(bias),
+            _ptr(latent), _ptr(code), _ptr(index),
         )  # fmt: skip
         return latent, code, index
 
@@ -287,41 +306,38 @@ class NativeKernels:
         out = torch.empty((indices.numel(), weight.shape[0]), dtype=dtype, device=indices.device)
         self._call(
             self._library.fsq_dequantize_project, indices,
-            _pointer_to(grid), indices.data_ptr(), indices.numel(), weight.shape[0], rows.data_ptr(), _ptr(bias),
-            out.data_ptr(), _code(out),
+            _pointer_to(grid), _ptr(indices), indices.numel(), weight.shape[0], _ptr(rows), _ptr(bias),
+            _ptr(out), _code(out),
         )  # fmt: skip
         return out
 
-    def normalize_patchify(
-        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
-        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
-    ) -> Tensor:  # fmt: skip
+    def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor:
         """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
         import torch
 
         channels, height, width = raster.shape
-        rows, cols = row_starts.numel(), col_starts.numel()
-        tiles = torch.empty((rows, cols, channels, tile, tile), dtype=dtype, device=raster.device)
+        places = _places(tiling)
+        shape = (places[2], places[4], channels, tiling.tile, tiling.tile)
+        tiles = torch.empty(shape, dtype=dtype, device=raster.device)
+        values = (_ptr(scale.mask), _ptr(scale.mean), _ptr(scale.std), scale.fill)
         self._call(
             self._library.normalize_patchify, raster,
-            raster.data_ptr(), _code(raster), channels, height, width, _ptr(mask), mean.data_ptr(), std.data_ptr(), fill,
-            tile, row_starts.data_ptr(), rows, col_starts.data_ptr(), cols, tiles.data_ptr(), _code(tiles),
+            _ptr(raster), _code(raster), channels, height, width, *values, *places, _ptr(tiles), _code(tiles),
         )  # fmt: skip
         return tiles
 
     def blend(
-        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
-        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
-    ) -> Tensor:  # fmt: skip
+        self, tiles: Tensor, tiling: Tiling, weights: Weights, scale: Scale, size: tuple[int, int], dtype: Any
+    ) -> Tensor:
         """Return a raster (C, height, width); see `tmcodec.fsq.rasters.blend`."""
         import torch
 
-        rows, cols, channels, tile, _ = tiles.shape
-        raster = torch.empty((channels, height, width), dtype=dtype, device=tiles.device)
+        channels = tiles.shape[2]
+        raster = torch.empty((channels, *size), dtype=dtype, device=tiles.device)
+        values = (_ptr(scale.mean), _ptr(scale.std), _ptr(scale.mask), scale.fill)
         self._call(
             self._library.blend, tiles,
-            tiles.data_ptr(), _code(tiles), channels, tile, row_starts.data_ptr(), rows, col_starts.data_ptr(), cols,
-            row_weights.data_ptr(), col_weights.data_ptr(), mean.data_ptr(), std.data_ptr(), _ptr(mask), fill,
-            height, width, raster.data_ptr(), _code(raster),
+            _ptr(tiles), _code(tiles), channels, *_places(tiling), _ptr(weights.rows), _ptr(weights.cols),
+            *values, *size, _ptr(raster), _code(raster),
         )  # fmt: skip
         return raster

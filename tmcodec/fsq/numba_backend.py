@@ -14,11 +14,14 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from tmcodec.fsq.backends import Scale, Tiling, Weights
 from tmcodec.fsq.grid import Grid
 
 LANES = 16
 
-_jit = njit(nogil=True, cache=True, parallel=True, error_model="numpy")
+_MOST_THREADS = numba.get_num_threads()  # as many as numba starts; more is an error
+
+_jit: Any = njit(nogil=True, cache=True, parallel=True, error_model="numpy")
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -40,7 +43,9 @@ def _digit(value: float, thresholds: Any, first: int, count: int) -> int:
 
 
 @_jit
-def _quantize(latents: Any, levels: Any, thresholds: Any, shift: Any, span: Any, codes: Any, indices: Any) -> None:
+def _quantize(
+    latents: Any, levels: Any, thresholds: Any, shift: Any, span: Any, codes: Any, indices: Any
+) -> None:
     outer, dims, inner = latents.shape
     want_codes, want_indices = codes.size > 0, indices.size > 0
     for at in prange(outer * inner):
@@ -116,7 +121,9 @@ def _expand(codes: Any, weight: Any, bias: Any, out: Any) -> None:
 
 
 @_jit
-def _normalize(raster: Any, mask: Any, mean: Any, std: Any, fill: Any, row_starts: Any, col_starts: Any, tiles: Any) -> None:
+def _normalize(
+    raster: Any, mask: Any, mean: Any, std: Any, fill: Any, row_starts: Any, col_starts: Any, tiles: Any
+) -> None:
     rows, cols, channels, tile, _ = tiles.shape
     height, width = raster.shape[1:]
     masked = mask.size > 0
@@ -139,7 +146,7 @@ def _normalize(raster: Any, mask: Any, mean: Any, std: Any, fill: Any, row_start
 @_jit
 def _blend(
     tiles: Any, row_starts: Any, col_starts: Any, row_weights: Any, col_weights: Any,
-    mean: Any, std: Any, mask: Any, fill: Any, low: Any, high: Any, raster: Any,
+    mask: Any, mean: Any, std: Any, fill: Any, low: Any, high: Any, raster: Any,
 ) -> None:  # fmt: skip
     rows, cols, channels, tile, _ = tiles.shape
     height, width = raster.shape[1:]
@@ -169,7 +176,7 @@ def _blend(
 
 def _use_torchs_threads() -> None:
     """Follow ``torch.set_num_threads``, e.g. in data loader workers."""
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), _MOST_THREADS)))
 
 
 def _array(tensor: Tensor | None) -> Any:
@@ -178,6 +185,12 @@ def _array(tensor: Tensor | None) -> Any:
         return np.empty(0, np.float32)
     tensor = tensor.detach()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _scale(scale: Scale) -> tuple[Any, ...]:
+    """Return mask, mean, std and fill as the functions above take them."""
+    mask = np.empty((0, 0), np.uint8) if scale.mask is None else scale.mask.numpy()
+    return mask, _array(scale.mean), _array(scale.std), np.float32(scale.fill)
 
 
 class NumbaKernels:
@@ -198,7 +211,8 @@ class NumbaKernels:
         code = np.empty((outer, dims, inner) if codes else (0, 0, 0), np.float32)
         index = np.empty((outer, inner) if indices else (0, 0), np.int32)
         if outer * inner:
-            _quantize(_array(latents), grid.level_array, grid.thresholds, grid.code_shift, grid.code_span, code, index)
+            constants = grid.level_array, grid.thresholds, grid.code_shift, grid.code_span
+            _quantize(_array(latents), *constants, code, index)
         return torch.from_numpy(code) if codes else None, torch.from_numpy(index) if indices else None
 
     def dequantize(self, grid: Grid, indices: Tensor) -> Tensor:
@@ -220,7 +234,13 @@ class NumbaKernels:
         return torch.from_numpy(out).to(latents.dtype)
 
     def project_quantize(
-        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+        self,
+        grid: Grid,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        latents: bool = False,
+        codes: bool = True,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         _use_torchs_threads()
@@ -242,34 +262,29 @@ class NumbaKernels:
             _expand(_array(codes), _array(weight.t().contiguous()), _array(bias), out)
         return torch.from_numpy(out).to(dtype)
 
-    def normalize_patchify(
-        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
-        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
-    ) -> Tensor:  # fmt: skip
+    def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor:
         """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
         _use_torchs_threads()
-        shape = (row_starts.numel(), col_starts.numel(), raster.shape[0], tile, tile)
-        tiles = np.empty(shape, np.float32)
+        rows, cols = tiling.row_starts.numpy(), tiling.col_starts.numpy()
+        tiles = np.empty((rows.size, cols.size, raster.shape[0], tiling.tile, tiling.tile), np.float32)
         if tiles.size:
-            known = np.empty((0, 0), np.uint8) if mask is None else mask.numpy()
-            _normalize(
-                _array(raster), known, _array(mean), _array(std), np.float32(fill),
-                row_starts.numpy(), col_starts.numpy(), tiles,
-            )  # fmt: skip
+            _normalize(_array(raster), *_scale(scale), rows, cols, tiles)
         return torch.from_numpy(tiles).to(dtype)
 
     def blend(
-        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
-        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
-    ) -> Tensor:  # fmt: skip
+        self, tiles: Tensor, tiling: Tiling, weights: Weights, scale: Scale, size: tuple[int, int], dtype: Any
+    ) -> Tensor:
         """Return a raster (C, height, width); see `tmcodec.fsq.rasters.blend`."""
         _use_torchs_threads()
-        raster = torch.empty((tiles.shape[2], height, width), dtype=dtype)
+        raster = torch.empty((tiles.shape[2], *size), dtype=dtype)
         low, high = (0, 0) if dtype.is_floating_point else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        limits = np.float32(low), np.float32(high)
+        places = (
+            tiling.row_starts.numpy(),
+            tiling.col_starts.numpy(),
+            _array(weights.rows),
+            _array(weights.cols),
+        )
         if raster.numel():
-            known = np.empty((0, 0), np.uint8) if mask is None else mask.numpy()
-            _blend(
-                _array(tiles), row_starts.numpy(), col_starts.numpy(), _array(row_weights), _array(col_weights),
-                _array(mean), _array(std), known, np.float32(fill), np.float32(low), np.float32(high), raster.numpy(),
-            )  # fmt: skip
+            _blend(_array(tiles), *places, *_scale(scale), *limits, raster.numpy())
         return raster

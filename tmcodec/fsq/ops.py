@@ -38,7 +38,8 @@ def _check_latents(latents: Tensor, grid: Grid, axis: int) -> int:
         raise TypeError(f"latents must be float32, float64, float16 or bfloat16, not {latents.dtype}")
     axis = _normal_axis(axis, latents.ndim)
     if latents.shape[axis] != grid.dims:
-        raise ValueError(f"latents have {latents.shape[axis]} channels at axis {axis}, the levels {grid.dims}")
+        found = latents.shape[axis]
+        raise ValueError(f"latents have {found} channels at axis {axis}, the levels {grid.dims}")
     return axis
 
 
@@ -49,11 +50,14 @@ def _check_projection(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid
         raise ValueError(f"weight {tuple(weight.shape)} takes no x {tuple(x.shape)} to {grid.dims} levels")
 
 
-def _check_expansion(indices: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid, dtype: torch.dtype) -> None:
+def _check_expansion(
+    indices: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid, dtype: torch.dtype
+) -> None:
     _check_indices(indices)
     if dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, not {dtype}")
-    if weight.ndim != 2 or weight.shape[1] != grid.dims or (bias is not None and bias.shape != weight.shape[:1]):
+    fits = weight.ndim == 2 and weight.shape[1] == grid.dims
+    if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"weight {tuple(weight.shape)} takes no codes of {grid.dims} levels")
 
 
@@ -135,8 +139,10 @@ def _dequantize(indices: Tensor, grid: Grid, axis: int, backend: str | None) -> 
 def _backward(grad_codes: Tensor, latents: Tensor, grid: Grid, axis: int, backend: str | None) -> Tensor:
     axis = _check_latents(latents, grid, axis)
     place = _memory_place(latents, axis)
-    blocks, grads = _to_blocks(latents.detach(), axis, place), _to_blocks(grad_codes.detach().float(), axis, place)
-    return _from_blocks(_kernels(latents, grid, backend).backward(grid, blocks, grads), latents, axis, place)
+    blocks = _to_blocks(latents.detach(), axis, place)
+    grads = _to_blocks(grad_codes.detach().float(), axis, place)
+    found = _kernels(latents, grid, backend).backward(grid, blocks, grads)
+    return _from_blocks(found, latents, axis, place)
 
 
 def _project_quantize(
@@ -146,7 +152,8 @@ def _project_quantize(
     rows = x.detach().contiguous().view(x.shape[:-1].numel(), x.shape[-1])
     dense = _dense(weight)
     assert dense is not None
-    latent, code, index = _kernels(x, grid, backend).project_quantize(grid, rows, dense, _dense(bias), latents, True)
+    project = _kernels(x, grid, backend).project_quantize
+    latent, code, index = project(grid, rows, dense, _dense(bias), latents, True)
     assert code is not None
     shape = (*x.shape[:-1], grid.dims)
     return None if latent is None else latent.view(shape), code.view(shape), index.view(x.shape[:-1])
@@ -215,7 +222,9 @@ def _backward_op(
 
 
 @_backward_op.register_fake
-def _(grad_codes: Tensor, latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str) -> Tensor:
+def _(
+    grad_codes: Tensor, latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str
+) -> Tensor:
     return _empty_codes(latents, _normal_axis(axis, latents.ndim), latents.dtype)
 
 
@@ -225,7 +234,9 @@ def _save_latents(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.mark_non_differentiable(output[1])
 
 
-def _quantize_gradients(ctx: Any, grad_codes: Tensor, grad_indices: Tensor | None) -> tuple[Tensor | None, ...]:
+def _quantize_gradients(
+    ctx: Any, grad_codes: Tensor, grad_indices: Tensor | None
+) -> tuple[Tensor | None, ...]:
     (latents,) = ctx.saved_tensors
     return _backward_op(grad_codes, latents, *ctx.arguments), None, None, None, None
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmcodec.fsq.backends import choose
+from tmcodec.fsq.backends import Scale, Tiling, Weights, choose
 
 RASTER_DTYPES = (torch.float32, torch.uint8, torch.uint16, torch.int16)
 TILE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -84,11 +84,9 @@ def normalize_patchify(
     ValueError, TypeError
         If shapes or data types do not fit.
     """
-    if torch.compiler.is_compiling():
-        return _normalize_op(
-            raster, list(mean), list(std), tile, list(row_starts), list(col_starts), mask, fill, dtype, backend or ""
-        )
-    return _normalize(raster, mean, std, tile, row_starts, col_starts, mask, fill, dtype, backend)
+    run = _normalize_op if torch.compiler.is_compiling() else _normalize
+    places = list(row_starts), list(col_starts)
+    return run(raster, list(mean), list(std), tile, *places, mask, fill, dtype, backend or "")
 
 
 def blend(
@@ -143,23 +141,22 @@ def blend(
     channels = tiles.shape[2] if tiles.ndim == 5 else 0
     means = [0.0] * channels if mean is None else list(mean)
     stds = [1.0] * channels if std is None else list(std)
-    if torch.compiler.is_compiling():
-        return _blend_op(
-            tiles, list(row_starts), list(col_starts), row_weights, col_weights, height, width,
-            means, stds, mask, fill, dtype, backend or "",
-        )  # fmt: skip
-    return _blend(
-        tiles, row_starts, col_starts, row_weights, col_weights, height, width, means, stds, mask, fill, dtype, backend
-    )
+    run = _blend_op if torch.compiler.is_compiling() else _blend
+    places = list(row_starts), list(col_starts), row_weights, col_weights, height, width
+    return run(tiles, *places, means, stds, mask, fill, dtype, backend or "")
 
 
-# --------------------------------------------------------------------------- plain calls
+# --------------------------------------------------------------------------- the calls, plain and as operators
 
 
-def _numbers(values: Sequence[float], channels: int, device: torch.device) -> Tensor:
-    if len(values) != channels:
-        raise ValueError(f"{len(values)} numbers for {channels} channels")
-    return torch.tensor([float(v) for v in values], dtype=torch.float32, device=device)
+def _numbers(
+    mean: Sequence[float], std: Sequence[float], channels: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    for values in (mean, std):
+        if len(values) != channels:
+            raise ValueError(f"{len(values)} numbers for {channels} channels")
+    mean, std = ([float(v) for v in values] for values in (mean, std))
+    return torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
 
 def _places(starts: Sequence[int], device: torch.device) -> Tensor:
@@ -170,7 +167,8 @@ def _mask_bytes(mask: Tensor | None, height: int, width: int) -> Tensor | None:
     if mask is None:
         return None
     if mask.shape != (height, width) or mask.dtype not in (torch.bool, torch.uint8):
-        raise ValueError(f"mask must be bool or uint8 {(height, width)}, not {mask.dtype} {tuple(mask.shape)}")
+        got = f"{mask.dtype} {tuple(mask.shape)}"
+        raise ValueError(f"mask must be bool or uint8 {(height, width)}, not {got}")
     return mask.contiguous().view(torch.uint8)
 
 
@@ -180,76 +178,94 @@ def _check_dtype(what: str, dtype: torch.dtype, allowed: tuple[torch.dtype, ...]
 
 
 def _normalize(
-    raster: Tensor, mean: Sequence[float], std: Sequence[float], tile: int, row_starts: Sequence[int],
-    col_starts: Sequence[int], mask: Tensor | None, fill: float, dtype: torch.dtype, backend: str | None,
-) -> Tensor:  # fmt: skip
+    raster: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    tile: int,
+    row_starts: Sequence[int],
+    col_starts: Sequence[int],
+    mask: Tensor | None,
+    fill: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     _check_dtype("raster", raster.dtype, RASTER_DTYPES)
     _check_dtype("dtype", dtype, TILE_DTYPES)
     if raster.ndim != 3 or tile < 0:
         raise ValueError(f"raster must be (C, H, W) and tile not negative, not {tuple(raster.shape)}, {tile}")
     channels, height, width = raster.shape
     device = raster.device
-    return choose(device.type, backend or None).normalize_patchify(
-        raster.detach().contiguous(), _mask_bytes(mask, height, width), _numbers(mean, channels, device),
-        _numbers(std, channels, device), fill, tile, _places(row_starts, device), _places(col_starts, device), dtype,
-    )  # fmt: skip
+    scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, height, width), fill)
+    tiling = Tiling(tile, _places(row_starts, device), _places(col_starts, device))
+    kernels = choose(device.type, backend or None)
+    return kernels.normalize_patchify(raster.detach().contiguous(), scale, tiling, dtype)
 
 
 def _blend(
-    tiles: Tensor, row_starts: Sequence[int], col_starts: Sequence[int], row_weights: Tensor, col_weights: Tensor,
-    height: int, width: int, mean: Sequence[float], std: Sequence[float], mask: Tensor | None, fill: float,
-    dtype: torch.dtype, backend: str | None,
-) -> Tensor:  # fmt: skip
+    tiles: Tensor,
+    row_starts: Sequence[int],
+    col_starts: Sequence[int],
+    row_weights: Tensor,
+    col_weights: Tensor,
+    height: int,
+    width: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mask: Tensor | None,
+    fill: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     _check_dtype("tiles", tiles.dtype, TILE_DTYPES)
     _check_dtype("dtype", dtype, RASTER_DTYPES)
-    if tiles.ndim != 5 or tiles.shape[:2] != (len(row_starts), len(col_starts)) or tiles.shape[3] != tiles.shape[4]:
+    grid = (len(row_starts), len(col_starts))
+    if tiles.ndim != 5 or tiles.shape[:2] != grid or tiles.shape[3] != tiles.shape[4]:
         raise ValueError(f"tiles must be (rows, cols, C, tile, tile), not {tuple(tiles.shape)}")
     rows, cols, channels, tile, _ = tiles.shape
     if row_weights.shape != (rows, tile) or col_weights.shape != (cols, tile):
         raise ValueError(f"weights must be {(rows, tile)} and {(cols, tile)}")
     device = tiles.device
-    return choose(device.type, backend or None).blend(
-        tiles.detach().contiguous(), _places(row_starts, device), _places(col_starts, device),
-        row_weights.to(device, torch.float32).contiguous(), col_weights.to(device, torch.float32).contiguous(),
-        _numbers(mean, channels, device), _numbers(std, channels, device), _mask_bytes(mask, height, width), fill,
-        height, width, dtype,
-    )  # fmt: skip
+    scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, height, width), fill)
+    tiling = Tiling(tile, _places(row_starts, device), _places(col_starts, device))
+    weights = Weights(*(w.to(device, torch.float32).contiguous() for w in (row_weights, col_weights)))
+    kernels = choose(device.type, backend or None)
+    return kernels.blend(tiles.detach().contiguous(), tiling, weights, scale, (height, width), dtype)
 
 
-# --------------------------------------------------------------------------- custom operators
-
-
-@torch.library.custom_op("tmcodec::normalize_patchify", mutates_args=())
-def _normalize_op(
-    raster: Tensor, mean: Sequence[float], std: Sequence[float], tile: int, row_starts: Sequence[int],
-    col_starts: Sequence[int], mask: Tensor | None, fill: float, dtype: torch.dtype, backend: str,
-) -> Tensor:  # fmt: skip
-    return _normalize(raster, mean, std, tile, row_starts, col_starts, mask, fill, dtype, backend)
+_normalize_op = torch.library.custom_op("tmcodec::normalize_patchify", _normalize, mutates_args=())
+_blend_op = torch.library.custom_op("tmcodec::blend", _blend, mutates_args=())
 
 
 @_normalize_op.register_fake
 def _(
-    raster: Tensor, mean: Sequence[float], std: Sequence[float], tile: int, row_starts: Sequence[int],
-    col_starts: Sequence[int], mask: Tensor | None, fill: float, dtype: torch.dtype, backend: str,
-) -> Tensor:  # fmt: skip
+    raster: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    tile: int,
+    row_starts: Sequence[int],
+    col_starts: Sequence[int],
+    mask: Tensor | None,
+    fill: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     return raster.new_empty((len(row_starts), len(col_starts), raster.shape[0], tile, tile), dtype=dtype)
-
-
-@torch.library.custom_op("tmcodec::blend", mutates_args=())
-def _blend_op(
-    tiles: Tensor, row_starts: Sequence[int], col_starts: Sequence[int], row_weights: Tensor, col_weights: Tensor,
-    height: int, width: int, mean: Sequence[float], std: Sequence[float], mask: Tensor | None, fill: float,
-    dtype: torch.dtype, backend: str,
-) -> Tensor:  # fmt: skip
-    return _blend(
-        tiles, row_starts, col_starts, row_weights, col_weights, height, width, mean, std, mask, fill, dtype, backend
-    )
 
 
 @_blend_op.register_fake
 def _(
-    tiles: Tensor, row_starts: Sequence[int], col_starts: Sequence[int], row_weights: Tensor, col_weights: Tensor,
-    height: int, width: int, mean: Sequence[float], std: Sequence[float], mask: Tensor | None, fill: float,
-    dtype: torch.dtype, backend: str,
-) -> Tensor:  # fmt: skip
+    tiles: Tensor,
+    row_starts: Sequence[int],
+    col_starts: Sequence[int],
+    row_weights: Tensor,
+    col_weights: Tensor,
+    height: int,
+    width: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mask: Tensor | None,
+    fill: float,
+    dtype: torch.dtype,
+    backend: str,
+) -> Tensor:
     return tiles.new_empty((tiles.shape[2], height, width), dtype=dtype)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tmcodec.fsq.backends import Scale, Tiling, Weights
 from tmcodec.fsq.grid import Grid
 
 
@@ -106,7 +107,13 @@ class TorchKernels:
         return (grad_codes * (gain * e / (1 + e).square()).movedim(-1, 1)).to(latents.dtype).contiguous()
 
     def project_quantize(
-        self, grid: Grid, x: Tensor, weight: Tensor, bias: Tensor | None, latents: bool = False, codes: bool = True
+        self,
+        grid: Grid,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        latents: bool = False,
+        codes: bool = True,
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         with torch.autocast(x.device.type, enabled=False):
@@ -123,48 +130,47 @@ class TorchKernels:
         with torch.autocast(indices.device.type, enabled=False):
             return F.linear(codes, weight, bias).to(dtype)
 
-    def normalize_patchify(
-        self, raster: Tensor, mask: Tensor | None, mean: Tensor, std: Tensor, fill: float,
-        tile: int, row_starts: Tensor, col_starts: Tensor, dtype: Any,
-    ) -> Tensor:  # fmt: skip
+    def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor:
         """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
-        z = (raster.float() - mean[:, None, None]) / std[:, None, None]
-        known = ~z.isnan() if mask is None else ~z.isnan() & (mask != 0)
-        z = torch.where(known, z, z.new_tensor(fill))
-        shape = (row_starts.numel(), col_starts.numel(), raster.shape[0], tile, tile)
-        tiles = torch.full(shape, fill, dtype=dtype, device=raster.device)
-        for r, top in enumerate(row_starts.tolist()):
+        z = (raster.float() - scale.mean[:, None, None]) / scale.std[:, None, None]
+        z = _fill_unknown(z, scale)
+        tile, tops, lefts = tiling.tile, tiling.row_starts.tolist(), tiling.col_starts.tolist()
+        shape = (len(tops), len(lefts), raster.shape[0], tile, tile)
+        tiles = torch.full(shape, scale.fill, dtype=dtype, device=raster.device)
+        for r, top in enumerate(tops):
             rows, place_rows = _overlap(top, tile, raster.shape[1])
-            for c, left in enumerate(col_starts.tolist()):
+            for c, left in enumerate(lefts):
                 cols, place_cols = _overlap(left, tile, raster.shape[2])
                 tiles[r, c, :, place_rows, place_cols] = z[:, rows, cols].to(dtype)
         return tiles
 
     def blend(
-        self, tiles: Tensor, row_starts: Tensor, col_starts: Tensor, row_weights: Tensor, col_weights: Tensor,
-        mean: Tensor, std: Tensor, mask: Tensor | None, fill: float, height: int, width: int, dtype: Any,
-    ) -> Tensor:  # fmt: skip
+        self, tiles: Tensor, tiling: Tiling, weights: Weights, scale: Scale, size: tuple[int, int], dtype: Any
+    ) -> Tensor:
         """Return a raster (C, height, width); see `tmcodec.fsq.rasters.blend`."""
-        channels, tile = tiles.shape[2:4]
-        sums = torch.zeros((channels, height, width), device=tiles.device)
-        weights = torch.zeros((height, width), device=tiles.device)
-        for r, top in enumerate(row_starts.tolist()):
-            rows, from_rows = _overlap(top, tile, height)
-            for c, left in enumerate(col_starts.tolist()):
-                cols, from_cols = _overlap(left, tile, width)
-                weight = row_weights[r, from_rows, None] * col_weights[c, from_cols]
+        sums = torch.zeros((tiles.shape[2], *size), device=tiles.device)
+        total = torch.zeros(size, device=tiles.device)
+        for r, top in enumerate(tiling.row_starts.tolist()):
+            rows, from_rows = _overlap(top, tiling.tile, size[0])
+            for c, left in enumerate(tiling.col_starts.tolist()):
+                cols, from_cols = _overlap(left, tiling.tile, size[1])
+                weight = weights.rows[r, from_rows, None] * weights.cols[c, from_cols]
                 value = weight * tiles[r, c, :, from_rows, from_cols].float()
                 sums[:, rows, cols] += torch.where(weight != 0, value, 0.0)
-                weights[rows, cols] += weight
-        value = sums / weights * std[:, None, None] + mean[:, None, None]
-        known = ~value.isnan() if mask is None else ~value.isnan() & (mask != 0)
-        return _to_raster(torch.where(known, value, value.new_tensor(fill)), dtype)
+                total[rows, cols] += weight
+        value = sums / total * scale.std[:, None, None] + scale.mean[:, None, None]
+        return _to_raster(_fill_unknown(value, scale), dtype)
 
 
 def _overlap(start: int, length: int, size: int) -> tuple[slice, slice]:
     """Return where start..start+length lies in 0..size, and the same part counted from `start`."""
     first, last = min(max(start, 0), size), min(max(start + length, 0), size)
     return slice(first, last), slice(first - start, last - start)
+
+
+def _fill_unknown(values: Tensor, scale: Scale) -> Tensor:
+    known = ~values.isnan() if scale.mask is None else ~values.isnan() & (scale.mask != 0)
+    return torch.where(known, values, values.new_tensor(scale.fill))
 
 
 def _to_raster(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -67,7 +67,8 @@ class HeightScale(nn.Module):
         super().__init__()
         self.compander = compander
         self.count = codebook_size(levels)
-        ends = compander.curve(torch.tensor([low, high], dtype=torch.float64)).tolist()
+        # On the CPU even where the network is only sketched on the meta device.
+        ends = compander.curve(torch.tensor([low, high], dtype=torch.float64, device="cpu")).tolist()
         self.low, self.step = ends[0], (ends[1] - ends[0]) / (self.count - 1)
 
     def to_level(self, height: Tensor) -> Tensor:

@@ -30,11 +30,12 @@ def make_optimizers(params: Params, lr: float) -> list[torch.optim.Optimizer]:
     hidden = [p for n, p in params.items() if p.ndim == 2 and (".up." in n or ".down." in n)]
     chosen = {id(p) for p in hidden}
     rest = [p for p in params.values() if id(p) not in chosen]
-    adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    if not hidden:
-        return [adam]
-    muon = torch.optim.Muon(hidden, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
-    return [muon, adam]
+    optimizers: list[torch.optim.Optimizer] = []
+    if hidden:
+        optimizers.append(torch.optim.Muon(hidden, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01))
+    return optimizers
 
 
 def schedule(progress: float, warmup: float = 0.02) -> float:

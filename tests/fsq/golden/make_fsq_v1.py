@@ -19,7 +19,19 @@ getcontext().prec = 60
 HALF = Decimal(1) / 2
 EPS = Decimal("0.001")
 LEVELS = [(8, 8, 8, 6, 5), (7, 5, 5, 5, 5), (2, 3, 4), (16,), (5, 100), (2, 2, 2, 2, 2, 2, 2, 2, 2)]
-SPECIAL = [0.0, -0.0, math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**-149, -(2.0**-149), 2.0**-126, -(2.0**-126)]
+SPECIAL = [
+    0.0,
+    -0.0,
+    math.nan,
+    math.inf,
+    -math.inf,
+    1e30,
+    -1e30,
+    2.0**-149,
+    -(2.0**-149),
+    2.0**-126,
+    -(2.0**-126),
+]
 
 
 def nearest_float32(value: Decimal) -> np.float32:

@@ -1,0 +1,180 @@
+// Runs every CPU kernel over odd sizes with buffers of exactly the right size, for the sanitizers
+// (test_fsq_build.py builds it with them), and compares instruction sets and layouts on the way.
+// Prints the instruction sets it ran and exits with 0, or says what differs and exits with 1.
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <vector>
+
+#include "tmcodec.h"
+
+static uint64_t state = 88172645463325252ull;
+
+static uint32_t next_random() {  // xorshift
+  state ^= state << 13;
+  state ^= state >> 7;
+  state ^= state << 17;
+  return static_cast<uint32_t>(state >> 16);
+}
+
+static void check(bool good, const char *what) {
+  if (!good) {
+    fprintf(stderr, "%s differs on %s\n", what, tmc_isa());
+    exit(1);
+  }
+}
+
+// On the heap and of exactly `size` bytes, so that one byte beyond is an error. Never empty storage.
+struct Buffer {
+  explicit Buffer(int64_t size) : size(size), data(malloc(static_cast<size_t>(size))) { fill(); }
+  ~Buffer() { free(data); }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
+  void fill() {
+    for (int64_t i = 0; i < size; ++i) static_cast<uint8_t *>(data)[i] = static_cast<uint8_t>(next_random());
+  }
+  bool operator==(const Buffer &other) const {
+    return size == other.size && (size == 0 || memcmp(data, other.data, static_cast<size_t>(size)) == 0);
+  }
+  float *floats() { return static_cast<float *>(data); }
+  int32_t *ints() { return static_cast<int32_t *>(data); }
+  const int64_t size;
+  void *const data;
+};
+
+struct Grid {
+  explicit Grid(std::vector<int32_t> values) : levels(values) {
+    for (int32_t level : levels) {
+      for (int32_t k = 0; k + 1 < level; ++k) {
+        const double p = (k + 0.5) / (level - 1);
+        thresholds.push_back(static_cast<float>(log(p / (1 - p))));
+      }
+      shift.push_back(0.0f);
+      span.push_back(static_cast<float>(level - 1));
+      gain.push_back(1.0f);
+    }
+  }
+  tmc_grid view() const {  // pointers, so made anew for every copy
+    return {static_cast<int32_t>(levels.size()), 1.0f, levels.data(), thresholds.data(), shift.data(), span.data(),
+            shift.data(), gain.data()};
+  }
+  int32_t index_of(const float *vector, int64_t step) const {
+    int64_t index = 0, basis = 1, first = 0;
+    for (size_t d = 0; d < levels.size(); ++d) {
+      int64_t digit = 0;
+      for (int32_t k = 0; k + 1 < levels[d]; ++k) digit += vector[static_cast<int64_t>(d) * step] > thresholds[first + k];
+      index += digit * basis;
+      basis *= levels[d];
+      first += levels[d] - 1;
+    }
+    return static_cast<int32_t>(index);
+  }
+  std::vector<int32_t> levels;
+  std::vector<float> thresholds, shift, span, gain;
+};
+
+static const int64_t item_size[] = {4, 8, 2, 2, 1, 2, 2};
+
+static void run_quantize(const Grid &grid, int64_t outer, int64_t inner, int32_t threads) {
+  const tmc_grid c = grid.view();
+  const int64_t dims = c.dims, n = outer * inner;
+  for (int32_t dtype = TMC_F32; dtype <= TMC_BF16; ++dtype) {
+    Buffer latents(n * dims * item_size[dtype]), grads(n * dims * 4), out(n * dims * item_size[dtype]);
+    if (dtype == TMC_F32)  // random bits are mostly huge or tiny: half of them near the edges
+      for (int64_t i = 0; i < n * dims; i += 2) latents.floats()[i] = static_cast<float>(next_random() % 8192) / 1024 - 4;
+    Buffer codes(n * dims * 4), indices(n * 4), alone(n * 4), again(n * dims * 4);
+    check(tmc_fsq_quantize(&c, latents.data, dtype, outer, inner, codes.floats(), indices.ints(), threads) == 0, "status");
+    check(tmc_fsq_quantize(&c, latents.data, dtype, outer, inner, nullptr, alone.ints(), 1) == 0, "status");
+    check(indices == alone, "indices alone");
+    check(tmc_fsq_dequantize(&c, indices.ints(), outer, inner, again.floats(), threads) == 0, "status");
+    check(codes == again, "dequantize");
+    check(tmc_fsq_backward(&c, latents.data, dtype, grads.floats(), outer, inner, out.data, threads) == 0, "status");
+    if (dtype != TMC_F32) continue;
+    for (int64_t p = 0; p < n; ++p) {
+      const float *vector = latents.floats() + (p / inner) * dims * inner + p % inner;
+      check(indices.ints()[p] == grid.index_of(vector, inner), "quantize");
+    }
+  }
+  Buffer any(n * 4), codes(n * dims * 4);  // indices outside the codebook
+  check(tmc_fsq_dequantize(&c, any.ints(), outer, inner, codes.floats(), threads) == 0, "status");
+}
+
+static void run_project(const Grid &grid, int64_t n, int64_t dim, int32_t threads) {
+  const tmc_grid c = grid.view();
+  const int64_t dims = c.dims;
+  for (int32_t dtype = TMC_F32; dtype <= TMC_BF16; ++dtype) {
+    Buffer x(n * dim * item_size[dtype]), weight(dims * dim * 4), bias(dims * 4);
+    Buffer latents(n * dims * 4), codes(n * dims * 4), indices(n * 4), alone(n * 4);
+    check(tmc_fsq_project_quantize(&c, x.data, dtype, n, dim, weight.floats(), bias.floats(), latents.floats(),
+                                   codes.floats(), indices.ints(), threads) == 0, "status");
+    for (int64_t p = 0; p < n; ++p)
+      check(indices.ints()[p] == grid.index_of(latents.floats() + p * dims, 1), "project");
+    check(tmc_fsq_project_quantize(&c, x.data, dtype, n, dim, weight.floats(), bias.floats(), nullptr, nullptr,
+                                   alone.ints(), 1) == 0, "status");
+    check(indices == alone, "project alone");
+    Buffer out(n * dim * item_size[dtype]), columns(dim * 4);
+    check(tmc_fsq_dequantize_project(&c, indices.ints(), n, dim, weight.floats(), columns.floats(), out.data,
+                                     dtype, threads) == 0, "status");
+    check(tmc_fsq_dequantize_project(&c, indices.ints(), n, dim, weight.floats(), nullptr, out.data, dtype, 1) == 0,
+          "status");
+  }
+}
+
+static void run_rasters(int64_t channels, int64_t height, int64_t width, int64_t tile, std::vector<int64_t> rows,
+                        std::vector<int64_t> cols, int32_t threads) {
+  const int64_t r = static_cast<int64_t>(rows.size()), c = static_cast<int64_t>(cols.size());
+  Buffer mask(height * width), mean(channels * 4), std(channels * 4), row_weights(r * tile * 4), col_weights(c * tile * 4);
+  for (int32_t dtype : {TMC_F32, TMC_U8, TMC_U16, TMC_I16})
+    for (int32_t tile_dtype : {TMC_F32, TMC_F16, TMC_BF16})
+      for (const uint8_t *known : {static_cast<const uint8_t *>(mask.data), static_cast<const uint8_t *>(nullptr)}) {
+        Buffer raster(channels * height * width * item_size[dtype]), tiles(r * c * channels * tile * tile * item_size[tile_dtype]);
+        check(tmc_normalize_patchify(raster.data, dtype, channels, height, width, known, mean.floats(), std.floats(),
+                                     0.5f, tile, rows.data(), r, cols.data(), c, tiles.data, tile_dtype, threads) == 0, "status");
+        check(tmc_blend(tiles.data, tile_dtype, channels, tile, rows.data(), r, cols.data(), c, row_weights.floats(),
+                        col_weights.floats(), mean.floats(), std.floats(), known, 0.5f, height, width, raster.data,
+                        dtype, threads) == 0, "status");
+      }
+}
+
+static void run_refusals(const Grid &grid) {
+  const tmc_grid c = grid.view();
+  Grid one({1, 4}), large({65537}), many(std::vector<int32_t>(31, 2));
+  for (const tmc_grid &bad : {one.view(), large.view(), many.view()})
+    check(tmc_fsq_quantize(&bad, nullptr, TMC_F32, 0, 1, nullptr, nullptr, 1) == TMC_EARGUMENT, "levels");
+  check(tmc_fsq_quantize(nullptr, nullptr, TMC_F32, 0, 1, nullptr, nullptr, 1) == TMC_EARGUMENT, "no grid");
+  check(tmc_fsq_quantize(&c, nullptr, TMC_F32, -1, 1, nullptr, nullptr, 1) == TMC_EARGUMENT, "size");
+  check(tmc_fsq_quantize(&c, nullptr, TMC_F32, INT64_MAX, 2, nullptr, nullptr, 1) == TMC_EARGUMENT, "overflow");
+  check(tmc_fsq_quantize(&c, nullptr, TMC_U8, 0, 1, nullptr, nullptr, 1) == TMC_EDTYPE, "type");
+  check(tmc_fsq_quantize(&c, nullptr, TMC_F32, 0, 1, nullptr, nullptr, 1) == TMC_OK, "nothing");
+  const int64_t far[] = {INT64_MAX}, zero[] = {0};
+  check(tmc_normalize_patchify(nullptr, TMC_U8, 1, 0, 0, nullptr, nullptr, nullptr, 0, 1, far, 1, zero, 1, nullptr,
+                               TMC_F32, 1) == TMC_EARGUMENT, "start");
+  check(tmc_set_isa("mmx") == TMC_EARGUMENT, "instruction set");
+}
+
+int main() {
+  const std::vector<Grid> grids = {Grid({8, 8, 8, 6, 5}), Grid({16}), Grid({3, 200, 70}), Grid(std::vector<int32_t>(30, 2)),
+                                   Grid({9, 9, 9}), Grid({2, 3, 4, 5, 6, 7}), Grid({65536})};
+  for (const char *isa : {"baseline", "avx2", "avx512"}) {
+    if (tmc_set_isa(isa) != TMC_OK) continue;
+    printf("%s\n", tmc_isa());
+    for (const Grid &grid : grids) {
+      for (int64_t n : {0, 1, 2, 15, 16, 17, 401, 1000}) run_quantize(grid, n, 1, 3);
+      for (int64_t inner : {0, 2, 3, 17, 450}) run_quantize(grid, 3, inner, 2);
+      for (int64_t dim : {0, 1, 15, 16, 17, 100}) run_project(grid, 37, dim, 2);
+      run_project(grid, 0, 16, 2);
+    }
+    run_quantize(grids[0], 70001, 1, 4);  // several threads
+    run_project(grids[0], 2001, 64, 4);
+    run_rasters(2, 13, 19, 8, {0, 5, -3, 100}, {-4, 6, 15}, 2);
+    run_rasters(3, 300, 500, 64, {0, 50, 240}, {0, 60, 440}, 4);
+    run_rasters(1, 0, 0, 4, {0}, {0}, 1);
+    run_rasters(0, 5, 5, 4, {0}, {}, 1);
+    run_refusals(grids[0]);
+  }
+  return 0;
+}
