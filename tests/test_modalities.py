@@ -29,7 +29,14 @@ def test_each_row_is_consistent(name: str) -> None:
 def test_band_counts_levels_and_some_statistics_are_terraminds() -> None:
     counts = {name: len(row.bands) for name, row in MODALITIES.items()}
     assert counts == {
-        "S2L2A": 12, "S2L1C": 13, "S2RGB": 3, "S1GRD": 2, "S1RTC": 2, "DEM": 1, "NDVI": 1, "LULC": 1,
+        "S2L2A": 12,
+        "S2L1C": 13,
+        "S2RGB": 3,
+        "S1GRD": 2,
+        "S1RTC": 2,
+        "DEM": 1,
+        "NDVI": 1,
+        "LULC": 1,
     }
     assert {row.levels for name, row in MODALITIES.items() if name != "LULC"} == {(8, 8, 8, 6, 5)}
     assert MODALITIES["LULC"].levels == (7, 5, 5, 5, 5)
@@ -60,5 +67,10 @@ def test_names_in_any_spelling() -> None:
         get_modality("S3")
     s2 = MODALITIES["S2L2A"]
     assert [canonical_band(s2, b) for b in ("B4", "b08", "NIR", "swir16", "B10", "red ")] == [
-        "B04", "B08", "B08", "B11", None, "B04",
+        "B04",
+        "B08",
+        "B08",
+        "B11",
+        None,
+        "B04",
     ]

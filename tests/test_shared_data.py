@@ -102,7 +102,9 @@ def test_the_others_beat_their_floor(modality: str, peak: float, floor: float, t
 
 def test_small_s2_chips_stay_under_a_thousandth(tmp_path: Path) -> None:
     path = DATA / "val" / "S2L2A" / "ssl4eos12_val_0121563_0.tif"
-    report = tmcodec.encode(path, tmp_path / "c.tmc", modality="S2L2A", s2_offset="absent", window=(0, 0, 256, 256))
+    report = tmcodec.encode(
+        path, tmp_path / "c.tmc", modality="S2L2A", s2_offset="absent", window=(0, 0, 256, 256)
+    )
     assert report.raw_bytes == 256 * 256 * 12 * 2
     assert report.file_bytes < report.raw_bytes / 1000
 

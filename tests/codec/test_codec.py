@@ -65,13 +65,21 @@ def test_every_modality_comes_back_in_its_place(
             assert b.colormap(1)[1] == (65, 155, 223, 255)
 
 
-def test_tokens_do_not_depend_on_the_squares_they_were_made_in(scene: Path, weights: Path, tmp_path: Path) -> None:
+def test_tokens_do_not_depend_on_the_squares_they_were_made_in(
+    scene: Path, weights: Path, tmp_path: Path
+) -> None:
     big = np.tile(rasterio.open(scene).read(), (1, 13, 8))  # 1170 x 1200: four chunks
     grids = []
     for batch_size in (1, 16):
         path = tmp_path / f"{batch_size}.tmc"
-        tmcodec.encode(big, path, profile={"descriptions": MODALITIES["S2L2A"].bands}, s2_offset="absent",
-                       tokenizer=weights, batch_size=batch_size)
+        tmcodec.encode(
+            big,
+            path,
+            profile={"descriptions": MODALITIES["S2L2A"].bands},
+            s2_offset="absent",
+            tokenizer=weights,
+            batch_size=batch_size,
+        )
         with tmcodec.open(path) as f:
             assert f["S2L2A"].meta.chunks == 4
             grids.append(f["S2L2A"].tokens())
@@ -82,7 +90,9 @@ def test_tokens_do_not_depend_on_the_squares_they_were_made_in(scene: Path, weig
 def test_a_window_decodes_to_the_window_of_the_whole(tokens: Path, weights: Path) -> None:
     for steps in (1, 3):
         whole, profile = tmcodec.decode_array(tokens, tokenizer=weights, steps=steps, seed=4)
-        part, inner = tmcodec.decode_array(tokens, tokenizer=weights, steps=steps, seed=4, window=(37, 21, 60, 41))
+        part, inner = tmcodec.decode_array(
+            tokens, tokenizer=weights, steps=steps, seed=4, window=(37, 21, 60, 41)
+        )
         difference = part.astype(int) - whole[:, 21:62, 37:97]
         assert np.abs(difference).max() <= 1  # rounding of float32 sums that differ in shape
         a, _, c, _, e, f = profile["transform"]
@@ -139,8 +149,10 @@ def test_defaults_for_steps_and_seed_come_from_the_file(scene: Path, weights: Pa
 
 def test_arrays_and_file_objects(weights: Path, scene: Path) -> None:
     with rasterio.open(scene) as dataset:
-        array, profile = dataset.read(), {"crs": dataset.crs, "transform": dataset.transform,
-                                          "descriptions": dataset.descriptions}
+        array, profile = (
+            dataset.read(),
+            {"crs": dataset.crs, "transform": dataset.transform, "descriptions": dataset.descriptions},
+        )
     buffer = io.BytesIO()
     report = tmcodec.encode(array, buffer, profile=profile, s2_offset="absent", tokenizer=weights)
     assert report.path == "<file object>"
@@ -183,7 +195,9 @@ def test_other_weights_are_refused_by_both_hashes(tokens: Path, tmp_path: Path, 
     assert not (tmp_path / "no.tif").exists()
 
 
-def test_a_tokenizer_of_another_modality_is_refused(scene: Path, tiny_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_of_another_modality_is_refused(
+    scene: Path, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
     with pytest.raises(errors.TokenizerMismatchError, match="S2L2A"):
         tmcodec.encode(scene, tmp_path / "x.tmc", tokenizer=tiny_tokenizer("S1GRD"))
 
@@ -200,7 +214,9 @@ def test_an_interrupted_run_leaves_nothing(scene: Path, tokens: Path, weights: P
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
-def test_targets_are_not_overwritten_unasked(scene: Path, tokens: Path, weights: Path, tmp_path: Path) -> None:
+def test_targets_are_not_overwritten_unasked(
+    scene: Path, tokens: Path, weights: Path, tmp_path: Path
+) -> None:
     kept = tokens.read_bytes()
     with pytest.raises(errors.TargetExistsError):
         tmcodec.encode(scene, tokens, tokenizer=weights)
@@ -244,7 +260,9 @@ def test_chunks_without_valid_pixels_cost_nothing(weights: Path, tmp_path: Path)
     array = np.full((12, 64, 2048), 2000, np.uint16)
     array[:, :, 1024:] = 0
     profile = {"descriptions": MODALITIES["S2L2A"].bands, "nodata": 0}
-    report = tmcodec.encode(array, tmp_path / "e.tmc", profile=profile, s2_offset="present", tokenizer=weights)
+    report = tmcodec.encode(
+        array, tmp_path / "e.tmc", profile=profile, s2_offset="present", tokenizer=weights
+    )
     assert report.tokens == 4 * 64
     with tmcodec.open(tmp_path / "e.tmc") as f:
         assert f["S2L2A"].empty()[:, 64:].all()
@@ -254,8 +272,9 @@ def test_chunks_without_valid_pixels_cost_nothing(weights: Path, tmp_path: Path)
     assert (got[:, :, :1024] > 0).all()
 
 
-def test_a_stack_needs_its_layer_named(tokens: Path, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer,
-                                       weights: Path, tmp_path: Path) -> None:
+def test_a_stack_needs_its_layer_named(
+    tokens: Path, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, weights: Path, tmp_path: Path
+) -> None:
     dem = make_scene("DEM", 150, 90, name="dem.tif")
     tmcodec.encode(dem, tmp_path / "dem.tmc", modality="DEM", tokenizer=tiny_tokenizer("DEM"))
     tmcodec.stack([tokens, tmp_path / "dem.tmc"], tmp_path / "both.tmc")

@@ -30,9 +30,14 @@ def header(path: Path) -> dict[str, str]:
 
 
 def test_the_content_hash_is_what_the_docstring_says() -> None:
-    tensors = {"b": torch.tensor([1.0, -2.0], dtype=torch.float16), "a": torch.zeros(1, 2, dtype=torch.float16)}
+    tensors = {
+        "b": torch.tensor([1.0, -2.0], dtype=torch.float16),
+        "a": torch.zeros(1, 2, dtype=torch.float16),
+    }
     text = b'{"x":1}\0' + b"a\0float16\0" + b"1x2\0" + bytes(4) + b"b\0float16\0" + b"2\0"
-    expected = hashlib.sha256(text + bytes([0x00, 0x3C, 0x00, 0xC0])).digest()  # 1.0 and -2.0 in half precision
+    expected = hashlib.sha256(
+        text + bytes([0x00, 0x3C, 0x00, 0xC0])
+    ).digest()  # 1.0 and -2.0 in half precision
     assert content_hash({"x": 1}, tensors) == expected
 
 
@@ -72,9 +77,19 @@ def test_each_way_to_be_wrong(weights: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"dim": 10**9}, {"dim": "wide"}, {"kernel": 4}, {"surprise": 1}, {"levels": None}, {"encoder_blocks": -1}]
+    "change",
+    [
+        {"dim": 10**9},
+        {"dim": "wide"},
+        {"kernel": 4},
+        {"surprise": 1},
+        {"levels": None},
+        {"encoder_blocks": -1},
+    ],
 )
-def test_a_wild_configuration_allocates_nothing(change: dict[str, object], weights: Path, tmp_path: Path) -> None:
+def test_a_wild_configuration_allocates_nothing(
+    change: dict[str, object], weights: Path, tmp_path: Path
+) -> None:
     tensors, meta = load_file(weights), header(weights)
     config = {**json.loads(meta["config"]), **change}
     bad = tmp_path / "bad.safetensors"

@@ -51,9 +51,15 @@ def main() -> None:
     for name, model in EMBEDDED.items():
         row = MODALITIES[model.modality]
         path = HERE / "v1" / f"{name}.tmc"
-        profile = {"crs": "EPSG:32633", "transform": (10, 0, 399960, 0, -10, 5000040), "descriptions": row.bands}
+        profile = {
+            "crs": "EPSG:32633",
+            "transform": (10, 0, 399960, 0, -10, 5000040),
+            "descriptions": row.bands,
+        }
         offset = "present" if row.optical else "auto"
-        tmcodec.encode(synthetic(row), path, profile=profile, modality=row.name, s2_offset=offset, overwrite=True)
+        tmcodec.encode(
+            synthetic(row), path, profile=profile, modality=row.name, s2_offset=offset, overwrite=True
+        )
         values, _ = tmcodec.decode_array(path)
         expected[name] = patch_means(values)
         print(f"{path.name}  {path.stat().st_size} bytes")

@@ -23,7 +23,9 @@ def test_cells_follow_torch_pixel_shuffle() -> None:
     assert torch.equal(cells_to_image(cells, 2), expected)
 
 
-@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 4, 8]))
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 4, 8])
+)
 @settings(max_examples=30, deadline=None)
 def test_cells_and_images_are_inverse(b: int, rows: int, cols: int, c: int, factor: int) -> None:
     image = torch.randn(b, rows * factor, cols * factor, c)
@@ -37,8 +39,12 @@ def test_mix_block_starts_near_identity() -> None:
     assert 0 < float(change.abs().mean()) < 0.1 * float(x.abs().mean())
 
 
-@pytest.mark.parametrize(("kind", "origin", "knee"), [("linear", 3.0, 1.0), ("sqrt", 1000.0, 60.0), ("asinh", 0.0, 200.0)])
-def test_companding_is_invertible_and_its_slope_is_the_derivative(kind: str, origin: float, knee: float) -> None:
+@pytest.mark.parametrize(
+    ("kind", "origin", "knee"), [("linear", 3.0, 1.0), ("sqrt", 1000.0, 60.0), ("asinh", 0.0, 200.0)]
+)
+def test_companding_is_invertible_and_its_slope_is_the_derivative(
+    kind: str, origin: float, knee: float
+) -> None:
     compander = Compander(kind, origin, knee, [0.5], [2.0])
     v = torch.linspace(-3000, 9000, 601, dtype=torch.float64).view(1, -1, 1)
     assert torch.allclose(compander.expand(compander.compress(v)), v, atol=2e-2)
@@ -69,8 +75,17 @@ def test_companding_values_by_hand() -> None:
 
 def small_net(channels: int = 3) -> MiniNet:
     torch.manual_seed(1)
-    cfg = MiniConfig("S2RGB", channels, (8, 8, 8, 6, 5), dim=32, encoder_blocks=2, decoder_blocks=2, refine=16,
-                     denoiser_dim=16, denoiser_blocks=2)
+    cfg = MiniConfig(
+        "S2RGB",
+        channels,
+        (8, 8, 8, 6, 5),
+        dim=32,
+        encoder_blocks=2,
+        decoder_blocks=2,
+        refine=16,
+        denoiser_dim=16,
+        denoiser_blocks=2,
+    )
     net = MiniNet(cfg).eval()
     for name, p in net.named_parameters():
         if name.endswith(".scale"):

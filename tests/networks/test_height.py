@@ -16,7 +16,9 @@ from tmcodec.networks.mini import MiniConfig, MiniNet
 def test_neighbouring_heights_differ_in_one_digit_by_one(levels: tuple[int, ...]) -> None:
     index = torch.arange(codebook_size(levels))
     digits = reflected_digits(index, levels)
-    assert torch.equal((digits[1:] - digits[:-1]).abs().sum(-1), torch.ones(len(index) - 1, dtype=torch.int64))
+    assert torch.equal(
+        (digits[1:] - digits[:-1]).abs().sum(-1), torch.ones(len(index) - 1, dtype=torch.int64)
+    )
     assert bool((digits >= 0).all())
     assert bool((digits < torch.tensor(levels)).all())
     assert torch.equal(from_reflected(digits, levels), index)
@@ -24,7 +26,14 @@ def test_neighbouring_heights_differ_in_one_digit_by_one(levels: tuple[int, ...]
 
 def test_reflected_digits_by_hand() -> None:
     # levels 2 (fast) and 3 (slow): the fast digit runs 0 1, then 1 0, then 0 1
-    assert reflected_digits(torch.arange(6), (2, 3)).tolist() == [[0, 0], [1, 0], [1, 1], [0, 1], [0, 2], [1, 2]]
+    assert reflected_digits(torch.arange(6), (2, 3)).tolist() == [
+        [0, 0],
+        [1, 0],
+        [1, 1],
+        [0, 1],
+        [0, 2],
+        [1, 2],
+    ]
 
 
 def test_the_scale_is_finest_at_sea_level_and_clips_at_its_ends() -> None:
@@ -40,8 +49,21 @@ def test_the_scale_is_finest_at_sea_level_and_clips_at_its_ends() -> None:
 
 def height_net() -> MiniNet:
     torch.manual_seed(0)
-    cfg = MiniConfig("DEM", 1, (8, 8, 8, 6, 5), kind="height", compand="asinh", knee=1000.0, dim=16, refine=8,
-                     decoder_blocks=1, denoiser_dim=8, denoiser_blocks=1, mean=(0.5,), std=(0.6,))
+    cfg = MiniConfig(
+        "DEM",
+        1,
+        (8, 8, 8, 6, 5),
+        kind="height",
+        compand="asinh",
+        knee=1000.0,
+        dim=16,
+        refine=8,
+        decoder_blocks=1,
+        denoiser_dim=8,
+        denoiser_blocks=1,
+        mean=(0.5,),
+        std=(0.6,),
+    )
     return MiniNet(cfg).eval()
 
 
@@ -59,7 +81,9 @@ def test_tokens_are_mean_heights() -> None:
 @torch.no_grad()
 def test_a_hill_is_a_hill_at_any_altitude() -> None:
     net = height_net()
-    hill = 200 * torch.exp(-((torch.arange(12) - 6.0) ** 2)[:, None] / 8 - ((torch.arange(12) - 6.0) ** 2) / 8)
+    hill = 200 * torch.exp(
+        -((torch.arange(12) - 6.0) ** 2)[:, None] / 8 - ((torch.arange(12) - 6.0) ** 2) / 8
+    )
     pictures = []
     for base in (100.0, 1100.0):
         cells = (hill + base)[None, None]

@@ -33,11 +33,21 @@ def test_ddim_with_a_perfect_denoiser_returns_the_truth() -> None:
     assert torch.allclose(sample, truth, atol=1e-5)
 
 
-@given(st.integers(-200, 200), st.integers(-200, 200), st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**64 - 1))
+@given(
+    st.integers(-200, 200),
+    st.integers(-200, 200),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.integers(0, 2**64 - 1),
+)
 @settings(max_examples=25, deadline=None)
-def test_a_window_of_noise_is_the_noise_of_the_whole(row: int, col: int, height: int, width: int, seed: int) -> None:
+def test_a_window_of_noise_is_the_noise_of_the_whole(
+    row: int, col: int, height: int, width: int, seed: int
+) -> None:
     whole = block_noise(2, row - 3, col - 5, height + 10, width + 10, seed)
-    assert np.array_equal(block_noise(2, row, col, height, width, seed), whole[:, 3 : 3 + height, 5 : 5 + width])
+    assert np.array_equal(
+        block_noise(2, row, col, height, width, seed), whole[:, 3 : 3 + height, 5 : 5 + width]
+    )
 
 
 def test_noise_is_standard_normal_and_differs_by_seed_and_place() -> None:
@@ -53,14 +63,16 @@ def test_noise_is_box_muller_of_philox_words() -> None:
     # Written out once more: a promise, since a seed is stored in files.
     words = np.random.Philox(key=[9, 0x746D636F646563], counter=[0, 1, 2, 0]).random_raw(4)
     first = [(int(w) >> 32) + 1 for w in words], [int(w) & 0xFFFFFFFF for w in words]
-    expected = [np.sqrt(-2 * np.log(a / 2**32)) * np.cos(2 * np.pi * b / 2**32) for a, b in zip(*first, strict=True)]
+    expected = [
+        np.sqrt(-2 * np.log(a / 2**32)) * np.cos(2 * np.pi * b / 2**32) for a, b in zip(*first, strict=True)
+    ]
     assert np.allclose(block_noise(1, 64, 128, 1, 4, seed=9)[0, 0], expected, rtol=1e-6)
 
 
 def test_noise_leaves_the_global_state_alone() -> None:
-    np.random.seed(3)  # noqa: NPY002
+    np.random.seed(3)
     torch.manual_seed(3)
-    before = np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
     block_noise(1, 0, 0, 8, 8, seed=1)
-    assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], before[0])
     assert torch.equal(torch.get_rng_state(), before[1])

@@ -87,8 +87,17 @@ def test_permuted_classes_keep_shapes_and_no_data() -> None:
 
 def test_weights_of_another_modality_fit_band_by_band() -> None:
     def net(modality: str, channels: int) -> MiniNet:
-        cfg = MiniConfig(modality, channels, (8, 8, 8, 6, 5), dim=8, encoder_blocks=1, decoder_blocks=1, refine=8,
-                         denoiser_dim=8, denoiser_blocks=1)
+        cfg = MiniConfig(
+            modality,
+            channels,
+            (8, 8, 8, 6, 5),
+            dim=8,
+            encoder_blocks=1,
+            decoder_blocks=1,
+            refine=8,
+            denoiser_dim=8,
+            denoiser_blocks=1,
+        )
         return MiniNet(cfg)
 
     source, target = net("S2L2A", 12), net("S2L1C", 13)
@@ -99,7 +108,9 @@ def test_weights_of_another_modality_fit_band_by_band() -> None:
     assert torch.equal(mine[..., :10], theirs[..., :10])
     assert torch.equal(mine[..., 11:], theirs[..., 10:])
     assert torch.equal(mine[..., 10], before[..., 10])  # B10 is new
-    assert torch.equal(target.decoder.fine.bias.view(4, 13)[:, 12], source.decoder.fine.bias.view(4, 12)[:, 11])
+    assert torch.equal(
+        target.decoder.fine.bias.view(4, 13)[:, 12], source.decoder.fine.bias.view(4, 12)[:, 11]
+    )
 
 
 def test_a_stage_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -107,8 +118,14 @@ def test_a_stage_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     weight = torch.nn.Parameter(torch.tensor([[5.0, -3.0]]))
 
     def make(minutes: float) -> Stage:
-        return Stage({"block.up.weight": weight}, lambda: weight.square().sum(), minutes, 0.05,
-                     lambda *_: None, tmp_path / "s.pt")
+        return Stage(
+            {"block.up.weight": weight},
+            lambda: weight.square().sum(),
+            minutes,
+            0.05,
+            lambda *_: None,
+            tmp_path / "s.pt",
+        )
 
     first = make(0.01)
     first.run()
@@ -133,8 +150,17 @@ def test_a_run_of_seconds_from_rasters_to_weights(
     recipe = Recipe({modality: 1.0}, RECIPES[modality].peak, net, crop=64, batch=2)
     monkeypatch.setitem(mini.RECIPES, modality, recipe)
     monkeypatch.setitem(mini.VAL_FOLDERS, modality, {modality: 1.0})
-    args = argparse.Namespace(modality=modality, data=tmp_path / "data", out=tmp_path / "runs", minutes=0.02,
-                              denoiser_minutes=0.02, lr=1e-3, fp32=True, start=None, seed=0)
+    args = argparse.Namespace(
+        modality=modality,
+        data=tmp_path / "data",
+        out=tmp_path / "runs",
+        minutes=0.02,
+        denoiser_minutes=0.02,
+        lr=1e-3,
+        fp32=True,
+        start=None,
+        seed=0,
+    )
     mini.train(args)
     path, digest = export(tmp_path / "runs" / modality, tmp_path)
     loaded, name, found, meta = load_weights(path)

@@ -62,7 +62,9 @@ def find_weights(name: str) -> Path:
     if path.suffix == ".safetensors" and path.is_file():
         return path
     known = ", ".join(EMBEDDED)
-    raise TokenizerNotFoundError(f"no tokenizer {name!r}; pass --tokenizer with a .safetensors file or one of {known}")
+    raise TokenizerNotFoundError(
+        f"no tokenizer {name!r}; pass --tokenizer with a .safetensors file or one of {known}"
+    )
 
 
 def load_tokenizer(name: str, device: str = "auto") -> Tokenizer:
