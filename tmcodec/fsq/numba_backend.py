@@ -6,7 +6,8 @@ no bfloat16, and other formats convert exactly (float64 rounds, as the definitio
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -21,7 +22,12 @@ LANES = 16
 
 _MOST_THREADS = numba.get_num_threads()  # as many as numba starts; more is an error
 
-_jit: Any = njit(nogil=True, cache=True, parallel=True, error_model="numpy")
+Function = TypeVar("Function", bound=Callable[..., None])
+
+
+def _jit(function: Function) -> Function:
+    compiled: Any = njit(nogil=True, cache=True, parallel=True, error_model="numpy")(function)
+    return cast(Function, compiled)
 
 
 @njit(nogil=True, cache=True, inline="always")
