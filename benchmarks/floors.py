@@ -246,7 +246,8 @@ def main() -> None:
     for name in args.modality or list(MODALITIES):
         table = run(get_modality(name), args.data, not args.no_tokenizer, not args.no_jpeg)
         everything[name] = table
-        methods = [m for m in next(iter(table.values())) if m not in ("bytes", "ratio")]
+        seen = dict.fromkeys(m for row in table.values() for m in row)
+        methods = [m for m in seen if m not in ("bytes", "ratio")]
         print(f"\n{name:48s}" + "".join(f"{m:>13s}" for m in methods))
         for scene, row in table.items():
             print(f"{scene[-48:]:48s}" + "".join(f"{row.get(m, float('nan')):13.3f}" for m in methods))
@@ -268,7 +269,7 @@ def markdown(everything: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Return the README's table: means over the validation scenes of each modality."""
     methods = ("ratio", "tokenizer", "k-means", "block means", "JPEG 2000", "headers free")
     lines = [
-        "| modality | scenes | raw : file | mini-…-v1 | k-means | block means | JPEG 2000 | its headers free |",
+        "| modality | scenes | raw : file | mini-…-v1 | k-means | block means | JPEG 2000 | headers free |",
         "|---|" + "---|" * 7,
     ]
     for name, table in everything.items():

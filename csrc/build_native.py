@@ -176,7 +176,7 @@ def build(folder: Path) -> list[Path]:
     ):
         wanted = os.environ.get(variable, "auto").lower()
         target = folder / library_name(kind)
-        if wanted == "0" or (wanted == "auto" and kind == "cuda" and not _has_nvcc()):
+        if wanted == "0" or (wanted == "auto" and kind == "cuda" and not _can_use_cuda()):
             continue
         try:
             compile_one(target)
@@ -190,12 +190,13 @@ def build(folder: Path) -> list[Path]:
     return made
 
 
-def _has_nvcc() -> bool:
+def _can_use_cuda() -> bool:
+    """Ask for nvcc and a GPU: minutes of compiling for a machine that has none help nobody."""
     try:
         find_nvcc()
     except BuildError:
         return False
-    return True
+    return bool(shutil.which("nvidia-smi")) or Path("/dev/nvidia0").exists()
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ static inline void store(double *to, float v) { *to = v; }
 static inline void store(bf16_t *to, float v) {  // round to nearest, ties to even
   const uint32_t bits = bits_of(v);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to->bits = static_cast<uint16_t>(v != v ? 0x7fc0u : rounded);
+  // By bits: compilers make branches of two NaN tests in a row.
+  const uint32_t nan = static_cast<uint32_t>(-static_cast<int32_t>((bits & 0x7fffffffu) > 0x7f800000u));
+  to->bits = static_cast<uint16_t>((rounded & ~nan) | (0x7fc0u & nan));
 }
 
 static inline void store(f16_t *to, float v) {  // round to nearest, ties to even

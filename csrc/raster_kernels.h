@@ -1,13 +1,45 @@
 // Raster kernels, one row each; part of kernels.cpp.
 
+// Clamped to low..high and rounded half to even: adding 1.5 * 2^23 leaves no place for a fraction.
+static inline float whole(float value, float low, float high) {
+  const float clamped = value < low ? low : value > high ? high : value;
+  return (clamped + 12582912.0f) - 12582912.0f;
+}
+
+static inline void put(float *to, float value) { *to = value; }
+static inline void put(f16_t *to, float value) { store(to, value); }
+static inline void put(bf16_t *to, float value) { store(to, value); }
+static inline void put(uint8_t *to, float value) { *to = static_cast<uint8_t>(static_cast<int32_t>(whole(value, 0.0f, 255.0f))); }
+static inline void put(uint16_t *to, float value) { *to = static_cast<uint16_t>(static_cast<int32_t>(whole(value, 0.0f, 65535.0f))); }
+static inline void put(int16_t *to, float value) { *to = static_cast<int16_t>(static_cast<int32_t>(whole(value, -32768.0f, 32767.0f))); }
+
+static inline float known_or(float value, float fill) { return value == value ? value : fill; }
+
+// Values as bits of their size, whatever their type.
+template <int SIZE> struct WordOf;
+template <> struct WordOf<1> { typedef uint8_t __attribute__((may_alias)) Word; };
+template <> struct WordOf<2> { typedef uint16_t __attribute__((may_alias)) Word; };
+template <> struct WordOf<4> { typedef uint32_t __attribute__((may_alias)) Word; };
+
+// Replace what the mask says is unknown: a loop of its own, by bits, so that nothing branches.
+template <typename Out>
+static void apply_mask(const uint8_t *mask, int64_t count, float fill, Out *values) {
+  typedef typename WordOf<sizeof(Out)>::Word Word;
+  Out filler;
+  put(&filler, fill);
+  const Word other = *reinterpret_cast<const Word *>(&filler);
+  Word *words = reinterpret_cast<Word *>(values);
+  for (int64_t i = 0; i < count; ++i) {
+    const Word keep = static_cast<Word>(mask[i] != 0 ? -1 : 0);
+    words[i] = static_cast<Word>((words[i] & keep) | (other & static_cast<Word>(~keep)));
+  }
+}
+
 template <typename In, typename Out>
 static void normalize_values(const In *from, const uint8_t *mask, int64_t count, float mean, float std, float fill,
                              Out *to) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = (to_float(from[i]) - mean) / std;
-    const bool known = value == value && (mask == nullptr || mask[i] != 0);
-    store(to + i, known ? value : fill);
-  }
+  for (int64_t i = 0; i < count; ++i) put(to + i, known_or((to_float(from[i]) - mean) / std, fill));
+  if (mask != nullptr) apply_mask(mask, count, fill, to);
 }
 
 template <typename In>
@@ -74,25 +106,12 @@ static void add_row(const void *tiles, int32_t tile_dtype, int64_t from, float r
   }
 }
 
-// Clamped to low..high and rounded half to even: adding 1.5 * 2^23 leaves no place for a fraction.
-static inline float whole(float value, float low, float high) {
-  const float clamped = value < low ? low : value > high ? high : value;
-  return (clamped + 12582912.0f) - 12582912.0f;
-}
-
-static inline void put(float *to, float value) { *to = value; }
-static inline void put(uint8_t *to, float value) { *to = static_cast<uint8_t>(static_cast<int32_t>(whole(value, 0.0f, 255.0f))); }
-static inline void put(uint16_t *to, float value) { *to = static_cast<uint16_t>(static_cast<int32_t>(whole(value, 0.0f, 65535.0f))); }
-static inline void put(int16_t *to, float value) { *to = static_cast<int16_t>(static_cast<int32_t>(whole(value, -32768.0f, 32767.0f))); }
-
 template <typename Out>
 static void write_values(const float *sums, const float *weights, const uint8_t *mask, int64_t count, float mean,
                          float std, float fill, Out *to) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float value = sums[i] / weights[i] * std + mean;  // no weight: 0 / 0, NaN
-    const bool known = value == value && (mask == nullptr || mask[i] != 0);
-    put(to + i, known ? value : fill);
-  }
+  for (int64_t i = 0; i < count; ++i)  // no weight: 0 / 0, NaN
+    put(to + i, known_or(sums[i] / weights[i] * std + mean, fill));
+  if (mask != nullptr) apply_mask(mask, count, fill, to);
 }
 
 static void write_row(const float *sums, const float *weights, const uint8_t *mask, int64_t count, float mean,

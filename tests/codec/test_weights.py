@@ -84,6 +84,8 @@ def test_each_way_to_be_wrong(weights: Path, tmp_path: Path) -> None:
         {"kernel": 4},
         {"surprise": 1},
         {"levels": None},
+        {"components": 99},
+        {"residual_basis": [[1.0]]},
         {"encoder_blocks": -1},
     ],
 )

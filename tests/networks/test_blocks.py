@@ -147,3 +147,36 @@ def test_time_features_are_cosines_then_sines() -> None:
     assert torch.equal(got[0], torch.tensor([1.0] * 4 + [0.0] * 4))
     assert float(got[1, 0]) == pytest.approx(np.cos(7), abs=1e-6)
     assert float(got[1, 5]) == pytest.approx(np.sin(7 * 10000 ** (-1 / 4)), abs=1e-6)
+
+
+def test_residual_components_are_projected_and_rebuilt() -> None:
+    rows = ((0.6, 0.8, 0.0), (0.0, 0.0, 2.0))  # orthogonal
+    cfg = MiniConfig(
+        "S2RGB",
+        3,
+        (8, 8, 8, 6, 5),
+        dim=8,
+        refine=8,
+        denoiser_dim=8,
+        components=2,
+        smooth=True,
+        residual_basis=rows,
+    )
+    net = MiniNet(cfg).eval()
+    parts = torch.randn(2, 2, 8, 8)
+    residual = net.from_components(parts)
+    assert torch.allclose(residual[:, 1], parts[:, 0] * 0.8, atol=1e-6)
+    assert torch.allclose(net.to_components(residual), parts, atol=1e-5)
+    assert net.denoiser is not None
+    features, t = torch.zeros(2, 2, 2, 8), torch.tensor([10, 10])
+    assert net.denoiser(parts, features, t, torch.ones(2)).shape == parts.shape
+
+
+def test_without_components_each_band_is_its_own() -> None:
+    cfg = MiniConfig(
+        "S2RGB", 3, (8, 8, 8, 6, 5), dim=8, refine=8, denoiser_dim=8, residual_std=(1.0, 2.0, 4.0)
+    )
+    net = MiniNet(cfg)
+    residual = torch.ones(1, 3, 2, 2)
+    assert net.to_components(residual)[0, :, 0, 0].tolist() == [1.0, 0.5, 0.25]
+    assert torch.allclose(net.from_components(net.to_components(residual)), residual)

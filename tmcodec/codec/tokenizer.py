@@ -200,7 +200,8 @@ class MiniTokenizer(Tokenizer):
     ) -> Tensor:
         """Draw what the mean misses by DDIM; the first step's guess is zero by construction."""
         assert self.net.denoiser is not None
-        batch, channels, height, width = shape
+        batch, _, height, width = shape
+        channels = self.net.cfg.residual_channels
         row, col = (n * self.patch for n in origin)
         noise = torch.from_numpy(block_noise(channels, row, col, height, width, seed))
         sample = noise.to(self.device).expand(batch, -1, -1, -1)
@@ -213,7 +214,7 @@ class MiniTokenizer(Tokenizer):
                 times = t.to(self.device).expand(batch)
                 clean = self.net.denoiser(sample, features, times, signal.expand(batch))
             sample = scheduler.step(clean, t, sample, return_dict=False)[0]
-        return sample * self.net.residual_std
+        return self.net.from_components(sample)
 
 
 _cache: dict[tuple[str, str], MiniTokenizer] = {}

@@ -57,6 +57,10 @@ def check_config(raw: Any, path: Path) -> MiniConfig:
         sane = all(0 < n <= MAX_DIM for n in sizes) and all(0 <= n <= MAX_BLOCKS for n in depths)
     except (TypeError, AttributeError) as err:
         raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
+    basis_shape = (cfg.components, cfg.channels) if cfg.residual_basis else (0, 0)
+    sane &= 0 <= cfg.components <= cfg.channels
+    sane &= all(len(row) == basis_shape[1] for row in cfg.residual_basis)
+    sane &= len(cfg.residual_basis) == basis_shape[0]
     if not sane or cfg.kernel % 2 == 0 or cfg.kind not in ("patch", "height"):
         raise WeightsError(f"{path}: the configuration in its header has sizes out of range")
     return cfg

@@ -193,7 +193,7 @@ def _array(tensor: Tensor | None) -> Any:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _scale(scale: Scale) -> tuple[Any, ...]:
+def _scale(scale: Scale) -> tuple[Any, Any, Any, Any]:
     """Return mask, mean, std and fill as the functions above take them."""
     mask = np.empty((0, 0), np.uint8) if scale.mask is None else scale.mask.numpy()
     return mask, _array(scale.mean), _array(scale.std), np.float32(scale.fill)

@@ -146,7 +146,7 @@ def blend(
     return run(tiles, *places, means, stds, mask, fill, dtype, backend or "")
 
 
-# --------------------------------------------------------------------------- the calls, plain and as operators
+# --------------------------------------------------------------------------- plain calls and operators
 
 
 def _numbers(

@@ -1,6 +1,7 @@
 """The diffusion decoder of the small tokenizers: predicts what the mean picture misses.
 
-The diffused variable is the residual u = (z - mean(codes)) / residual_std. At pure noise the best
+The diffused variable is the residual z - mean(codes), divided by its standard deviation or projected on
+a few principal components over the bands. At pure noise the best
 guess of a residual is zero by construction (the mean decoder is trained for it), so the output
 is multiplied by sqrt(alpha_bar): one step gives exactly the mean, the best PSNR, and costs no
 denoiser at all; more steps add texture. Time embedding as in DDPM (arXiv 2006.11239).
@@ -32,16 +33,20 @@ def time_features(timesteps: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """Noisy residual ``(B, C, H, W)``, signal level and features to the clean residual."""
+    """Noisy residual ``(B, K, H, W)``, signal level and features to the clean residual."""
 
     def __init__(self, cfg: MiniConfig) -> None:
         super().__init__()
-        dim = cfg.denoiser_dim
-        self.embed = nn.Linear(cfg.channels * CELL**2 + cfg.refine, dim)
+        dim, channels = cfg.denoiser_dim, cfg.residual_channels
+        self.embed = nn.Linear(channels * CELL**2 + cfg.refine, dim)
         self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.blocks = nn.ModuleList(MixBlock(dim, 5, 2.0) for _ in range(cfg.denoiser_blocks))
         self.norm = nn.LayerNorm(dim)
-        self.out = nn.Linear(dim, cfg.channels * CELL**2)
+        self.out = nn.Linear(dim, channels * CELL**2)
+        # Mixes pixels across the borders of cells, so that their lattice does not show.
+        self.smooth = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if cfg.smooth else None
+        if self.smooth is not None:
+            nn.init.dirac_(self.smooth.weight, groups=channels)
         self.halo_pixels = cfg.denoiser_blocks * 2 * CELL + CELL
 
     def forward(self, noisy: Tensor, features: Tensor, timesteps: Tensor, signal: Tensor) -> Tensor:
@@ -50,7 +55,7 @@ class Denoiser(nn.Module):
         Parameters
         ----------
         noisy
-            ``(B, C, H, W)``, unit variance.
+            ``(B, K, H, W)``, unit variance.
         features
             ``(B, H/4, W/4, refine)`` from the decoder.
         timesteps
@@ -63,5 +68,7 @@ class Denoiser(nn.Module):
         shift = self.time(time_features(timesteps).to(x.dtype))
         for block in self.blocks:
             x = block(x, shift)
-        clean = cells_to_image(self.out(self.norm(x)), CELL).permute(0, 3, 1, 2).float()
-        return clean * signal.view(-1, 1, 1, 1)
+        clean = cells_to_image(self.out(self.norm(x)), CELL).permute(0, 3, 1, 2)
+        if self.smooth is not None:
+            clean = self.smooth(clean)
+        return clean.float() * signal.view(-1, 1, 1, 1)

@@ -48,9 +48,17 @@ class MiniConfig:
         Width and depth of the diffusion decoder; 0 blocks where there is none.
     compand, origin, knee, mean, std
         See `tmcodec.networks.compand.Compander`.
+    components
+        Number of channels of the diffused residual; 0 means one a band.
+    smooth
+        Whether the denoiser ends in a 3x3 convolution over single pixels.
     residual_std
         Standard deviation of what the mean misses, per band, in normalised units: the
-        diffusion runs on the residual divided by it.
+        diffusion runs on the residual divided by it, where there is no basis.
+    residual_basis
+        Principal components of what the mean misses, scaled by their standard deviation,
+        ``components`` rows of ``channels``. Texture is alike in all bands: a few components
+        carry it, and noise drawn in them has no colour.
     """
 
     modality: str
@@ -70,6 +78,14 @@ class MiniConfig:
     std: tuple[float, ...] = ()
     residual_std: tuple[float, ...] = ()
     kind: str = "patch"
+    components: int = 0
+    smooth: bool = False
+    residual_basis: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def residual_channels(self) -> int:
+        """Channels of the diffused residual."""
+        return self.components or self.channels
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, for JSON."""
@@ -78,8 +94,11 @@ class MiniConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> MiniConfig:
         """Rebuild from `to_dict`'s result; an unknown key is a TypeError."""
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(**fields)
+
+        def frozen(value: Any) -> Any:
+            return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+        return cls(**{k: frozen(v) for k, v in raw.items()})
 
 
 class MiniEncoder(nn.Module):
@@ -143,7 +162,8 @@ class MiniDecoder(nn.Module):
 class MiniNet(nn.Module):
     """Encoder, quantizer, mean decoder and denoiser of one modality."""
 
-    residual_std: Tensor
+    residual_basis: Tensor
+    residual_inverse: Tensor
 
     def __init__(self, cfg: MiniConfig) -> None:
         super().__init__()
@@ -163,8 +183,30 @@ class MiniNet(nn.Module):
         else:
             raise ValueError(f"unknown kind of tokenizer {cfg.kind!r}")
         self.denoiser = Denoiser(cfg) if cfg.denoiser_blocks else None
-        residual = torch.tensor(cfg.residual_std or ones).view(-1, 1, 1)
-        self.register_buffer("residual_std", residual, persistent=False)
+        basis = torch.tensor(cfg.residual_basis) if cfg.residual_basis else self._plain_basis(cfg)
+        self.register_buffer("residual_basis", basis, persistent=False)
+        self.register_buffer("residual_inverse", basis.clone(), persistent=False)
+        self.set_residual_basis(basis)
+
+    @staticmethod
+    def _plain_basis(cfg: MiniConfig) -> Tensor:
+        """One component a band, as far as the components go."""
+        std = torch.tensor(cfg.residual_std or (1.0,) * cfg.channels)
+        return torch.diag(std)[: cfg.residual_channels]
+
+    def set_residual_basis(self, basis: Tensor) -> None:
+        """Set the components ``(K, C)`` and how residuals are projected on them."""
+        self.residual_basis.copy_(basis)
+        # Rows are orthogonal, so the pseudo-inverse is the transpose over the squared lengths.
+        self.residual_inverse.copy_(basis / basis.square().sum(1, keepdim=True))
+
+    def to_components(self, residual: Tensor) -> Tensor:
+        """Project residuals ``(B, C, H, W)`` on the components: ``(B, K, H, W)``, unit variance."""
+        return torch.einsum("bchw,kc->bkhw", residual, self.residual_inverse)
+
+    def from_components(self, parts: Tensor) -> Tensor:
+        """Return the residual ``(B, C, H, W)`` of components ``(B, K, H, W)``."""
+        return torch.einsum("bkhw,kc->bchw", parts, self.residual_basis)
 
     @property
     def encoder_halo(self) -> int:

@@ -239,7 +239,10 @@ def augment_optical(values: Array, rng: np.random.Generator) -> Array:
     # Band by band, and as slopes and bends over the spectrum: water and soils have many colours.
     t = np.linspace(-1, 1, bands)
     tilt = rng.normal(0, 0.12) * t + rng.normal(0, 0.08) * (t**2 - 1 / 3)
-    gain = np.exp(rng.normal(0, 0.2) + tilt + rng.normal(0, 0.06, bands))
+    # Narrow bumps: green water, red soils, chlorophyll's edge are peaks of one or two bands.
+    width, centres = rng.uniform(0.1, 0.4), rng.uniform(-1.2, 1.2, 3)
+    bumps = rng.normal(0, 0.22, 3) @ np.exp(-(((t - centres[:, None]) / width) ** 2))
+    gain = np.exp(rng.normal(0, 0.2) + tilt + bumps + rng.normal(0, 0.06, bands))
     if rng.random() < 0.1:  # deserts, snow: brighter than anything in a small corpus
         gain *= rng.uniform(1, 3)
     haze = rng.normal(0, 40) + rng.normal(0, 15, bands)

@@ -157,17 +157,33 @@ def train_mean(run: Run, minutes: float) -> None:
 
 
 @torch.no_grad()
-def residual_statistics(net: MiniNet, sampler: CropSampler, batches: int = 16) -> tuple[float, ...]:
-    """Standard deviation of what the mean misses, per band, in normalised units."""
-    total, count = torch.zeros(net.cfg.channels), torch.zeros(net.cfg.channels)
+def residual_components(net: MiniNet, sampler: CropSampler, batches: int = 16) -> Tensor:
+    """Principal components ``(K, C)`` of what the mean misses, scaled by their standard deviation.
+
+    Where there are as many components as bands, the bands themselves are taken.
+    """
+    channels, count = net.cfg.channels, net.cfg.residual_channels
+    total, weight = torch.zeros(channels, channels), torch.zeros(channels, channels)
     for _ in range(batches):
         values, valid = (torch.from_numpy(a) for a in sampler.batch(8))
         z = net.compander.compress(values)
         mean, _ = net.decoder(net.fsq.quantize(net.encoder(z)))
-        error = (mean - z).square() * valid
-        total += error.sum((0, 2, 3))
-        count += valid.sum((0, 2, 3))
-    return tuple(float(v) for v in (total / count).sqrt())
+        error = ((mean - z) * valid).movedim(1, 0).flatten(1)
+        ok = valid.movedim(1, 0).flatten(1).float()
+        total += error @ error.T
+        weight += ok @ ok.T
+    covariance = total / weight.clamp_min(1)
+    if count == channels:
+        return torch.diag(covariance.diagonal().sqrt())
+    variances, vectors = torch.linalg.eigh(covariance)
+    return (vectors * variances.clamp_min(1e-8).sqrt()).T.flip(0)[:count].contiguous()
+
+
+def residual_fields(basis: Tensor) -> dict[str, Any]:
+    """Return the fields of the configuration that keep these components."""
+    if basis.shape[0] == basis.shape[1]:
+        return {"residual_std": tuple(basis.diagonal().tolist())}
+    return {"residual_basis": tuple(map(tuple, basis.tolist()))}
 
 
 def train_denoiser(run: Run, minutes: float) -> None:
@@ -182,13 +198,14 @@ def train_denoiser(run: Run, minutes: float) -> None:
             with torch.no_grad():
                 z = net.compander.compress(values)
                 mean, features = net.decoder(net.fsq.quantize(net.encoder(z)))
-                clean = ((z - mean.float()) / net.residual_std).clamp(-6, 6)
+                clean = net.to_components(z - mean.float()).clamp(-6, 6)
             # The last timestep is pure noise, where the answer is zero by construction.
             t = torch.randint(0, TRAIN_STEPS - 1, (len(values),))
             signal, noise = levels[t].sqrt(), torch.randn_like(clean)
             noisy = signal.view(-1, 1, 1, 1) * clean + (1 - levels[t]).sqrt().view(-1, 1, 1, 1) * noise
             guess = denoiser(noisy, features, t, signal)
-        return masked_mean((guess - clean).square(), valid).mean()
+        whole = None if valid is None else valid.all(1, keepdim=True)
+        return masked_mean((guess - clean).square(), whole).mean()
 
     params = {n: p for n, p in net.named_parameters() if n.startswith("denoiser.")}
     Stage(params, step_loss, minutes, run.lr, run.log, run.out / "stage2.pt").run()
@@ -284,15 +301,17 @@ def train(args: argparse.Namespace) -> None:
         saved = torch.load(args.start, weights_only=True)
         cfg = MiniConfig.from_dict(json.loads(saved["config"]))
         if cfg.modality == modality.name:  # the weights know these statistics
-            net = MiniNet(cfg)
+            shapes = {k: v for k, v in recipe.net.items() if k in ("components", "smooth")}
+            net = MiniNet(replace(cfg, residual_std=(), residual_basis=(), **shapes))
         print(f"{start_from(net, saved)} tensors taken from {args.start}", flush=True)
     augment = AUGMENT[modality.name]
     sampler = CropSampler(scenes, recipe.crop, augment, recipe.warp, recipe.blend, args.seed)
     run = Run(net, sampler, recipe, make_log(net, val, recipe), out, args.lr, not args.fp32)
     train_mean(run, args.minutes)
     if net.denoiser is not None:
-        net.cfg = replace(net.cfg, residual_std=residual_statistics(net, sampler))
-        net.residual_std.copy_(torch.tensor(net.cfg.residual_std).view(-1, 1, 1))
+        basis = residual_components(net, sampler)
+        net.cfg = replace(net.cfg, **residual_fields(basis))
+        net.set_residual_basis(basis)
         train_denoiser(run, args.denoiser_minutes)
     scores = evaluate(net, val, recipe.peak)
     torch.save({"weights": net.state_dict(), "config": json.dumps(net.cfg.to_dict())}, out / "final.pt")

@@ -38,7 +38,7 @@ class Recipe:
 
 
 _REFLECTANCE = {"compand": "sqrt", "origin": 1000.0, "knee": 60.0}
-_WIDE = {"dim": 256, "refine": 64, "denoiser_dim": 112}
+_WIDE = {"dim": 256, "refine": 64, "denoiser_dim": 112, "components": 5, "smooth": True}
 
 RECIPES: dict[str, Recipe] = {
     "S2L2A": Recipe(
@@ -58,7 +58,7 @@ RECIPES: dict[str, Recipe] = {
     "DEM": Recipe(
         folders={"DEM": 1.0},
         peak=1000.0,
-        net={"kind": "height", "compand": "asinh", "origin": 0.0, "knee": 1000.0, "dim": 160},
+        net={"kind": "height", "compand": "asinh", "origin": 0.0, "knee": 1000.0, "dim": 160, "smooth": True},
         blend=0.0,
     ),
     "NDVI": Recipe(folders={"NDVI": 0.3, "S2L2A": 0.5, "S2L1C": 0.2}, peak=2.0),
