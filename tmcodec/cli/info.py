@@ -233,6 +233,8 @@ def system_facts() -> dict[str, Any]:
     """Return versions and devices; this imports torch and rasterio."""
     from importlib import metadata
 
+    from tmcodec.fsq.backends import describe
+
     facts: dict[str, Any] = {"tmcodec": __version__, "python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:
@@ -241,7 +243,7 @@ def system_facts() -> dict[str, Any]:
             facts[package] = "not installed"
     facts["system"] = platform.platform()
     facts["processors"] = _processors()
-    return {**facts, **_gdal(), **_devices()}
+    return {**facts, **_gdal(), **_devices(), **describe()}
 
 
 def _processors() -> int:
