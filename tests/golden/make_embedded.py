@@ -2,8 +2,8 @@
 
     python tests/golden/make_embedded.py
 
-``weights.json`` holds content hashes. ``v1/mini-*.tmc`` are token files of smooth synthetic rasters,
-``v1/mini-embedded.json`` the means of 16x16 pixels that they decode to. Users hold such files: they must
+``weights.json`` holds content hashes. ``mini-v1/*.tmc`` are token files of smooth synthetic rasters,
+``mini-v1/expected.json`` the means of 16x16 pixels that they decode to. Users hold such files: they must
 decode alike for ever.
 """
 
@@ -50,7 +50,7 @@ def main() -> None:
     expected = {}
     for name, model in EMBEDDED.items():
         row = MODALITIES[model.modality]
-        path = HERE / "v1" / f"{name}.tmc"
+        path = HERE / "mini-v1" / f"{name}.tmc"
         profile = {
             "crs": "EPSG:32633",
             "transform": (10, 0, 399960, 0, -10, 5000040),
@@ -63,7 +63,7 @@ def main() -> None:
         values, _ = tmcodec.decode_array(path)
         expected[name] = patch_means(values)
         print(f"{path.name}  {path.stat().st_size} bytes")
-    (HERE / "v1" / "mini-embedded.json").write_text(json.dumps(expected) + "\n")
+    (HERE / "mini-v1" / "expected.json").write_text(json.dumps(expected) + "\n")
 
 
 if __name__ == "__main__":
