@@ -17,8 +17,10 @@ from tokenfile_helpers import layer_meta, section, varint
 from tmcodec.errors import MetadataError, UnknownSectionError
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile import FileMeta, LayerMeta
+from tmcodec.tokenfile.fields import MODALITY_IDS, pack_layer, unpack_layer
 from tmcodec.tokenfile.header import pack_header, unpack_header
-from tmcodec.tokenfile.metadata import DTYPE_IDS, MODALITY_IDS, pack_crs, pack_layer, unpack_crs, unpack_layer
+from tmcodec.tokenfile.metadata import DTYPE_IDS
+from tmcodec.tokenfile.sections import pack_crs, unpack_crs
 
 SHA = bytes(range(32))
 

@@ -1,5 +1,6 @@
 """Token files (``.tmc``): bytes and integers, no networks. The format is ``docs/format.md``."""
 
+from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.chunks import RawChunk
 from tmcodec.tokenfile.coders import Coder, coders, get_coder, register_coder, unregister_coder
 from tmcodec.tokenfile.geometry import TokenGrid, TokenWindow
@@ -16,6 +17,7 @@ __all__ = [
     "MAX_HEADER",
     "MAX_PIXELS",
     "VERSION",
+    "Balance",
     "Coder",
     "FileMeta",
     "Layer",

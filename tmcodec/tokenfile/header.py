@@ -21,19 +21,9 @@ from tmcodec.errors import (
 )
 from tmcodec.tokenfile.binary import Cursor, crc32c, pack_varint
 from tmcodec.tokenfile.chunks import EMPTY, MAX_TAG
-from tmcodec.tokenfile.metadata import (
-    MAX_CRS_COUNT,
-    FileMeta,
-    LayerMeta,
-    pack_crs,
-    pack_layer,
-    pack_section,
-    pack_tags,
-    unpack_crs,
-    unpack_layer,
-    unpack_sections,
-    unpack_tags,
-)
+from tmcodec.tokenfile.fields import pack_layer, pack_tags, unpack_layer, unpack_tags
+from tmcodec.tokenfile.metadata import MAX_CRS_COUNT, FileMeta, LayerMeta
+from tmcodec.tokenfile.sections import pack_crs, pack_section, unpack_crs, unpack_sections
 
 MAGIC = b"\x89TMC\r\n\x1a\n"
 VERSION = 1

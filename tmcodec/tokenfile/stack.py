@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import IO, Any
 
 from tmcodec.errors import StackError
+from tmcodec.tokenfile.balance import join_balances
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
 from tmcodec.tokenfile.reader import Layer, TokenFile
 from tmcodec.tokenfile.writer import TokenFileWriter
@@ -19,8 +20,8 @@ Source = str | os.PathLike[str] | IO[bytes]
 _Step = tuple[Layer, int]
 
 _BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
-# What may differ between files of one layer: times are merged, texts kept where they agree.
-_FREE = {"times", "tags", "description"}
+# What may differ between files of one layer: times and balances are merged, texts kept where they agree.
+_FREE = {"times", "tags", "description", "balance"}
 
 
 def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) -> FileMeta:
@@ -113,6 +114,7 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
         times=tuple(map(_time, steps)),
         tags=_agreeing([layer.meta.tags for layer in group]),
         description=first.description if len(descriptions) == 1 else "",
+        balance=join_balances([(layer.meta.balance, i, len(layer.meta.times)) for layer, i in steps]),
     )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tmcodec.atomic import atomic_path, check_target
 from tmcodec.errors import ChunkError, LayerNotFoundError
+from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.binary import crc32c
 from tmcodec.tokenfile.chunks import EMPTY, EMPTY_CHUNK, RawChunk, check_mask, check_tokens, pack_chunk
 from tmcodec.tokenfile.header import pack_header, pack_index, pack_prelude
@@ -156,6 +157,18 @@ class TokenFileWriter:
             )
         layer.grid.check_chunk(chunk_row, chunk_col)
         return layer
+
+    def set_balance(self, layer_index: int, balance: Balance | None) -> None:
+        """Set the balance of a layer, which is known only after its last chunk.
+
+        Raises
+        ------
+        MetadataError
+            If it does not fit the layer.
+        """
+        layers = list(self.meta.layers)
+        layers[layer_index] = layers[layer_index].replace(balance=balance)
+        self.meta = FileMeta(tuple(layers), self.meta.tags)
 
     # ----------------------------------------------------------------- the end
 

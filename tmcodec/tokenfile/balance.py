@@ -1,0 +1,144 @@
+"""The radiometric balance of a layer: gains and offsets of each band at nodes across the raster.
+
+A decoder that has seen other places drifts in colour: green water turns grey, a desert pale. Two small
+integers a band and neighbourhood, fitted when the raster was encoded, mend that. Here they are only
+integers and bytes; `tmcodec.rasters.balance` fits and applies them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tmcodec.errors import MetadataError, StackError
+from tmcodec.tokenfile.binary import Cursor, pack_number, pack_varint
+from tmcodec.tokenfile.zstd import zstd_pack, zstd_unpack
+
+MAX_SPACING = 65536
+MAX_VALUE = 2**15 - 1
+MAX_VALUES = 2**24
+"""Most integers of one layer: bounds what a compressed field can grow to."""
+
+_VARINTS, _ZSTD = 0, 1
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Gains and offsets on a coarse grid of nodes.
+
+    A decoded value y (physical units) of a band becomes ``y + gain_step * g * (y - pivot) + offset_step * o``
+    with the integers g and o of its band, interpolated bilinearly between the nodes.
+
+    Attributes
+    ----------
+    spacing
+        Tokens between neighbouring nodes. Node (i, j) lies in the middle of the square of spacing x spacing
+        tokens that starts at token (i * spacing, j * spacing); beyond the outermost nodes their values hold.
+    pivot
+        Physical value that a gain leaves alone.
+    gain_step, offset_step
+        What one unit of g and of o means; the offset in physical units.
+    values
+        The integers, in the order time, node row, node column, band, (g, o).
+    """
+
+    spacing: int
+    pivot: float
+    gain_step: float
+    offset_step: float
+    values: tuple[int, ...]
+
+    def nodes(self, rows: int, cols: int, times: int, bands: int) -> NDArray[np.int32]:
+        """Return the integers as an array (times, node rows, node cols, bands, 2) of a token grid."""
+        shape = (times, *node_counts(rows, cols, self.spacing), bands, 2)
+        return np.array(self.values, np.int32).reshape(shape)
+
+
+def node_counts(rows: int, cols: int, spacing: int) -> tuple[int, int]:
+    """Return how many rows and columns of nodes a grid of rows x cols tokens has."""
+    return -(-rows // spacing), -(-cols // spacing)
+
+
+def check_balance(balance: Balance, rows: int, cols: int, times: int, bands: int) -> None:
+    """Raise `MetadataError` unless the balance fits a token grid of that size."""
+    if not 1 <= balance.spacing <= MAX_SPACING:
+        raise MetadataError(f"balance: spacing {balance.spacing} is not in 1..{MAX_SPACING}")
+    if not math.isfinite(balance.pivot):
+        raise MetadataError(f"balance: pivot {balance.pivot} is not finite")
+    for name, step in (("gain_step", balance.gain_step), ("offset_step", balance.offset_step)):
+        if not (math.isfinite(step) and step > 0):
+            raise MetadataError(f"balance: {name} {step} is not a positive number")
+    expected = math.prod(node_counts(rows, cols, balance.spacing)) * times * bands * 2
+    if len(balance.values) != expected:
+        raise MetadataError(f"balance: {len(balance.values)} integers where {expected} belong")
+    if max(map(abs, balance.values)) > MAX_VALUE:
+        raise MetadataError(f"balance: an integer beyond {MAX_VALUE}")
+
+
+def join_balances(steps: Sequence[tuple[Balance | None, int, int]]) -> Balance | None:
+    """Join the balances of time steps, each given as (its layer's balance, its place there, places there).
+
+    Steps without a balance get zeros. None where no step has one.
+
+    Raises
+    ------
+    StackError
+        If two differ in spacing, pivot or step sizes.
+    """
+    first = next((balance for balance, _, _ in steps if balance is not None), None)
+    if first is None:
+        return None
+    joined: list[int] = []
+    size = next(len(b.values) // times for b, _, times in steps if b is not None)
+    for balance, place, _ in steps:
+        if balance is None:
+            joined += [0] * size
+        elif replace(balance, values=()) != replace(first, values=()):
+            raise StackError("the balances of two time steps have other nodes or steps; encode them alike")
+        else:
+            joined += balance.values[place * size : (place + 1) * size]
+    return replace(first, values=tuple(joined))
+
+
+def pack_balance(balance: Balance, bands: int) -> bytes:
+    """Pack a balance; each node is coded as its difference from the one before."""
+    values = np.array(balance.values, np.int64).reshape(-1, 2 * bands)
+    steps = np.diff(values, axis=0, prepend=0).reshape(-1)
+    zigzagged = (steps << 1) ^ (steps >> 63)
+    plain = b"".join(map(pack_varint, zigzagged.tolist()))
+    # Low bytes before high bytes: the high ones are nearly all zero.
+    frame = zstd_pack(zigzagged.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes())
+    kind, data = (_VARINTS, plain) if len(plain) <= len(frame) else (_ZSTD, frame)
+    numbers = b"".join(map(pack_number, (balance.pivot, balance.gain_step, balance.offset_step)))
+    head = pack_varint(balance.spacing) + numbers + pack_varint(len(balance.values)) + pack_varint(2 * bands)
+    return head + bytes([kind]) + data
+
+
+def unpack_balance(cursor: Cursor) -> Balance:
+    """Invert `pack_balance`.
+
+    Raises
+    ------
+    MetadataError
+    """
+    spacing = cursor.varint("spacing", MAX_SPACING)
+    pivot, gain_step, offset_step = (cursor.number(n) for n in ("pivot", "gain step", "offset step"))
+    count = cursor.varint("count", MAX_VALUES)
+    stride = cursor.varint("values per node", MAX_VALUES)
+    kind = cursor.u8("kind")
+    if stride == 0 or count == 0 or count % stride or kind not in (_VARINTS, _ZSTD):
+        raise cursor.fail("balance is malformed")
+    if kind == _ZSTD:
+        raw = zstd_unpack(bytes(cursor.rest()), 4 * count, cursor.what, MetadataError)
+        zigzagged = np.frombuffer(raw, np.uint8).reshape(4, -1).T.copy().view("<u4").astype(np.int64).ravel()
+    else:
+        zigzagged = cursor.varints(count, "balance")
+    if int(zigzagged.max()) > 4 * MAX_VALUE + 1:  # the largest difference; sums cannot overflow
+        raise cursor.fail("balance has a difference out of range")
+    steps = (zigzagged >> 1) ^ -(zigzagged & 1)
+    values = np.cumsum(steps.reshape(-1, stride), axis=0).reshape(-1)
+    return Balance(spacing, pivot, gain_step, offset_step, tuple(values.tolist()))
