@@ -233,20 +233,41 @@ class CropSampler:
         return np.stack([v for v, _ in drawn]), np.stack([m for _, m in drawn])
 
 
-def augment_optical(values: Array, rng: np.random.Generator) -> Array:
-    """Change illumination, spectral balance and path radiance a little."""
-    bands = len(values)
-    # Band by band, and as slopes and bends over the spectrum: water and soils have many colours.
+def random_spectrum(bands: int, rng: np.random.Generator) -> Array:
+    """Draw a gain for each band: tilt, bend, narrow bumps and a little noise over the spectrum.
+
+    Water and soils have many colours; green water, red soils, chlorophyll's edge are peaks of one or
+    two bands.
+    """
     t = np.linspace(-1, 1, bands)
     tilt = rng.normal(0, 0.12) * t + rng.normal(0, 0.08) * (t**2 - 1 / 3)
-    # Narrow bumps: green water, red soils, chlorophyll's edge are peaks of one or two bands.
     width, centres = rng.uniform(0.1, 0.4), rng.uniform(-1.2, 1.2, 3)
     bumps = rng.normal(0, 0.22, 3) @ np.exp(-(((t - centres[:, None]) / width) ** 2))
-    gain = np.exp(rng.normal(0, 0.2) + tilt + bumps + rng.normal(0, 0.06, bands))
+    return np.exp(rng.normal(0, 0.2) + tilt + bumps + rng.normal(0, 0.06, bands)).astype(np.float32)
+
+
+def tint_material(reflectance: Array, rng: np.random.Generator) -> Array:
+    """Recolour what one band ratio sets apart: water, soil or leaves alone, not the whole crop."""
+    first, second = rng.choice(len(reflectance), 2, replace=False)
+    ratio = np.log((np.maximum(reflectance[first], 0) + 100) / (np.maximum(reflectance[second], 0) + 100))
+    spread = float(ratio.std()) + 1e-3
+    edge = np.quantile(ratio[::4, ::4], rng.uniform(0.1, 0.9))
+    share = 1 / (1 + np.exp(-4 * (ratio - edge) / spread))
+    gain = random_spectrum(len(reflectance), rng)[:, None, None]
+    return (reflectance * (1 + share * (gain - 1))).astype(np.float32)
+
+
+def augment_optical(values: Array, rng: np.random.Generator) -> Array:
+    """Change illumination, spectral balance and path radiance a little; at times one material's colour."""
+    bands = len(values)
+    reflectance = values - S2_OFFSET
+    if rng.random() < 0.3:
+        reflectance = tint_material(reflectance, rng)
+    gain = random_spectrum(bands, rng)
     if rng.random() < 0.1:  # deserts, snow: brighter than anything in a small corpus
         gain *= rng.uniform(1, 3)
     haze = rng.normal(0, 40) + rng.normal(0, 15, bands)
-    dn = (values - S2_OFFSET) * gain[:, None, None] + haze[:, None, None]
+    dn = reflectance * gain[:, None, None] + haze[:, None, None]
     return np.maximum(dn, -50).astype(np.float32) + np.float32(S2_OFFSET)
 
 

@@ -31,6 +31,9 @@ from tmcodec.training.corpus import AUGMENT, CropSampler, Scene, load_scenes
 from tmcodec.training.loop import LOG_EVERY, Log, Stage
 from tmcodec.training.recipes import RECIPES, Recipe
 
+BALANCE_PRIOR = 0.02
+"""Variance that pulls the gains of flat crops towards one."""
+
 VAL_FOLDERS = {"LULC": {"LULC": 0.5, "LULC_nlcd8": 0.5}}
 
 
@@ -69,12 +72,32 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     return (x.flatten(1) * m).sum(1) / m.sum(1).clamp_min(1)
 
 
-def image_loss(mean: Tensor, z: Tensor, slope: Tensor, valid: Tensor | None) -> Tensor:
+@torch.no_grad()
+def band_balance(mean: Tensor, z: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Least-squares gain and offset ``(B, C, 1, 1)`` of each crop and band: ``gain * mean + offset ~ z``.
+
+    The codec stores such a balance for each neighbourhood of a raster (`tmcodec.rasters.balance`), so
+    tokens need not spend themselves on what it mends.
+    """
+    w = torch.ones_like(z) if valid is None else valid.expand_as(z).float()
+    total = w.sum((2, 3), keepdim=True).clamp_min(1)
+    a, b = ((w * x).sum((2, 3), keepdim=True) / total for x in (mean, z))
+    variance = (w * (mean - a).square()).sum((2, 3), keepdim=True) / total
+    covariance = (w * (mean - a) * (z - b)).sum((2, 3), keepdim=True) / total
+    gain = (covariance + BALANCE_PRIOR) / (variance + BALANCE_PRIOR)
+    return gain, b - gain * a
+
+
+def image_loss(mean: Tensor, z: Tensor, slope: Tensor, valid: Tensor | None, balance: float = 0.0) -> Tensor:
     """Squared error after companding, plus the logarithm of each crop's error in physical units.
 
     The logarithm is what PSNR measures: a crop of dark water counts as much as one of clouds.
     `slope` is d(physical)/d(normalised) over the peak, so errors stay first-order exact and cheap.
+    `balance` is the share of `band_balance` that is applied before.
     """
+    if balance:
+        gain, offset = band_balance(mean, z, valid)
+        mean = mean + balance * ((gain - 1) * mean + offset)
     miss = mean - z
     companded = masked_mean(miss.square(), valid).mean()
     decibel = torch.log(masked_mean((miss * slope).square(), valid) + 1e-6).mean()
@@ -94,8 +117,11 @@ def pad_to_patch(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(net: MiniNet, scenes: list[Scene], peak: float) -> dict[str, float]:
-    """PSNR in dB (accuracy for classes) of the one-step reconstruction, scene by scene."""
+def evaluate(net: MiniNet, scenes: list[Scene], peak: float, balance: bool = False) -> dict[str, float]:
+    """PSNR in dB (accuracy for classes) of the one-step reconstruction, scene by scene.
+
+    With `balance`, after each scene's own `band_balance`.
+    """
     net.eval()
     categorical, scores = peak == 0, {}
     for s in scenes:
@@ -103,8 +129,12 @@ def evaluate(net: MiniNet, scenes: list[Scene], peak: float) -> dict[str, float]
         z = network_input(net, pad_to_patch(values), categorical)
         tokens = net.fsq.latents_to_indices(net.encoder(z))
         mean, _ = net.decoder(net.fsq.indices_to_codes(tokens))
-        mean = mean[..., : s.values.shape[1], : s.values.shape[2]]
         ok = torch.from_numpy(s.valid)[None]
+        height, width = s.values.shape[1:]
+        mean = mean[..., :height, :width]
+        if balance:
+            gain, offset = band_balance(mean, z[..., :height, :width], ok)
+            mean = gain * mean + offset
         if categorical:
             scores[s.name] = float((mean.argmax(1, keepdim=True) == values)[ok].float().mean())
         else:
@@ -150,7 +180,9 @@ def train_mean(run: Run, minutes: float) -> None:
         hold = 1e-3 * F.relu(latents.abs() - 4).square().mean()
         if categorical:
             return class_loss(mean.float(), values, valid) + hold
-        return image_loss(mean, z, net.compander.slope(values) / run.recipe.peak, valid) + hold
+        # A crop is smaller than what shares a balance in a file: it gets a part of its own.
+        balance = float(torch.rand(())) if run.recipe.balance else 0.0
+        return image_loss(mean, z, net.compander.slope(values) / run.recipe.peak, valid, balance) + hold
 
     params = {n: p for n, p in net.named_parameters() if not n.startswith("denoiser.")}
     Stage(params, step_loss, minutes, run.lr, run.log, run.out / "stage1.pt").run()
@@ -282,7 +314,7 @@ def make_log(net: MiniNet, val: list[Scene], recipe: Recipe) -> Log:
         if any(name.startswith("decoder.") for name in average) and step % (3 * LOG_EVERY) == 0:
             averaged = copy.deepcopy(net)
             averaged.load_state_dict(average, strict=False)
-            scores = evaluate(averaged, val, recipe.peak)
+            scores = evaluate(averaged, val, recipe.peak, recipe.balance)
             line += f" val {np.mean(list(scores.values())):.3f}"
         print(line, flush=True)
 
@@ -313,7 +345,7 @@ def train(args: argparse.Namespace) -> None:
         net.cfg = replace(net.cfg, **residual_fields(basis))
         net.set_residual_basis(basis)
         train_denoiser(run, args.denoiser_minutes)
-    scores = evaluate(net, val, recipe.peak)
+    scores = evaluate(net, val, recipe.peak, recipe.balance)
     torch.save({"weights": net.state_dict(), "config": json.dumps(net.cfg.to_dict())}, out / "final.pt")
     (out / "metrics.json").write_text(json.dumps(scores, indent=1))
     print("\n".join(f"{k}: {v:.3f}" for k, v in scores.items()), flush=True)

@@ -23,6 +23,8 @@ class Recipe:
         Side of a crop in pixels; crops a step.
     warp, blend
         See `tmcodec.training.corpus.CropSampler`.
+    balance
+        Whether the codec stores a radiometric balance, which the loss then takes into account.
     start
         Modality whose trained weights are the starting point, or None.
     """
@@ -34,6 +36,7 @@ class Recipe:
     batch: int = 8
     warp: float = 0.5
     blend: float = 0.15
+    balance: bool = False
     start: str | None = None
 
 
@@ -45,11 +48,13 @@ RECIPES: dict[str, Recipe] = {
         folders={"S2L2A": 0.5, "S2L1C": 0.3, "S2L1C_no_B10": 0.2},
         peak=10000.0,
         net={**_REFLECTANCE, **_WIDE},
+        balance=True,
     ),
     "S2L1C": Recipe(
         folders={"S2L1C": 0.7, "S2L1C_reflectance": 0.1, "S2L2A": 0.2},
         peak=10000.0,
         net={**_REFLECTANCE, **_WIDE},
+        balance=True,
         start="S2L2A",
     ),
     "S2RGB": Recipe(folders={"S2RGB": 0.3, "S2L2A": 0.4, "S2L1C": 0.2, "S2L1C_no_B10": 0.1}, peak=255.0),
