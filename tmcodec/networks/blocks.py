@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tmcodec.networks.linear import Linear
 
 
 class MixBlock(nn.Module):
@@ -28,8 +29,8 @@ class MixBlock(nn.Module):
         hidden = int(dim * expansion)
         self.mix = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.up = Linear(dim, hidden)
+        self.down = Linear(hidden, dim)
         self.scale = nn.Parameter(torch.full((dim,), 0.1))
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -38,7 +39,7 @@ class MixBlock(nn.Module):
         normed = self.norm(mixed)
         if shift is not None:
             normed = normed + shift[:, None, None, :]
-        return x + self.scale * self.down(F.gelu(self.up(normed)))
+        return x + self.scale * self.down(self.up.gelu(normed))
 
 
 def cells_to_image(cells: Tensor, factor: int) -> Tensor:

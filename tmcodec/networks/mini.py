@@ -22,6 +22,7 @@ from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
 from tmcodec.networks.compand import Compander
 from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.height import HeightDecoder, HeightEncoder, HeightScale
+from tmcodec.networks.linear import Linear
 
 PATCH = 16
 
@@ -106,7 +107,7 @@ class MiniEncoder(nn.Module):
 
     def __init__(self, cfg: MiniConfig) -> None:
         super().__init__()
-        self.embed = nn.Linear(cfg.channels * (PATCH // 2) ** 2, cfg.dim)
+        self.embed = Linear(cfg.channels * (PATCH // 2) ** 2, cfg.dim)
         self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.encoder_blocks))
         self.norm = nn.LayerNorm(cfg.dim)
         self.project = nn.Linear(cfg.dim, len(cfg.levels))
@@ -129,13 +130,13 @@ class MiniDecoder(nn.Module):
     def __init__(self, cfg: MiniConfig, inputs: int) -> None:
         super().__init__()
         self.channels = cfg.channels
-        self.embed = nn.Linear(inputs, cfg.dim)
+        self.embed = Linear(inputs, cfg.dim)
         self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.decoder_blocks))
         self.norm = nn.LayerNorm(cfg.dim)
-        self.coarse = nn.Linear(cfg.dim, 4 * cfg.channels)
-        self.spread = nn.Linear(cfg.dim, 16 * cfg.refine)
+        self.coarse = Linear(cfg.dim, 4 * cfg.channels)
+        self.spread = Linear(cfg.dim, 16 * cfg.refine)
         self.refine = nn.ModuleList(MixBlock(cfg.refine, 3, 2.0) for _ in range(2))
-        self.fine = nn.Linear(cfg.refine, 4 * cfg.channels)
+        self.fine = Linear(cfg.refine, 4 * cfg.channels)
         # Refinement: two 3x3 kernels on quarter cells and two interpolations stay within 2 tokens.
         self.halo = cfg.decoder_blocks * (cfg.kernel // 2) + 2
 
