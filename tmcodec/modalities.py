@@ -47,6 +47,26 @@ class Rendering:
 
 
 @dataclass(frozen=True)
+class BalanceScale:
+    """Which physical values a modality's radiometric balance is made of.
+
+    Parameters
+    ----------
+    pivot
+        Value that a gain leaves alone: where colours matter most.
+    divisor, step
+        Stored integers that make a gain of one, and physical units that one makes in an offset.
+    noise
+        Contrast (standard deviation) below which nothing can be said about a gain.
+    """
+
+    pivot: float
+    divisor: int
+    step: float
+    noise: float
+
+
+@dataclass(frozen=True)
 class Modality:
     """One row of the table.
 
@@ -76,6 +96,8 @@ class Modality:
         RGB of each class.
     rendering
         How to show it.
+    balance
+        Scale of the radiometric balance that encoding fits, or None where it brings nothing.
     aliases
         Other spellings of band names seen in files, lower case, to the table's name.
     """
@@ -94,6 +116,7 @@ class Modality:
     optical: bool = False
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
+    balance: BalanceScale | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -127,6 +150,8 @@ _L2A = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B
 _L1C = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 # Digital numbers with the offset: 1000 is black, 4000 is 30 % reflectance.
 _TRUE_COLOUR = Rendering(("B04", "B03", "B02"), ((1000.0, 4000.0),) * 3, gamma=0.8)
+# Dark land and water, where a hundred digital numbers change the colour.
+_REFLECTANCE_BALANCE = BalanceScale(pivot=2000.0, divisor=64, step=4.0, noise=40.0)
 _SAR = Rendering(("VV", "VH", "VV-VH"), ((-20.0, 0.0), (-27.0, -7.0), (0.0, 15.0)))
 
 MODALITIES: dict[str, Modality] = {
@@ -170,6 +195,7 @@ MODALITIES: dict[str, Modality] = {
             ),
             rendering=_TRUE_COLOUR,
             optical=True,
+            balance=_REFLECTANCE_BALANCE,
             aliases=_S2_ALIASES,
         ),
         Modality(
@@ -212,6 +238,7 @@ MODALITIES: dict[str, Modality] = {
             ),
             rendering=_TRUE_COLOUR,
             optical=True,
+            balance=_REFLECTANCE_BALANCE,
             aliases=_S2_ALIASES,
         ),
         Modality(

@@ -52,6 +52,9 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                  help="Sampling steps that decoding takes by default; 1 has the best PSNR."),
     click.option("--seed", type=Whole(0, 2**64 - 1), default=0, show_default=True, metavar="N",
                  help="Seed that decoding takes by default."),
+    click.option("--balance/--no-balance", default=None,
+                 help="Store gains and offsets that bring decoded bands nearer to the raster, two numbers "
+                      "a band for every 512 pixels. Default: for Sentinel-2 with the embedded tokenizers."),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
                  help="Text to store in the file; may be repeated."),
     device_option,

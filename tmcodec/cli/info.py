@@ -85,6 +85,7 @@ def describe_layer(layer: Layer, header_share: int) -> dict[str, Any]:
         "nodata": "nan" if isinstance(meta.nodata, float) and math.isnan(meta.nodata) else meta.nodata,
         "times": [None if time is None else time.isoformat() for time in meta.times],
         "tags": dict(meta.tags),
+        "balance": _balance(meta),
         "pixel_size": _pixel_size(meta),
         "bounds": _bounds(meta),
         "codebook_size": meta.codebook_size,
@@ -98,6 +99,14 @@ def describe_layer(layer: Layer, header_share: int) -> dict[str, Any]:
         "ratio": raw / size,
         "bits_per_token": 8 * size / tokens if tokens else None,
     }
+
+
+def _balance(meta: LayerMeta) -> dict[str, Any] | None:
+    """Return the balance's scale, and its integers nested as time, row, column, band, (gain, offset)."""
+    if meta.balance is None:
+        return None
+    nodes = meta.balance.nodes(meta.rows, meta.cols, len(meta.times), len(meta.bands))
+    return {**dataclasses.asdict(meta.balance), "values": nodes.tolist()}
 
 
 def _stored_tokens(layer: Layer) -> int:
@@ -170,6 +179,7 @@ def _rows(layer: dict[str, Any]) -> list[tuple[str, str]]:
         ("chunks", f"{layer['chunks']:,} of {layer['chunk']} x {layer['chunk']} tokens"
                    + (f", {empty:,} empty" if empty else "")),
         ("decoding", f"{plural(layer['steps'], 'step')}, seed {layer['seed']} by default"),
+        ("balance", _nodes(layer["balance"], layer["patch"])),
         ("size", _size(layer, "bytes") + (f", {three_digits(bits)} bits per token" if bits else "")),
         ("text", layer["description"]),
         *layer["tags"].items(),
@@ -185,6 +195,16 @@ def _nodata(layer: dict[str, Any]) -> str:
     if layer["mask_kind"] == "mask":
         return "mask band"
     return "no nodata value" if layer["nodata"] is None else f"nodata {layer['nodata']}"
+
+
+def _nodes(balance: dict[str, Any] | None, patch: int) -> str:
+    """Say how many nodes a balance has, and how far they are apart."""
+    if balance is None:
+        return ""
+    rows, cols = len(balance["values"][0]), len(balance["values"][0][0])
+    if rows == cols == 1:
+        return "a gain and an offset for each band"
+    return f"gain and offset of each band at {rows} x {cols} nodes, {balance['spacing'] * patch} pixels apart"
 
 
 def _values(layer: dict[str, Any]) -> str:

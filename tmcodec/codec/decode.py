@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from tmcodec.atomic import check_target
+from tmcodec.codec.balance import apply_balance
 from tmcodec.codec.encode import Progress, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
@@ -373,6 +374,7 @@ def decode_squares(job: Job, watch: Stopwatch) -> Iterator[tuple[Window, Values,
     """Yield ``(window in the output, values (C, h, w), valid (C, h, w) or None)`` of each square."""
     layer, patch = job.layer, job.tokenizer.patch
     halo = job.tokenizer.decoder_halo(job.steps) * patch
+    balance, nodes = layer.meta.balance, layer_nodes(job)
 
     def context_of(square: Window) -> Window:
         inner = align_out(square, patch, layer.width, layer.height)
@@ -390,7 +392,17 @@ def decode_squares(job: Job, watch: Stopwatch) -> Iterator[tuple[Window, Values,
             valid = np.broadcast_to(read.valid, (len(layer.bands), *read.valid.shape[1:]))[:, rows, cols]
         with watch("network"):
             values = decode_context(job, read, context, valid)[:, rows, cols]
+            if balance is not None and nodes is not None:
+                apply_balance(values, square, balance, nodes, patch)
         yield square.relative_to(job.window), values, valid
+
+
+def layer_nodes(job: Job) -> npt.NDArray[np.int32] | None:
+    """Return the integers of the layer's balance at the wanted time, or None where it has none."""
+    meta = job.layer.meta
+    if meta.balance is None:
+        return None
+    return meta.balance.nodes(meta.rows, meta.cols, len(meta.times), len(meta.bands))[job.time]
 
 
 def decode_context(job: Job, read: LayerWindow, context: Window, valid: Mask | None) -> Values:

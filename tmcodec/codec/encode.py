@@ -13,20 +13,25 @@ import numpy.typing as npt
 import torch
 
 from tmcodec.atomic import check_target
+from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import TokenizerMismatchError
+from tmcodec.errors import ModalityError, TokenizerMismatchError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 
 Progress = Callable[[int, int], None]
 Tokens = npt.NDArray[np.int32]
+Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 CHUNK = 64
 """Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
+
+SAMPLE_BEYOND = 4 * (CHUNK * 16) ** 2
+"""Pixels beyond which the balance is fitted to a sample of the raster."""
 
 KEEP = 2
 """Patches without any valid pixel keep their token up to this far from valid ones, as context."""
@@ -56,6 +61,7 @@ def encode(
     batch_size: int = 16,
     steps: int = 1,
     seed: int = 0,
+    balance: bool | None = None,
     tags: Mapping[str, str] | None = None,
     profile: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -90,6 +96,9 @@ def encode(
         Native tiles processed at once.
     steps, seed
         Stored in the file as defaults for decoding.
+    balance
+        Whether to store gains and offsets that bring the decoded bands nearer to the raster (two small
+        integers a band for every 512 pixels). None: for Sentinel-2's bands with the embedded tokenizers.
     tags
         Free texts to store.
     profile
@@ -119,7 +128,10 @@ def encode(
         tok = resolve_tokenizer(tokenizer, raster.modality.name, device)
         layer = layer_meta(raster, tok, steps, seed, tags)
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
-            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress)
+            probe = make_probe(raster, tok, balance)
+            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe)
+            if probe is not None:
+                writer.set_balance(0, probe.fit.solve())
     raw = raster.width * raster.height * len(raster.bands) * np.dtype(raster.dtype).itemsize
     return EncodeReport(
         path=str(Path(dst)) if isinstance(dst, str | os.PathLike) else "<file object>",
@@ -186,6 +198,23 @@ def layer_meta(
     )
 
 
+def make_probe(raster: RasterSource, tok: Tokenizer, wanted: bool | None) -> BalanceProbe | None:
+    """Return what fits the raster's balance, where one is wanted.
+
+    Raises
+    ------
+    ModalityError
+        If it is asked for and the modality has none.
+    """
+    scale = raster.modality.balance
+    if wanted and scale is None:
+        raise ModalityError(f"{raster.modality.name} has no radiometric balance; leave --balance out")
+    if scale is None or wanted is False or (wanted is None and not tok.balanced):
+        return None
+    sampled = raster.width * raster.height > SAMPLE_BEYOND
+    return BalanceProbe(tok, raster.width, raster.height, scale, sampled)
+
+
 def encode_layer(
     raster: RasterSource,
     tok: Tokenizer,
@@ -194,6 +223,7 @@ def encode_layer(
     batch_size: int,
     watch: Stopwatch,
     progress: Progress | None,
+    probe: BalanceProbe | None,
 ) -> int:
     """Encode chunk by chunk, reading one square ahead and coding one chunk behind; count tokens."""
     span = CHUNK * tok.patch
@@ -210,19 +240,23 @@ def encode_layer(
             return raster.read(item[1].expand(halo, raster.width, raster.height))
 
     stored = 0
-    board = ChunkBoard(tok, len(raster.bands))
+    board = ChunkBoard(tok, len(raster.bands), keep_values=probe is not None)
     with WriteBehind() as behind:
         for done, ((chunk, square), (values, valid)) in enumerate(read_ahead(load, squares), 1):
             board.start(chunk)
             with watch("network"):
                 context = square.expand(halo, raster.width, raster.height)
-                board.place(chunk, square, encode_square(tok, values, valid, context, square), valid, context)
+                tokens = encode_square(tok, values, valid, context, square)
+                board.place(chunk, square, tokens, values, valid, context)
             last = (square.col_end, square.row_end) == (chunk.col_end, chunk.row_end)
             if last:
-                tokens, mask = board.finish()
-                stored += 0 if tokens is None else tokens.size
+                coded, mask = board.finish()
+                stored += 0 if coded is None else coded.size
+                if probe is not None and coded is not None:
+                    with watch("balance"):
+                        probe.add(chunk, coded, board.values, board.valid)
 
-                def write(at: Window = chunk, t: Tokens | None = tokens, m: Mask | None = mask) -> None:
+                def write(at: Window = chunk, t: Tokens | None = coded, m: Mask | None = mask) -> None:
                     with watch("write"):
                         writer.write_chunk(0, 0, at.row // span, at.col // span, t, m)
 
@@ -233,10 +267,10 @@ def encode_layer(
 
 
 class ChunkBoard:
-    """Gathers the tokens and the mask of one chunk from its squares."""
+    """Gathers the tokens and the mask of one chunk from its squares, and its values where asked to."""
 
-    def __init__(self, tok: Tokenizer, bands: int) -> None:
-        self.tok, self.bands = tok, bands
+    def __init__(self, tok: Tokenizer, bands: int, keep_values: bool) -> None:
+        self.tok, self.bands, self.keep_values = tok, bands, keep_values
         self.at: Window | None = None
 
     def start(self, chunk: Window) -> None:
@@ -247,15 +281,21 @@ class ChunkBoard:
         patch = self.tok.patch
         self.tokens = np.zeros((-(-chunk.height // patch), -(-chunk.width // patch)), np.int32)
         self.valid = np.zeros((self.bands, chunk.height, chunk.width), np.bool_)
+        if self.keep_values:
+            self.values = np.zeros(self.valid.shape, np.float32)
 
-    def place(self, chunk: Window, square: Window, tokens: Tokens, valid: Mask, context: Window) -> None:
-        """Put in one square's tokens, and its part of the mask read with its context."""
+    def place(
+        self, chunk: Window, square: Window, tokens: Tokens, values: Values, valid: Mask, context: Window
+    ) -> None:
+        """Put in one square's tokens, and its part of what was read with its context."""
         patch = self.tok.patch
         row, col = (square.row - chunk.row) // patch, (square.col - chunk.col) // patch
         self.tokens[row : row + tokens.shape[0], col : col + tokens.shape[1]] = tokens
         rows, cols = square.relative_to(chunk).slices
         inner_rows, inner_cols = square.relative_to(context).slices
         self.valid[:, rows, cols] = valid[:, inner_rows, inner_cols]
+        if self.keep_values:
+            self.values[:, rows, cols] = values[:, inner_rows, inner_cols]
 
     def finish(self) -> tuple[Tokens | None, Mask | None]:
         """Return what the file wants: None for no tokens, None for an all-valid mask."""

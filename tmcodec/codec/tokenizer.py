@@ -58,6 +58,8 @@ class Tokenizer(ABC):
         Pixels per token and native tile side.
     encoder_halo
         Tokens of real context that the encoder wants around a window.
+    balanced
+        Whether decoding is cheap enough to fit a radiometric balance whenever something is encoded.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Tokenizer(ABC):
     patch: int = PATCH
     tile: int = 256
     encoder_halo: int = 0
+    balanced: bool = False
     device: torch.device
 
     @property
@@ -165,6 +168,7 @@ class MiniTokenizer(Tokenizer):
         self.modality = get_modality(net.cfg.modality)
         self.levels = tuple(net.cfg.levels)
         self.encoder_halo = net.encoder_halo
+        self.balanced = True
 
     @classmethod
     def from_file(cls, path: Path, device: str = "auto") -> MiniTokenizer:

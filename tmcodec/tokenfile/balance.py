@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tmcodec.errors import MetadataError, StackError
 from tmcodec.tokenfile.binary import Cursor, pack_number, pack_varint
-from tmcodec.tokenfile.zstd import zstd_pack, zstd_unpack
+from tmcodec.tokenfile.zstd import zstd_pack, zstd_size, zstd_unpack
 
 MAX_SPACING = 65536
 MAX_VALUE = 2**15 - 1
@@ -30,7 +30,7 @@ _VARINTS, _ZSTD = 0, 1
 class Balance:
     """Gains and offsets on a coarse grid of nodes.
 
-    A decoded value y (physical units) of a band becomes ``y + gain_step * g * (y - pivot) + offset_step * o``
+    A decoded value y (physical units) of a band becomes ``y + g / divisor * (y - pivot) + o * step``
     with the integers g and o of its band, interpolated bilinearly between the nodes.
 
     Attributes
@@ -40,16 +40,18 @@ class Balance:
         tokens that starts at token (i * spacing, j * spacing); beyond the outermost nodes their values hold.
     pivot
         Physical value that a gain leaves alone.
-    gain_step, offset_step
-        What one unit of g and of o means; the offset in physical units.
+    divisor
+        Units of g that make a gain of one.
+    step
+        Physical units that one unit of o makes.
     values
         The integers, in the order time, node row, node column, band, (g, o).
     """
 
     spacing: int
     pivot: float
-    gain_step: float
-    offset_step: float
+    divisor: int
+    step: float
     values: tuple[int, ...]
 
     def nodes(self, rows: int, cols: int, times: int, bands: int) -> NDArray[np.int32]:
@@ -69,9 +71,10 @@ def check_balance(balance: Balance, rows: int, cols: int, times: int, bands: int
         raise MetadataError(f"balance: spacing {balance.spacing} is not in 1..{MAX_SPACING}")
     if not math.isfinite(balance.pivot):
         raise MetadataError(f"balance: pivot {balance.pivot} is not finite")
-    for name, step in (("gain_step", balance.gain_step), ("offset_step", balance.offset_step)):
-        if not (math.isfinite(step) and step > 0):
-            raise MetadataError(f"balance: {name} {step} is not a positive number")
+    if not 1 <= balance.divisor <= MAX_VALUE:
+        raise MetadataError(f"balance: divisor {balance.divisor} is not in 1..{MAX_VALUE}")
+    if not (math.isfinite(balance.step) and balance.step > 0):
+        raise MetadataError(f"balance: step {balance.step} is not a positive number")
     expected = math.prod(node_counts(rows, cols, balance.spacing)) * times * bands * 2
     if len(balance.values) != expected:
         raise MetadataError(f"balance: {len(balance.values)} integers where {expected} belong")
@@ -113,32 +116,40 @@ def pack_balance(balance: Balance, bands: int) -> bytes:
     # Low bytes before high bytes: the high ones are nearly all zero.
     frame = zstd_pack(zigzagged.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes())
     kind, data = (_VARINTS, plain) if len(plain) <= len(frame) else (_ZSTD, frame)
-    numbers = b"".join(map(pack_number, (balance.pivot, balance.gain_step, balance.offset_step)))
-    head = pack_varint(balance.spacing) + numbers + pack_varint(len(balance.values)) + pack_varint(2 * bands)
-    return head + bytes([kind]) + data
+    scale = pack_number(balance.pivot) + pack_varint(balance.divisor) + pack_number(balance.step)
+    return pack_varint(balance.spacing) + scale + bytes([kind]) + data
 
 
-def unpack_balance(cursor: Cursor) -> Balance:
-    """Invert `pack_balance`.
+def unpack_balance(cursor: Cursor, bands: int) -> Balance:
+    """Invert `pack_balance`; the number of nodes is the layer's to check.
 
     Raises
     ------
     MetadataError
     """
-    spacing = cursor.varint("spacing", MAX_SPACING)
-    pivot, gain_step, offset_step = (cursor.number(n) for n in ("pivot", "gain step", "offset step"))
-    count = cursor.varint("count", MAX_VALUES)
-    stride = cursor.varint("values per node", MAX_VALUES)
+    spacing, pivot = cursor.varint("spacing", MAX_SPACING), cursor.number("pivot")
+    divisor, step = cursor.varint("divisor", MAX_VALUE), cursor.number("step")
     kind = cursor.u8("kind")
-    if stride == 0 or count == 0 or count % stride or kind not in (_VARINTS, _ZSTD):
-        raise cursor.fail("balance is malformed")
     if kind == _ZSTD:
-        raw = zstd_unpack(bytes(cursor.rest()), 4 * count, cursor.what, MetadataError)
-        zigzagged = np.frombuffer(raw, np.uint8).reshape(4, -1).T.copy().view("<u4").astype(np.int64).ravel()
+        zigzagged = _unpack_words(bytes(cursor.rest()), cursor.what)
+    elif kind == _VARINTS:
+        ahead = cursor.peek()
+        zigzagged = cursor.varints(int(np.count_nonzero(np.frombuffer(ahead, np.uint8) < 0x80)), "balance")
     else:
-        zigzagged = cursor.varints(count, "balance")
+        raise cursor.fail(f"kind {kind} of balance is not defined")
+    if len(zigzagged) == 0 or len(zigzagged) % (2 * bands) or len(zigzagged) > MAX_VALUES:
+        raise cursor.fail(f"balance of {len(zigzagged)} integers where each node has {2 * bands}")
     if int(zigzagged.max()) > 4 * MAX_VALUE + 1:  # the largest difference; sums cannot overflow
         raise cursor.fail("balance has a difference out of range")
     steps = (zigzagged >> 1) ^ -(zigzagged & 1)
-    values = np.cumsum(steps.reshape(-1, stride), axis=0).reshape(-1)
-    return Balance(spacing, pivot, gain_step, offset_step, tuple(values.tolist()))
+    values = np.cumsum(steps.reshape(-1, 2 * bands), axis=0).reshape(-1)
+    return Balance(spacing, pivot, divisor, step, tuple(values.tolist()))
+
+
+def _unpack_words(frame: bytes, what: str) -> NDArray[np.int64]:
+    """Return the 32-bit words of a frame that holds their lowest bytes first, then the next, and so on."""
+    size = zstd_size(frame, what, MetadataError)
+    if size % 4 or size > 4 * MAX_VALUES:
+        raise MetadataError(f"{what}: a balance of {size} bytes; at most {4 * MAX_VALUES} fit")
+    raw = zstd_unpack(frame, size, what, MetadataError)
+    return np.frombuffer(raw, np.uint8).reshape(4, -1).T.copy().view("<u4").astype(np.int64).ravel()

@@ -143,6 +143,10 @@ class Cursor:
         """Read all that is left."""
         return self.take(self.left, "rest")
 
+    def peek(self) -> memoryview:
+        """Return all that is left without reading it."""
+        return self._data[self._at :]
+
     def end(self) -> None:
         """Raise unless everything was read."""
         if self.left:

@@ -48,11 +48,17 @@ class _Context:
 
     crs: list[str]
     modality: str = ""
+    stored_bands: int = 0
 
     @property
     def standard(self) -> Modality | None:
         """The modality's row in the table, if the format has a number for it."""
         return MODALITIES[self.modality] if self.modality in MODALITY_IDS else None
+
+    @property
+    def bands(self) -> int:
+        """Number of bands: of the field, which comes before those that ask, or of the modality."""
+        return self.stored_bands or (len(self.standard.bands) if self.standard else 1)
 
 
 def _pack_grid(meta: LayerMeta, context: _Context) -> bytes:
@@ -151,6 +157,7 @@ def _unpack_bands(cursor: Cursor, context: _Context) -> dict[str, Any]:
     bands = []
     while cursor.left:
         bands.append(cursor.string(MAX_NAME, "band name"))
+    context.stored_bands = len(bands)
     return {"bands": tuple(bands)}
 
 
@@ -270,7 +277,7 @@ def _pack_balance(meta: LayerMeta, context: _Context) -> bytes | None:
 
 
 def _unpack_balance(cursor: Cursor, context: _Context) -> dict[str, Any]:
-    return {"balance": unpack_balance(cursor)}
+    return {"balance": unpack_balance(cursor, context.bands)}
 
 
 def _pack_name(meta: LayerMeta, context: _Context) -> bytes | None:

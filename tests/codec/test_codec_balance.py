@@ -1,0 +1,163 @@
+"""The radiometric balance: least squares that somebody else can repeat, interpolation as torch does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tmcodec
+from tmcodec.codec.balance import MARGIN, PROBE, SPACING, BalanceFit, BalanceProbe, apply_balance
+from tmcodec.errors import ModalityError
+from tmcodec.modalities import BalanceScale
+from tmcodec.rasters import Window
+from tmcodec.tokenfile import Balance
+
+DEMO = Path(tmcodec.__file__).parent / "data" / "demo_s2l2a.tif"
+SCALE = BalanceScale(pivot=2000.0, divisor=64, step=4.0, noise=1e-3)
+
+
+def picture(bands: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Uniform values of 1000 to 5000, float32 (bands, height, width)."""
+    rng = np.random.default_rng(seed)
+    return rng.uniform(1000, 5000, (bands, height, width)).astype(np.float32)
+
+
+def test_a_known_gain_and_offset_are_found() -> None:
+    decoded = picture(2, 64, 96)
+    original = decoded.copy()
+    original[0] += 5 / 64 * (decoded[0] - 2000) - 12 * 4
+    original[1] += -20 / 64 * (decoded[1] - 2000) + 99 * 4
+    fit = BalanceFit(4, 6, 16, 2, SCALE)
+    fit.add(Window(0, 0, 96, 64), decoded, original, np.ones(decoded.shape, bool))
+    assert fit.solve().values == (5, -12, -20, 99)
+
+
+def test_windows_add_up_to_the_whole() -> None:
+    decoded, original = picture(3, 160, 320, 1), picture(3, 160, 320, 2)
+    valid = np.random.default_rng(3).random(decoded.shape) < 0.7
+    whole = BalanceFit(10, 20, 16, 3, SCALE, spacing=4)
+    whole.add(Window(0, 0, 320, 160), decoded, original, valid)
+    parts = BalanceFit(10, 20, 16, 3, SCALE, spacing=4)
+    for at in (Window(0, 0, 96, 160), Window(96, 0, 224, 48), Window(96, 48, 224, 112)):
+        rows, cols = at.slices
+        parts.add(at, decoded[:, rows, cols], original[:, rows, cols], valid[:, rows, cols])
+    np.testing.assert_allclose(parts.sums, whole.sums, rtol=1e-9)
+
+
+def test_one_node_is_ordinary_least_squares_over_valid_pixels() -> None:
+    decoded = picture(1, 48, 48, 4)
+    original = 0.6 * decoded + 0.2 * picture(1, 48, 48, 5) + 700
+    valid = np.random.default_rng(6).random(decoded.shape) < 0.5
+    fit = BalanceFit(3, 3, 16, 1, SCALE)
+    fit.add(Window(0, 0, 48, 48), decoded, np.where(valid, original, 1e6).astype(np.float32), valid)
+    slope, intercept = np.polyfit(decoded[valid].astype(float), original[valid].astype(float), 1)
+    gain, offset = fit.solve().values
+    assert abs(gain / 64 + 1 - slope) <= 0.5 / 64 + 1e-6
+    # Where the rounded line and the exact one cross lies the mean.
+    at = float(decoded[valid].mean())
+    rounded = at + gain / 64 * (at - 2000) + 4 * offset
+    assert abs(rounded - (slope * at + intercept)) <= 2 + 1e-3
+
+
+def test_flat_neighbourhoods_keep_their_gain() -> None:
+    decoded = np.full((1, 32, 32), 3000, np.float32)
+    fit = BalanceFit(2, 2, 16, 1, SCALE)
+    fit.add(Window(0, 0, 32, 32), decoded, decoded - 40, np.ones(decoded.shape, bool))
+    assert fit.solve().values == (0, -10)
+
+
+def test_nodes_are_interpolated_as_torch_does() -> None:
+    rng = np.random.default_rng(7)
+    nodes = rng.integers(-60, 60, (3, 5, 2, 2), np.int32)
+    balance = Balance(2, 2000.0, 64, 4.0, tuple(nodes.ravel().tolist()))
+    values = picture(2, 3 * 32, 5 * 32, 8)
+    planes = torch.from_numpy(nodes.astype(np.float64)).permute(3, 2, 0, 1)
+    gain, offset = torch.nn.functional.interpolate(planes, scale_factor=32, mode="bilinear").numpy()
+    expected = values + gain / 64 * (values - 2000.0) + 4 * offset
+    got = apply_balance(values.copy(), Window(0, 0, 160, 96), balance, nodes, 16)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+@given(st.integers(0, 150), st.integers(0, 80), st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_window_is_balanced_as_in_the_whole(col: int, row: int, data: st.DataObject) -> None:
+    width, height = data.draw(st.integers(1, 160 - col)), data.draw(st.integers(1, 96 - row))
+    nodes = np.random.default_rng(9).integers(-60, 60, (3, 5, 1, 2), np.int32)
+    balance = Balance(2, 2000.0, 64, 4.0, tuple(nodes.ravel().tolist()))
+    values = picture(1, 96, 160, 10)
+    whole = apply_balance(values.copy(), Window(0, 0, 160, 96), balance, nodes, 16)
+    at = Window(col, row, width, height)
+    rows, cols = at.slices
+    part = apply_balance(values[:, rows, cols].copy(), at, balance, nodes, 16)
+    np.testing.assert_array_equal(part, whole[:, rows, cols])
+
+
+def test_probes_stay_inside_and_leave_cut_edges_out() -> None:
+    tok = tmcodec.load_tokenizer("mini-s2l2a-v1", device="cpu")
+    width, height = 3 * 1024 - 40, 2 * 1024
+    whole = BalanceProbe(tok, width, height, SCALE, sampled=False)
+    assert whole.parts(Window(1024, 0, 1024, 1024), 64, 64) == [
+        (Window(0, 0, 64, 64), Window(MARGIN, 0, 64 - 2 * MARGIN, 64 - MARGIN))
+    ]
+    sampled = BalanceProbe(tok, width, height, SCALE, sampled=True)
+    parts = sampled.parts(Window(2048, 1024, 984, 1024), 64, 62)
+    assert len(parts) == (64 // SPACING) * 2
+    for part, inner in parts:
+        assert part.width <= PROBE and part.height <= PROBE
+        assert Window(0, 0, 62, 64).contains(part)
+        assert inner.width == part.width - 2 * MARGIN
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """PSNR in dB with a peak of 10000."""
+    return float(10 * np.log10(1e8 / np.square(a.astype(float) - b).mean()))
+
+
+def test_the_green_ponds_of_the_demo_stay_green(tmp_path: Path) -> None:
+    with rasterio.open(DEMO) as src:
+        original = src.read()
+    pictures = {}
+    for balance in (False, None):
+        path = tmp_path / f"{balance}.tmc"
+        tmcodec.encode(DEMO, path, balance=balance)
+        pictures[balance] = tmcodec.decode_array(path)[0]
+    with tmcodec.open(tmp_path / "None.tmc") as a, tmcodec.open(tmp_path / "False.tmc") as b:
+        np.testing.assert_array_equal(a["S2L2A"].tokens(), b["S2L2A"].tokens())
+        assert a["S2L2A"].balance is not None and b["S2L2A"].balance is None
+    # Two bytes a number at the very most, and a few for the field.
+    sizes = [(tmp_path / f"{name}.tmc").stat().st_size for name in ("False", "None")]
+    assert sizes[0] < sizes[1] <= sizes[0] + 12 * 2 * 2 + 10
+    assert psnr(pictures[None], original) > psnr(pictures[False], original) + 0.3
+    blue, green, red = (original[i].astype(float) for i in (1, 2, 3))
+    ponds = green - np.maximum(blue, red) > 150
+    assert ponds.sum() > 10_000
+    error = abs(pictures[None][2][ponds].mean() - green[ponds].mean())
+    assert error < 0.35 * abs(pictures[False][2][ponds].mean() - green[ponds].mean())
+
+
+def test_a_window_of_a_balanced_file_decodes_as_in_the_whole(tmp_path: Path) -> None:
+    with rasterio.open(DEMO) as src:
+        values, bands = src.read(), src.descriptions
+    mosaic = np.tile(values, (1, 3, 3))[:, :700, :600]
+    mosaic[:, :, 300:] = mosaic[:, :, 300:] * 2  # so that nodes differ
+    path = tmp_path / "a.tmc"
+    tmcodec.encode(mosaic, path, profile={"descriptions": bands}, modality="S2L2A", s2_offset="absent")
+    whole, _ = tmcodec.decode_array(path)
+    part, _ = tmcodec.decode_array(path, window=(250, 330, 211, 173))
+    with tmcodec.open(path) as file:
+        assert file["S2L2A"].balance.nodes(44, 38, 1, 12).shape == (1, 2, 2, 12, 2)
+    # The network's sums may round differently in windows of another size: half a number at most.
+    assert np.abs(part.astype(int) - whole[:, 330:503, 250:461]).max() <= 1
+
+
+def test_a_modality_without_a_balance_says_so(tmp_path: Path) -> None:
+    values = np.full((1, 32, 32), 100, np.int16)
+    with pytest.raises(ModalityError, match="DEM has no radiometric balance"):
+        tmcodec.encode(values, tmp_path / "a.tmc", modality="DEM", balance=True)
+    assert not (tmp_path / "a.tmc").exists()

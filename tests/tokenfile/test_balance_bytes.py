@@ -1,0 +1,148 @@
+"""The radiometric balance as bytes: what the document says, and nothing malformed gets in."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenfile_helpers import layer_meta, random_tokens, seal, section, split, varint, write_file
+
+from tmcodec.errors import MetadataError, StackError, TokenFileError
+from tmcodec.tokenfile import Balance, LayerMeta, TokenFile, stack
+from tmcodec.tokenfile.balance import MAX_VALUE, node_counts, pack_balance, unpack_balance
+from tmcodec.tokenfile.binary import Cursor
+
+INTEGERS = st.integers(-MAX_VALUE, MAX_VALUE) | st.integers(-40, 40)
+
+
+def balanced(**changes: Any) -> LayerMeta:
+    """Return a layer of 7 x 9 tokens and 3 bands with 2 x 3 nodes."""
+    values = tuple(range(-18, 18))
+    return layer_meta(**({"balance": Balance(4, 2000.0, 64, 4.0, values)} | changes))
+
+
+def test_the_bytes_of_the_document() -> None:
+    # 1 x 2 nodes, 2 bands: g, o of each band at the first node, then what changes at the second.
+    balance = Balance(32, 2000.0, 64, 4.0, (0, -1, 3, 20, 1, -1, 3, 10))
+    assert pack_balance(balance, 2).hex(" ") == "20 80 7d 40 20 00 00 01 06 28 02 00 00 13"
+    assert unpack_balance(Cursor(bytes.fromhex("20807d40200000010628020000 13"), "x"), 2) == balance
+
+
+@given(st.integers(1, 4), st.integers(1, 300), st.data())
+@settings(max_examples=60, deadline=None)
+def test_comes_back(bands: int, nodes: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(INTEGERS, min_size=nodes * bands * 2, max_size=nodes * bands * 2))
+    balance = Balance(5, -0.5, 1, 0.25, tuple(values))
+    packed = pack_balance(balance, bands)
+    assert unpack_balance(Cursor(packed, "x"), bands) == balance
+
+
+def test_many_alike_nodes_are_compressed() -> None:
+    balance = Balance(1, 0.0, 64, 1.0, (3, -2) * 5000)
+    packed = pack_balance(balance, 1)
+    assert len(packed) < 100
+    assert unpack_balance(Cursor(packed, "x"), 1) == balance
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 50))
+def test_every_token_has_a_node_near(rows: int, cols: int, spacing: int) -> None:
+    down, across = node_counts(rows, cols, spacing)
+    assert (down - 1) * spacing < rows <= down * spacing
+    assert (across - 1) * spacing < cols <= across * spacing
+
+
+def test_a_file_keeps_it_and_a_reader_without_it_skips_it() -> None:
+    meta = balanced()
+    data = write_file(meta, [random_tokens(meta)])
+    with TokenFile.open(io.BytesIO(data)) as file:
+        assert file["a"].balance == meta.balance
+        assert file["a"].balance.nodes(7, 9, 1, 3)[0, 1, 2].tolist() == [[12, 13], [14, 15], [16, 17]]
+        tokens = file["a"].tokens()
+    plain = write_file(meta.replace(balance=None), [random_tokens(meta)])
+    field = section(16, pack_balance(meta.balance, 3))
+    # The field is optional (even id): taking it away leaves a valid file with the same tokens.
+    header, payload = split(data)
+    assert field in header
+    with TokenFile.open(io.BytesIO(plain)) as file:
+        np.testing.assert_array_equal(file["a"].tokens(), tokens)
+    assert split(plain)[1] == payload
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"spacing": 0}, "spacing 0"),
+        ({"spacing": 3}, "36 integers where 54 belong"),
+        ({"pivot": float("nan")}, "pivot nan"),
+        ({"divisor": 0}, "divisor 0"),
+        ({"step": 0.0}, "step 0.0"),
+        ({"step": float("inf")}, "step inf"),
+        ({"values": (1,) * 35}, "35 integers where 36 belong"),
+        ({"values": (MAX_VALUE + 1,) * 36}, "beyond 32767"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
+    good = balanced().balance
+    assert good is not None
+    with pytest.raises(MetadataError, match=message):
+        balanced(balance=replace(good, **change))
+
+
+HEAD = bytes.fromhex("04 80 7d 40 20")
+BOMB = zstandard.ZstdCompressor().compress(bytes(2**27))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\x02",
+        b"\x00",
+        b"\x00" + b"\x01" * 5,
+        b"\x00" + varint(4 * MAX_VALUE + 2) + b"\x00" * 5,
+        b"\x00" + b"\x80",
+        b"\x01" + b"no frame",
+        b"\x01" + zstandard.ZstdCompressor().compress(bytes(23)),
+        b"\x01" + BOMB,
+    ],
+)
+def test_malformed_bytes_are_refused(body: bytes) -> None:
+    with pytest.raises(MetadataError):
+        unpack_balance(Cursor(HEAD + body, "x"), 3)
+
+
+def test_a_balance_of_another_grid_is_refused() -> None:
+    meta = balanced()
+    data = write_file(meta, [random_tokens(meta)])
+    header, payload = split(data)
+    good = section(16, pack_balance(meta.balance, 3))
+    bad = section(16, pack_balance(replace(meta.balance, values=(0,) * 36), 3)[:-6])
+    assert good in header
+    at = header.index(good)
+    layer_start = header.index(bytes([3]))
+    changed = header[:at] + bad + header[at + len(good) :]
+    # The length of the layer section that holds the field, one byte, shrinks with it.
+    body = bytearray(changed)
+    body[layer_start + 1] -= len(good) - len(bad)
+    with pytest.raises(TokenFileError):
+        TokenFile.open(io.BytesIO(seal(bytes(body), payload)))
+
+
+def test_stacking_joins_the_balances_of_dates() -> None:
+    from datetime import datetime
+
+    one = balanced(times=(datetime(2020, 1, 1),))
+    other = one.replace(times=(datetime(2019, 1, 1),), balance=replace(one.balance, values=(7,) * 36))
+    none = one.replace(times=(datetime(2021, 1, 1),), balance=None)
+    files = [io.BytesIO(write_file(m, [random_tokens(m)])) for m in (one, other, none)]
+    meta = stack(files, io.BytesIO())
+    assert meta.layers[0].balance == replace(one.balance, values=(7,) * 36 + one.balance.values + (0,) * 36)
+    coarser = one.replace(times=(datetime(2022, 1, 1),), balance=replace(one.balance, step=8.0))
+    with pytest.raises(StackError, match="other nodes or steps"):
+        stack([files[0], io.BytesIO(write_file(coarser, [random_tokens(coarser)]))], io.BytesIO())
