@@ -32,6 +32,7 @@ from rasterio.io import MemoryFile
 import tmcodec
 from tmcodec.fsq import codebook_size
 from tmcodec.modalities import MODALITIES, Modality, get_modality
+from tmcodec.rasters import fill_invalid
 from tmcodec.training.corpus import Scene, load_scenes
 from tmcodec.training.mini import VAL_FOLDERS
 from tmcodec.training.recipes import RECIPES
@@ -214,13 +215,15 @@ def run(modality: Modality, data: Path, with_tokenizer: bool, with_jpeg: bool) -
                 row["k-means"] = accuracy(class_floor(train, s, count), s)
             else:
                 assert centres is not None
-                means = patch_means(s.values)
+                # Where there is nothing, all see what the codec's own filling puts there.
+                filled = fill_invalid(s.values, s.valid, modality.mean)
+                means = patch_means(filled)
                 flat = means.reshape(-1, means.shape[-1])
                 book = centres[nearest(flat, centres)].reshape(means.shape)
                 row["k-means"] = psnr(interpolate(book, s.values.shape[1:]), s, recipe.peak)
                 row["block means"] = psnr(interpolate(means, s.values.shape[1:]), s, recipe.peak)
                 for label, free in (("JPEG 2000", False), ("headers free", True)) if with_jpeg else ():
-                    packed = jpeg2000(s.values, nbytes, free)
+                    packed = jpeg2000(filled, nbytes, free)
                     if packed is not None:
                         row[label] = psnr(packed, s, recipe.peak)
             table[s.name] = row
