@@ -48,7 +48,22 @@ struct Kernels {
                   int64_t count, float *sums, float *weights);
   void (*write_row)(const float *sums, const float *weights, const uint8_t *mask, int64_t count, float mean,
                     float std, float fill, void *raster, int32_t dtype, int64_t at);
+  void (*compand_pool)(const float *top, const float *bottom, int64_t count, const tmc_curve &, float mean, float std,
+                       float *half);
+  void (*interleave)(const float *planes, int64_t channels, int64_t stride, int64_t count, int64_t cell, int64_t step,
+                     float *cells);
+  void (*double_row)(const float *middle, const float *other, int64_t width, const tmc_curve &, float mean, float std,
+                     float low, float high, float *to);
 };
+
+// Number of elements a * b * c, or -1 where a size is negative or the number absurd.
+static inline int64_t volume(int64_t a, int64_t b, int64_t c) {
+  const int64_t most = INT64_MAX / 1024;
+  if (a < 0 || b < 0 || c < 0) return -1;
+  if (a == 0 || b == 0 || c == 0) return 0;
+  if (a > most / b || a * b > most / c) return -1;
+  return a * b * c;
+}
 
 const Kernels &kernels();  // those of the instruction set in use; dispatch.cpp
 

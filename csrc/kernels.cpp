@@ -19,10 +19,12 @@ namespace {
 
 #include "fsq_kernels.h"
 #include "raster_kernels.h"
+#include "curve_kernels.h"
 }  // namespace
 
 extern const Kernels TMC_TABLE(TMC_ISA);
 const Kernels TMC_TABLE(TMC_ISA) = {quantize,  dequantize, backward, project_quantize, dequantize_project,
-                                    normalize, fill_row,   add_row,  write_row};
+                                    normalize, fill_row,   add_row,  write_row,
+                                    compand_pool, interleave, double_row};
 
 }  // namespace tmc

@@ -18,15 +18,6 @@ static int64_t clip(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
 }
 
-// Number of elements a * b * c, or -1 where a size is negative or the number absurd.
-static int64_t volume(int64_t a, int64_t b, int64_t c) {
-  const int64_t most = INT64_MAX / 1024;
-  if (a < 0 || b < 0 || c < 0) return -1;
-  if (a == 0 || b == 0 || c == 0) return 0;
-  if (a > most / b || a * b > most / c) return -1;
-  return a * b * c;
-}
-
 // Starts must leave room to add a tile's side without overflow.
 static bool valid_starts(const int64_t *starts, int64_t count, int64_t tile) {
   for (int64_t i = 0; i < count; ++i)

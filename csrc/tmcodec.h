@@ -1,6 +1,6 @@
 /* C interface of tmcodec's kernels: raw pointers and sizes, no PyTorch, no C++ types.
  *
- * One header for two libraries: libtmcodec_cpu (fsq.cpp, rasters.cpp; functions tmc_*) and
+ * One header for two libraries: libtmcodec_cpu (fsq.cpp, rasters.cpp, curves.cpp; functions tmc_*) and
  * libtmcodec_cuda (fsq.cu, rasters.cu; functions tmc_cuda_*, the same with a stream).
  *
  * Every function returns 0, or one of the TMC_E* codes. Arrays are C-contiguous. Where a function
@@ -20,7 +20,7 @@
 #endif
 
 /* Raised with every change of a signature, a struct or a meaning below. */
-#define TMC_ABI_VERSION 1
+#define TMC_ABI_VERSION 2
 
 #define TMC_OK 0
 #define TMC_EARGUMENT (-1) /* a size, a level or a pointer is out of its range */
@@ -122,6 +122,37 @@ TMC_API int32_t tmc_blend(const void *tiles, int32_t tile_dtype, int64_t channel
                           const float *row_weights, const float *col_weights, const float *mean,
                           const float *std, const uint8_t *mask, float fill, int64_t height, int64_t width,
                           void *raster, int32_t dtype, int32_t threads);
+
+/* ---------------------------------------------------------------- companding on the CPU only
+ *
+ * Two steps of the small tokenizers (tmcodec/networks/compand.py), in float32:
+ *
+ *   linear: y = v - origin
+ *   sqrt:   y = sign(u) * (sqrt(|u| + knee) - root),   u = v - origin, root = sqrt(knee)
+ *
+ * and normalised z = (y - mean) / std, one mean and std a channel. */
+
+enum tmc_curve_kind { TMC_LINEAR = 0, TMC_SQRT = 1 };
+
+typedef struct tmc_curve {
+  int32_t kind;
+  float origin;
+  float knee;
+  float root;
+} tmc_curve;
+
+/* Physical picture [batch, channels, height, width] to means of 2x2 normalised pixels, gathered
+ * into cells [batch, height / 2cell, width / 2cell, cell, cell, channels]; height and width are
+ * multiples of 2cell. A mean is ((a + b) + c) + d over 4, row by row. */
+TMC_API int32_t tmc_compand_cells(const float *picture, int64_t batch, int64_t channels, int64_t height,
+                                  int64_t width, const tmc_curve *curve, const float *mean, const float *std,
+                                  int64_t cell, float *cells, int32_t threads);
+
+/* Normalised half [batch, channels, height, width], doubled bilinearly between pixel centres (the
+ * edge repeats), to a physical picture [batch, channels, 2height, 2width] within low..high. */
+TMC_API int32_t tmc_expand_double(const float *half, int64_t batch, int64_t channels, int64_t height,
+                                  int64_t width, const tmc_curve *curve, const float *mean, const float *std,
+                                  float low, float high, float *picture, int32_t threads);
 
 /* ---------------------------------------------------------------- the same on CUDA
  *

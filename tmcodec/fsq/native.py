@@ -7,9 +7,11 @@ with all layouts and rules, is ``csrc/tmcodec.h``.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import weakref
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tmcodec.fsq.backends import Scale, Tiling, Weights
+    from tmcodec.fsq.curves import Curve
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FOLDER = Path(__file__).with_name("_native")
 
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "uint16": 5, "int16": 6}
@@ -57,6 +60,15 @@ class _CGrid(ctypes.Structure):
     )
 
 
+class _CCurve(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("origin", ctypes.c_float),
+        ("knee", ctypes.c_float),
+        ("root", ctypes.c_float),
+    )
+
+
 def _pointer_to(grid: Grid) -> Any:
     """Return the grid as the C interface takes it; `grid` must outlive the call."""
     known = _grids.get(grid)
@@ -81,6 +93,10 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "fsq_dequantize_project": (_PTR, _PTR, _I64, _I64, _PTR, _PTR, _PTR, _I32),
     "normalize_patchify": (_PTR, _I32, _I64, _I64, _I64, _PTR, _PTR, _PTR, _F32, *_TILES, _PTR, _I32),
     "blend": (_PTR, _I32, _I64, *_TILES, _PTR, _PTR, _PTR, _PTR, _PTR, _F32, _I64, _I64, _PTR, _I32),
+}
+_CPU_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "compand_cells": (_PTR, _I64, _I64, _I64, _I64, _PTR, _PTR, _PTR, _I64, _PTR),
+    "expand_double": (_PTR, _I64, _I64, _I64, _I64, _PTR, _PTR, _PTR, _F32, _F32, _PTR),
 }
 
 
@@ -111,8 +127,8 @@ class Library:
             raise NativeUnavailable(f"{self.path.name} cannot be loaded ({error})") from error
         if version != ABI_VERSION:
             raise NativeUnavailable(f"{self.path.name} has interface version {version}, not {ABI_VERSION}")
-        last = _I32 if kind == "cpu" else _PTR
-        for name, arguments in _SIGNATURES.items():
+        last, own = (_I32, _CPU_SIGNATURES) if kind == "cpu" else (_PTR, {})
+        for name, arguments in {**_SIGNATURES, **own}.items():
             function = getattr(self._dll, self._symbol(name))
             function.argtypes, function.restype = (*arguments, last), _I32
             setattr(self, name, function)
@@ -203,6 +219,24 @@ def quantize_array(latents: npt.NDArray[Any], grid: Grid) -> npt.NDArray[np.int3
     return indices
 
 
+_HUGE = 4 << 20
+"""Bytes from which fresh memory is NumPy's."""
+
+
+def _empty(shape: Sequence[int], dtype: Any, device: Any) -> Tensor:
+    """Return an uninitialised tensor, on the CPU in huge pages where it is large.
+
+    NumPy asks the kernel for huge pages, PyTorch does not. A kernel that writes once over fresh memory
+    spends most of its time in page faults of 4 KiB each.
+    """
+    import torch
+
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < _HUGE:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
+
+
 class NativeKernels:
     """The kernels over contiguous tensors of one device type; shapes as in ``csrc/tmcodec.h``.
 
@@ -239,8 +273,8 @@ class NativeKernels:
         import torch
 
         outer, _, inner = latents.shape
-        code = torch.empty(latents.shape, dtype=torch.float32, device=latents.device) if codes else None
-        index = torch.empty((outer, inner), dtype=torch.int32, device=latents.device) if indices else None
+        code = _empty(latents.shape, torch.float32, latents.device) if codes else None
+        index = _empty((outer, inner), torch.int32, latents.device) if indices else None
         self._call(
             self._library.fsq_quantize, latents,
             _pointer_to(grid), _ptr(latents), _code(latents), outer, inner, _ptr(code), _ptr(index),
@@ -252,7 +286,7 @@ class NativeKernels:
         import torch
 
         outer, inner = indices.shape
-        codes = torch.empty((outer, grid.dims, inner), dtype=torch.float32, device=indices.device)
+        codes = _empty((outer, grid.dims, inner), torch.float32, indices.device)
         self._call(
             self._library.fsq_dequantize, indices, _pointer_to(grid), _ptr(indices), outer, inner, _ptr(codes)
         )
@@ -286,9 +320,9 @@ class NativeKernels:
         if self._cuda and x.dtype == torch.float64:
             x = x.float()
         n, dim = x.shape
-        latent = torch.empty((n, grid.dims), dtype=torch.float32, device=x.device) if latents else None
-        code = torch.empty((n, grid.dims), dtype=torch.float32, device=x.device) if codes else None
-        index = torch.empty(n, dtype=torch.int32, device=x.device)
+        latent = _empty((n, grid.dims), torch.float32, x.device) if latents else None
+        code = _empty((n, grid.dims), torch.float32, x.device) if codes else None
+        index = _empty((n,), torch.int32, x.device)
         self._call(
             self._library.fsq_project_quantize, x,
             _pointer_to(grid), _ptr(x), _code(x), n, dim, _ptr(weight), _ptr(bias),
@@ -300,10 +334,9 @@ class NativeKernels:
         self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
     ) -> Tensor:
         """Return (n, dim) of `dtype` for indices (n) and a weight (dim, d)."""
-        import torch
 
         rows = weight.t().contiguous()
-        out = torch.empty((indices.numel(), weight.shape[0]), dtype=dtype, device=indices.device)
+        out = _empty((indices.numel(), weight.shape[0]), dtype, indices.device)
         self._call(
             self._library.fsq_dequantize_project, indices,
             _pointer_to(grid), _ptr(indices), indices.numel(), weight.shape[0], _ptr(rows), _ptr(bias),
@@ -313,12 +346,11 @@ class NativeKernels:
 
     def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor:
         """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
-        import torch
 
         channels, height, width = raster.shape
         places = _places(tiling)
         shape = (places[2], places[4], channels, tiling.tile, tiling.tile)
-        tiles = torch.empty(shape, dtype=dtype, device=raster.device)
+        tiles = _empty(shape, dtype, raster.device)
         values = (_ptr(scale.mask), _ptr(scale.mean), _ptr(scale.std), scale.fill)
         self._call(
             self._library.normalize_patchify, raster,
@@ -330,10 +362,9 @@ class NativeKernels:
         self, tiles: Tensor, tiling: Tiling, weights: Weights, scale: Scale, size: tuple[int, int], dtype: Any
     ) -> Tensor:
         """Return a raster (C, height, width); see `tmcodec.fsq.rasters.blend`."""
-        import torch
 
         channels = tiles.shape[2]
-        raster = torch.empty((channels, *size), dtype=dtype, device=tiles.device)
+        raster = _empty((channels, *size), dtype, tiles.device)
         values = (_ptr(scale.mean), _ptr(scale.std), _ptr(scale.mask), scale.fill)
         self._call(
             self._library.blend, tiles,
@@ -341,3 +372,36 @@ class NativeKernels:
             *values, *size, _ptr(raster), _code(raster),
         )  # fmt: skip
         return raster
+
+    def compand_cells(self, picture: Tensor, curve: Curve, cell: int) -> Tensor:
+        """Return cells (B, H / 2cell, W / 2cell, cell * cell * C); see `tmcodec.fsq.curves`. CPU only."""
+        import torch
+
+        batch, channels, height, width = picture.shape
+        shape = (batch, height // (2 * cell), width // (2 * cell), cell * cell * channels)
+        cells = _empty(shape, torch.float32, picture.device)
+        self._call(
+            self._library.compand_cells, picture,
+            _ptr(picture), batch, channels, height, width, _curve(curve), _ptr(curve.mean), _ptr(curve.std),
+            cell, _ptr(cells),
+        )  # fmt: skip
+        return cells
+
+    def expand_double(self, half: Tensor, curve: Curve, low: float, high: float) -> Tensor:
+        """Return a picture (B, C, 2H, 2W) of a half (B, C, H, W); see `tmcodec.fsq.curves`. CPU only."""
+        import torch
+
+        batch, channels, height, width = half.shape
+        picture = _empty((batch, channels, 2 * height, 2 * width), torch.float32, half.device)
+        self._call(
+            self._library.expand_double, half,
+            _ptr(half), batch, channels, height, width, _curve(curve), _ptr(curve.mean), _ptr(curve.std),
+            low, high, _ptr(picture),
+        )  # fmt: skip
+        return picture
+
+
+def _curve(curve: Curve) -> Any:
+    """Return a curve as the C interface takes it."""
+    kind = {"linear": 0, "sqrt": 1}[curve.kind]
+    return ctypes.byref(_CCurve(kind, curve.origin, curve.knee, curve.knee**0.5))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tmcodec.networks.linear import Linear
+from tmcodec.networks.linear import Linear, plain_inference
+
+STRIP = 1 << 19
+"""Hidden values of a perceptron that are worked on at once in inference: 2 MB, what a cache holds."""
 
 
 class MixBlock(nn.Module):
@@ -36,10 +39,28 @@ class MixBlock(nn.Module):
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """Map ``(B, rows, cols, dim)`` to the same shape; `shift` (B, dim) is added after the norm."""
         mixed = self.mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if plain_inference(x):
+            return self._in_strips(x, mixed, shift)
+        return x + self.scale * self._perceive(mixed, None if shift is None else shift[:, None, None, :])
+
+    def _perceive(self, mixed: Tensor, shift: Tensor | None) -> Tensor:
+        """Return what the perceptron makes of mixed values ``(..., dim)``."""
         normed = self.norm(mixed)
-        if shift is not None:
-            normed = normed + shift[:, None, None, :]
-        return x + self.scale * self.down(self.up.gelu(normed))
+        return self.down(self.up.gelu(normed if shift is None else normed + shift))
+
+    def _in_strips(self, x: Tensor, mixed: Tensor, shift: Tensor | None) -> Tensor:
+        """Do the same without gradients, some cells at a time: hidden values then never leave the cache.
+
+        Fresh memory for those of a whole picture costs more than the products do.
+        """
+        out = torch.empty(x.shape, device=x.device)
+        step = max(STRIP // self.up.out_features, 64)
+        for image, (before, after) in enumerate(zip(x.flatten(1, 2), out.flatten(1, 2), strict=True)):
+            move = None if shift is None else shift[image]
+            parts = (t.split(step) for t in (before, mixed[image].flatten(0, 1), after))
+            for old, values, new in zip(*parts, strict=True):
+                torch.add(old, self._perceive(values, move).mul_(self.scale), out=new)
+        return out
 
 
 def cells_to_image(cells: Tensor, factor: int) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from tmcodec.fsq.curves import Curve
+
 
 class Compander(nn.Module):
     """Invertible, monotone map from physical values to roughly standard-normal ones.
@@ -72,6 +74,10 @@ class Compander(nn.Module):
     def expand(self, z: Tensor) -> Tensor:
         """Map normalised ``(..., C, H, W)`` back to physical values."""
         return self.uncurve(z * self.std + self.mean)
+
+    def constants(self) -> Curve:
+        """Return what the fused kernels take."""
+        return Curve(self.kind, self.origin, self.knee, self.mean, self.std)
 
     def compress_bands(self, v: Tensor) -> Tensor:
         """Do what `compress` does band by band, without gradients: twice as fast on large pictures.

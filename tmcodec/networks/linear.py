@@ -20,6 +20,17 @@ ROWS_HINT = 4096
 """Rows for which oneDNN lays the weights out; other numbers work alike."""
 
 
+def plain_inference(x: Tensor) -> bool:
+    """Tell whether `x` is float32 on the CPU, and nothing differentiates, traces or casts."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the same parameters and state dict, and a faster inference."""
 
@@ -32,14 +43,11 @@ class Linear(nn.Linear):
         return self._product(x, "gelu") if self._can_pack(x) else F.gelu(super().forward(x))
 
     def _can_pack(self, x: Tensor) -> bool:
-        """Tell whether this call is plain float32 inference on the CPU."""
+        """Tell whether oneDNN can do this call."""
         return (
-            x.dtype == self.weight.dtype == torch.float32
-            and x.device.type == self.weight.device.type == "cpu"
+            plain_inference(x)
+            and plain_inference(self.weight)
             and x.numel() > 0
-            and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu")
             and not self.weight.is_inference()  # has no version to tell that it changed
             and _available()
         )

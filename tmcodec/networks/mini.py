@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.fsq import FSQ
+from tmcodec.fsq.curves import compand_cells, expand_double
 from tmcodec.modalities import get_modality
 from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
 from tmcodec.networks.compand import Compander
@@ -51,6 +52,9 @@ class MiniConfig:
         See `tmcodec.networks.compand.Compander`.
     components
         Number of channels of the diffused residual; 0 means one a band.
+    antialias
+        Whether the refinement of the mean is smoothed at half resolution, so that the four outputs of a
+        quarter cell cannot draw a lattice where the network has seen nothing alike.
     smooth
         Whether the denoiser ends in a 3x3 convolution over single pixels.
     residual_std
@@ -82,6 +86,7 @@ class MiniConfig:
     components: int = 0
     smooth: bool = False
     residual_basis: tuple[tuple[float, ...], ...] = ()
+    antialias: bool = False
 
     @property
     def residual_channels(self) -> int:
@@ -102,6 +107,13 @@ class MiniConfig:
         return cls(**{k: frozen(v) for k, v in raw.items()})
 
 
+def binomial(x: Tensor) -> Tensor:
+    """Smooth ``(B, C, H, W)`` with 1-2-1 both ways: whatever alternates from pixel to pixel is gone."""
+    taps = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+    kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
+
+
 class MiniEncoder(nn.Module):
     """Normalised picture ``(B, C, H, W)`` to latents ``(B, H/16, W/16, d)``."""
 
@@ -115,7 +127,11 @@ class MiniEncoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         half = F.avg_pool2d(z, 2).permute(0, 2, 3, 1)
-        x = self.embed(image_to_cells(half, PATCH // 2))
+        return self.look(image_to_cells(half, PATCH // 2))
+
+    def look(self, cells: Tensor) -> Tensor:
+        """Do what `forward` does, from cells ``(B, H/16, W/16, 64 C)`` of the halved picture."""
+        x = self.embed(cells)
         for block in self.blocks:
             x = block(x)
         normed = self.norm(x).float()
@@ -129,7 +145,7 @@ class MiniDecoder(nn.Module):
 
     def __init__(self, cfg: MiniConfig, inputs: int) -> None:
         super().__init__()
-        self.channels = cfg.channels
+        self.channels, self.antialias = cfg.channels, cfg.antialias
         self.embed = Linear(inputs, cfg.dim)
         self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.decoder_blocks))
         self.norm = nn.LayerNorm(cfg.dim)
@@ -137,7 +153,8 @@ class MiniDecoder(nn.Module):
         self.spread = Linear(cfg.dim, 16 * cfg.refine)
         self.refine = nn.ModuleList(MixBlock(cfg.refine, 3, 2.0) for _ in range(2))
         self.fine = Linear(cfg.refine, 4 * cfg.channels)
-        # Refinement: two 3x3 kernels on quarter cells and two interpolations stay within 2 tokens.
+        # Refinement: two 3x3 kernels on quarter cells, the binomial and two interpolations stay within
+        # 2 tokens.
         self.halo = cfg.decoder_blocks * (cfg.kernel // 2) + 2
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,6 +163,11 @@ class MiniDecoder(nn.Module):
 
     def paint(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Do what `forward` does, from any inputs ``(B, rows, cols, inputs)`` around zero."""
+        half, features = self.sketch(cells)
+        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False), features
+
+    def sketch(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `paint` does with the mean at half resolution, ``(B, C, H/2, W/2)``."""
         x = self.embed(cells)
         for block in self.blocks:
             x = block(x)
@@ -156,8 +178,7 @@ class MiniDecoder(nn.Module):
         for block in self.refine:
             features = block(features)
         fine = cells_to_image(self.fine(features), 2).permute(0, 3, 1, 2)
-        half = smooth + fine.float()
-        return F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False), features
+        return smooth + (binomial(fine.float()) if self.antialias else fine.float()), features
 
 
 class MiniNet(nn.Module):
@@ -188,6 +209,26 @@ class MiniNet(nn.Module):
         self.register_buffer("residual_basis", basis, persistent=False)
         self.register_buffer("residual_inverse", basis.clone(), persistent=False)
         self.set_residual_basis(basis)
+
+    def latents(self, x: Tensor) -> Tensor:
+        """Return the latents ``(B, H/16, W/16, d)`` of a physical ``(B, C, H, W)``, without gradients."""
+        if isinstance(self.encoder, MiniEncoder):
+            cells = compand_cells(x, self.compander.constants(), PATCH // 2)
+            if cells is not None:
+                return self.encoder.look(cells)
+        return self.encoder(self.compander.compress_bands(x))
+
+    def picture(self, codes: Tensor, low: float, high: float) -> Tensor:
+        """Return the mean ``(B, C, H, W)`` of codes in physical units, clipped, without gradients."""
+        if isinstance(self.decoder, MiniDecoder):
+            half, _ = self.decoder.sketch(codes * 2 - 1)
+            found = expand_double(half, self.compander.constants(), low, high)
+            if found is not None:
+                return found
+            mean = F.interpolate(half, scale_factor=2, mode="bilinear", align_corners=False)
+        else:
+            mean, _ = self.decoder(codes)
+        return self.compander.expand_bands(mean, low, high)
 
     @staticmethod
     def _plain_basis(cfg: MiniConfig) -> Tensor:
