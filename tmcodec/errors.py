@@ -116,6 +116,18 @@ class DeviceError(TokenizerError, ValueError):
     """The requested device is not there."""
 
 
+class PrecisionError(TokenizerError, ValueError):
+    """The precision is unknown."""
+
+
+class SamplerError(TokenizerError, ValueError):
+    """The sampler is unknown, or cannot do what was asked for."""
+
+
+class DownloadError(TokenizerError, OSError):
+    """Weights cannot be fetched: no network, no access, or offline mode and not in the cache."""
+
+
 # --------------------------------------------------------------------------- rasters
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tmcodec.codec.store import stored_path
+from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.modalities import MODALITIES
 
 if TYPE_CHECKING:
+    from tmcodec.codec.terramind_weights import Checkpoint
     from tmcodec.codec.tokenizer import Tokenizer
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -17,7 +21,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 @dataclass(frozen=True)
 class Model:
-    """A tokenizer that can be loaded by name.
+    """A tokenizer in the package.
 
     Attributes
     ----------
@@ -49,39 +53,149 @@ def default_model(modality: str) -> str:
 
 
 def find_weights(name: str) -> Path:
-    """Return the weights file of an embedded name or of a path.
+    """Return the weights file of an embedded or imported name, or of a path; nothing is fetched.
 
     Raises
     ------
     TokenizerNotFoundError
-        If `name` is neither.
+        If `name` is none of them.
     """
     if name in EMBEDDED:
         return EMBEDDED[name].path
+    if name in OFFICIAL:
+        if stored_path(name).is_file():
+            return stored_path(name)
+        raise TokenizerNotFoundError(
+            f"{name} is not on this computer; run `tmcodec models pull {name}` first"
+        )
     path = Path(name)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix in (".safetensors", ".pt", ".pth") and path.is_file():
         return path
-    known = ", ".join(EMBEDDED)
+    known = ", ".join((*EMBEDDED, *OFFICIAL))
     raise TokenizerNotFoundError(
-        f"no tokenizer {name!r}; pass --tokenizer with a .safetensors file or one of {known}"
+        f"no tokenizer {name!r}; pass --tokenizer with a .safetensors or .pt file or one of {known}"
     )
 
 
-def load_tokenizer(name: str, device: str = "auto") -> Tokenizer:
+def load_tokenizer(
+    name: str,
+    device: str = "auto",
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
+    tile: int = 256,
+) -> Tokenizer:
     """Load a tokenizer by name or from a weights file.
 
     Parameters
     ----------
     name
-        An embedded name such as ``"mini-s2l2a-v1"``, or the path of a ``.safetensors`` file.
+        An embedded name such as ``"mini-s2l2a-v1"``, an official one such as ``"terramind-v1-s2l2a"``, or
+        the path of a weights file.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    checkpoint
+        Weights of an official name, ``.pt`` or ``.safetensors``. None takes those imported before, or
+        fetches them from the Hugging Face Hub and imports them.
+    precision
+        ``"fp32"``, ``"bf16"`` or ``"auto"``, for TerraMind's tokenizers (the others run in float32): auto
+        is float32 for encoding and, where the hardware has it, bfloat16 for decoding.
+    tile
+        For TerraMind's tokenizers: side in pixels of the tiles that rasters are cut into, 256 or 224.
 
     Raises
     ------
-    TokenizerNotFoundError, WeightsError, DeviceError
+    TokenizerNotFoundError, WeightsError, DeviceError, PrecisionError, ShapeError
+    DownloadError, MissingDependencyError
+        Where weights must be fetched and cannot.
     """
-    path = find_weights(name)
-    from tmcodec.codec.tokenizer import cached
+    if name in OFFICIAL:
+        opened = _open_official(OFFICIAL[name], checkpoint)
+        from tmcodec.codec.terramind import TerraMindTokenizer
 
-    return cached(path, device)
+        return TerraMindTokenizer(opened, device, precision, tile)
+    if checkpoint is not None:
+        raise TokenizerNotFoundError(
+            f"checkpoint goes with one of {', '.join(OFFICIAL)}, not with {name!r}; give the file as the name"
+        )
+    path = find_weights(name)
+    if _is_mini(path):
+        from tmcodec.codec.tokenizer import cached
+
+        return cached(path, device)
+    from tmcodec.codec.terramind import TerraMindTokenizer
+    from tmcodec.codec.terramind_weights import open_checkpoint
+
+    return TerraMindTokenizer(open_checkpoint(path), device, precision, tile)
+
+
+def _open_official(model: OfficialModel, checkpoint: str | os.PathLike[str] | None) -> Checkpoint:
+    """Open the weights given, imported before, or fetched now."""
+    from tmcodec.codec.terramind_weights import open_checkpoint
+
+    if checkpoint is not None:
+        return open_checkpoint(Path(checkpoint), model)
+    if stored_path(model.name).is_file():
+        return open_checkpoint(stored_path(model.name), model)
+    return pull(model.name)
+
+
+def _is_mini(path: Path) -> bool:
+    """Tell whether a file holds a small tokenizer; what is unreadable is for its loader to refuse."""
+    if path.suffix != ".safetensors":
+        return False
+    from tmcodec.codec.terramind_weights import FORMAT, read_notes
+
+    notes = read_notes(path)
+    plain = "format" not in notes and "config" not in notes
+    return not plain and notes.get("format") != FORMAT
+
+
+def pull(name: str) -> Checkpoint:
+    """Fetch an official tokenizer from the Hub (or its cache) and import it.
+
+    Raises
+    ------
+    TokenizerNotFoundError
+        If `name` is not official.
+    DownloadError, MissingDependencyError, WeightsError
+    """
+    if name not in OFFICIAL:
+        raise TokenizerNotFoundError(f"no official tokenizer {name!r}; choose one of {', '.join(OFFICIAL)}")
+    from tmcodec.codec.hub import commit_of, fetch
+    from tmcodec.codec.terramind_weights import import_checkpoint
+
+    model = OFFICIAL[name]
+    path = fetch(model)
+    notes = {"source_repo": model.repo, "source_revision": commit_of(path)}
+    return import_checkpoint(path, stored_path(name), model, notes)
+
+
+def import_weights(path: str | os.PathLike[str], name: str | None = None) -> Checkpoint:
+    """Convert a checkpoint to safetensors under the name of an official tokenizer, for `load_tokenizer`.
+
+    Parameters
+    ----------
+    path
+        ``.pt`` or ``.safetensors``.
+    name
+        E.g. ``"terramind-v1-s2l2a"``; None where the file has its official name, or was imported before.
+
+    Raises
+    ------
+    TokenizerNotFoundError, WeightsError
+    """
+    if name is not None and name not in OFFICIAL:
+        raise TokenizerNotFoundError(f"no official tokenizer {name!r}; choose one of {', '.join(OFFICIAL)}")
+    from tmcodec.codec.terramind_weights import import_checkpoint, open_checkpoint
+
+    source = Path(path)
+    model = OFFICIAL[name] if name is not None else model_of_file(source)
+    if model is None:
+        found = open_checkpoint(source).name
+        if found not in OFFICIAL:
+            raise TokenizerNotFoundError(
+                f"{source} is {found}, no official tokenizer; give its name with --as"
+            )
+        model = OFFICIAL[found]
+    return import_checkpoint(source, stored_path(model.name), model)

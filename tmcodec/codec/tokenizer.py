@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,14 +13,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tmcodec.codec.weights import load_weights
-from tmcodec.errors import DeviceError, ShapeError, TokenRangeError
+from tmcodec.errors import DeviceError, SamplerError, ShapeError, TokenRangeError
 from tmcodec.fsq import codebook_size
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.networks.mini import PATCH, MiniNet
-from tmcodec.samplers import block_noise, make_scheduler
+from tmcodec.rasters.windows import Window, align_out
+from tmcodec.samplers.noise import block_noise
+from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
+from tmcodec.samplers.schedule import terramind_alpha_bar
 
 MAX_CONTEXT_TOKENS = 32
 """Cap on the context of a decoded window; only more than ten steps would want more."""
+
+MAX_SAMPLES = 64
+"""Most pictures that one decode averages."""
+
+SEED_STRIDE = 0x9E3779B97F4A7C15
+"""Seeds of averaged pictures lie this far apart: 2**64 over the golden ratio."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -85,7 +95,13 @@ class Tokenizer(ABC):
     def _encode(self, x: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def _decode(self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int]) -> Tensor: ...
+    def _decode(
+        self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str
+    ) -> Tensor: ...
+
+    def draws_noise(self, steps: int) -> bool:
+        """Tell whether decoding in so many steps depends on the seed."""
+        return True
 
     def encode(self, x: Tensor) -> Tensor:
         """Encode pictures.
@@ -119,7 +135,13 @@ class Tokenizer(ABC):
             return self._encode(x)
 
     def decode(
-        self, tokens: Tensor, steps: int = 1, seed: int = 0, origin: tuple[int, int] = (0, 0)
+        self,
+        tokens: Tensor,
+        steps: int = 1,
+        seed: int = 0,
+        origin: tuple[int, int] = (0, 0),
+        sampler: str = DEFAULT,
+        samples: int = 1,
     ) -> Tensor:
         """Decode token grids.
 
@@ -134,6 +156,10 @@ class Tokenizer(ABC):
         origin
             Row and column of the grid's first token in a larger picture, so that windows of it
             see its noise.
+        sampler
+            ``"ddim"``, or another name that `tmcodec.samplers.sample.sample` takes.
+        samples
+            Average of so many pictures from different noise, nearer to the mean; 1..64.
 
         Returns
         -------
@@ -146,16 +172,68 @@ class Tokenizer(ABC):
             If `tokens` is not three-dimensional, or `steps` lies outside 1..1000.
         TokenRangeError
             If a token lies outside the codebook.
+        SamplerError
+            If the sampler is unknown, or `samples` lies outside 1..64.
         """
+        tokens = self._checked(tokens, steps, samples)
+        with torch.inference_mode():
+            return self._average(
+                lambda s: self._decode(tokens, steps, s, origin, sampler), steps, seed, samples
+            )
+
+    def _checked(self, tokens: Tensor, steps: int, samples: int) -> Tensor:
+        """Return valid tokens on the device; refuse what `decode` refuses."""
         if tokens.ndim != 3 or not 1 <= steps <= 1000:
             raise ShapeError(
                 f"tokens must be (B, rows, cols), steps 1..1000; not {tuple(tokens.shape)}, {steps}"
             )
+        if not 1 <= samples <= MAX_SAMPLES:
+            raise SamplerError(f"{samples} samples to average; give 1 to {MAX_SAMPLES}")
         tokens = tokens.to(self.device)
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= self.codebook_size):
             raise TokenRangeError(f"a token lies outside 0..{self.codebook_size - 1} of {self.name}")
-        with torch.inference_mode():
-            return self._decode(tokens, steps, seed, origin)
+        return tokens
+
+    def _average(self, draw: Callable[[int], Tensor], steps: int, seed: int, samples: int) -> Tensor:
+        """Return ``draw(seed)``, or the mean over as many seeds where they matter."""
+        if samples == 1 or self.modality.categorical or not self.draws_noise(steps):
+            return draw(seed)
+        total = draw(seed)
+        for i in range(1, samples):
+            total += draw((seed + i * SEED_STRIDE) % 2**64)
+        return total / samples
+
+    # What the codec calls: parts of a raster, with the surroundings that the networks want. The defaults
+    # suit networks whose context is bounded; transformers, which look at whole tiles, have their own.
+
+    def encoder_context(self, square: Window, width: int, height: int) -> Window:
+        """Return the part of a raster of `width` x `height` pixels to read for encoding `square`."""
+        return square.expand(self.encoder_halo * self.patch, width, height)
+
+    def encode_context(self, x: Tensor) -> Tensor:
+        """Encode what `encoder_context` said, ``(1, C, H, W)``, padded to patches; ``(1, rows, cols)``."""
+        return self.encode(x)
+
+    def decoder_context(self, square: Window, width: int, height: int, steps: int, sampler: str) -> Window:
+        """Return the part of a raster, aligned to patches, whose tokens decoding `square` needs."""
+        inner = align_out(square, self.patch, width, height)
+        return inner.expand(self.decoder_halo(steps) * self.patch, width, height)
+
+    def decode_context(
+        self,
+        tokens: Tensor,
+        steps: int,
+        seed: int,
+        origin: tuple[int, int],
+        grid: tuple[int, int],
+        sampler: str = DEFAULT,
+        samples: int = 1,
+    ) -> Tensor:
+        """Decode what `decoder_context` said, ``(1, rows, cols)``; `grid` is the whole raster's, in tokens.
+
+        Returns float32 ``(1, C, rows * patch, cols * patch)``; only the square is meant to be used.
+        """
+        return self.decode(tokens, steps, seed, origin, sampler, samples)
 
 
 class MiniTokenizer(Tokenizer):
@@ -190,35 +268,47 @@ class MiniTokenizer(Tokenizer):
             z = self.net.compander.compress_bands(x)
         return self.net.fsq.latents_to_indices(self.net.encoder(z))
 
-    def _decode(self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int]) -> Tensor:
+    def draws_noise(self, steps: int) -> bool:
+        """One step is the mean, and needs no noise."""
+        return steps > 1 and self.net.denoiser is not None
+
+    def _decode(self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str) -> Tensor:
         mean, features = self.net.decoder(self.net.fsq.indices_to_codes(tokens))
         if self.modality.categorical:
             return mean.argmax(1, keepdim=True).float()
-        if steps > 1 and self.net.denoiser is not None:
-            mean = mean + self._sample_residual(features, mean.shape, steps, seed, origin)
+        if self.draws_noise(steps):
+            mean = mean + self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
         low, high = self.modality.valid_range
         return self.net.compander.expand_bands(mean, low, high)
 
     def _sample_residual(
-        self, features: Tensor, shape: torch.Size, steps: int, seed: int, origin: tuple[int, int]
+        self,
+        features: Tensor,
+        shape: torch.Size,
+        steps: int,
+        seed: int,
+        origin: tuple[int, int],
+        sampler: str,
     ) -> Tensor:
-        """Draw what the mean misses by DDIM; the first step's guess is zero by construction."""
-        assert self.net.denoiser is not None
+        """Draw what the mean misses; the answer to pure noise is zero by construction."""
+        denoiser = self.net.denoiser
+        assert denoiser is not None
+        if sampler == OFFICIAL:
+            raise SamplerError(f"sampler official clamps pictures, {self.name} draws residuals; use ddim")
         batch, _, height, width = shape
-        channels = self.net.cfg.residual_channels
         row, col = (n * self.patch for n in origin)
-        noise = torch.from_numpy(block_noise(channels, row, col, height, width, seed))
-        sample = noise.to(self.device).expand(batch, -1, -1, -1)
-        scheduler = make_scheduler(steps)
-        for t in scheduler.timesteps:
-            signal = scheduler.alphas_cumprod[t].sqrt().to(self.device)
+        noise = torch.from_numpy(block_noise(self.net.cfg.residual_channels, row, col, height, width, seed))
+        levels = terramind_alpha_bar()
+
+        def denoise(noisy: Tensor, times: Tensor) -> Tensor:
+            signal = levels[times.long().cpu()].sqrt().to(self.device)
             if float(signal) == 0:
-                clean = torch.zeros_like(sample)
-            else:
-                times = t.to(self.device).expand(batch)
-                clean = self.net.denoiser(sample, features, times, signal.expand(batch))
-            sample = scheduler.step(clean, t, sample, return_dict=False)[0]
-        return self.net.from_components(sample)
+                return torch.zeros_like(noisy)
+            return denoiser(noisy, features, times.expand(batch), signal.expand(batch))
+
+        start = noise.to(self.device).expand(batch, -1, -1, -1)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        return self.net.from_components(sample(denoise, start, steps, sampler, generator))
 
 
 _cache: dict[tuple[str, str], MiniTokenizer] = {}

@@ -30,13 +30,23 @@ def content_hash(config: dict[str, Any], tensors: dict[str, Tensor]) -> bytes:
     Hashed are the configuration as JSON (sorted keys, no spaces) and, in order of name, each tensor's
     name, dtype, shape and little-endian bytes; text parts end in a zero byte.
     """
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode() + b"\0")
+    digest = hashlib.sha256(config_bytes(config))
+    update_with_tensors(digest, tensors)
+    return digest.digest()
+
+
+def config_bytes(config: dict[str, Any]) -> bytes:
+    """Return a configuration as content hashes see it."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":")).encode() + b"\0"
+
+
+def update_with_tensors(digest: Any, tensors: dict[str, Tensor]) -> None:
+    """Feed tensors to a hashlib object in order of name, as `content_hash` says."""
     for name in sorted(tensors):
         t = tensors[name].contiguous()
         shape = "x".join(map(str, t.shape))
         digest.update(f"{name}\0{str(t.dtype).removeprefix('torch.')}\0{shape}\0".encode())
-        digest.update(t.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.digest()
+        digest.update(t.flatten().view(torch.uint8).numpy())
 
 
 def save_weights(path: Path, net: MiniNet, name: str, notes: dict[str, str]) -> bytes:
@@ -70,15 +80,25 @@ def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> No
     """Compare names and shapes with the architecture; list what differs."""
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in MiniNet(cfg).state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    check_shapes(expected, {k: tuple(v.shape) for k, v in tensors.items()}, path)
+
+
+def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Raise WeightsError with the missing, unexpected and misshapen keys, in groups."""
     groups = {
         "missing": sorted(expected.keys() - found.keys()),
         "unexpected": sorted(found.keys() - expected.keys()),
         "misshapen": sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k]),
     }
-    wrong = "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in groups.items() if names)
+    wrong = "; ".join(f"{what}: {_few(names)}" for what, names in groups.items() if names)
     if wrong:
         raise WeightsError(f"{path}: tensors do not fit the architecture ({wrong})")
+
+
+def _few(names: list[str]) -> str:
+    """Return the first five names and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
 
 
 def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:

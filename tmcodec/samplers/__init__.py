@@ -1,4 +1,4 @@
-"""Samplers of the diffusion decoders: the noise schedule, timesteps, seeded noise."""
+"""Samplers of the diffusion decoders: the noise schedule, timesteps, seeded noise, sampling."""
 
 from __future__ import annotations
 

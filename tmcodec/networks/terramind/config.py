@@ -85,7 +85,8 @@ class TerraMindConfig:
         TypeError, ValueError
             If a key is unknown or missing, or a value has the wrong type or is out of range.
         """
-        cfg = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        cfg = cls(**plain)
         check_config(cfg)
         return cfg
 
@@ -111,7 +112,8 @@ def check_config(cfg: TerraMindConfig) -> None:
         wrong.append("mean or std")
     if cfg.decoder not in ("unet", "vit"):
         wrong.append("decoder")
-    if not wrong and (cfg.dim % cfg.heads or cfg.dim % 4 or cfg.unet_channels % 32 or cfg.patch % cfg.unet_patch):
+    divides = not wrong and not (cfg.dim % cfg.heads or cfg.dim % 4 or cfg.unet_channels % 32)
+    if not wrong and not (divides and cfg.patch % cfg.unet_patch == 0):
         wrong.append("dim, heads, patch or unet_channels (they do not divide)")
     if not cfg.categorical and (len(cfg.mean) != cfg.channels or len(cfg.std) != cfg.channels):
         wrong.append("mean or std (one a band)")

@@ -9,28 +9,82 @@ operators used here are the ones that ``torch.compile`` emits; where they are mi
 
 from __future__ import annotations
 
-from typing import Any
+import platform
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tmcodec.errors import PrecisionError
+
 FLOAT32_PARTS = ("encoder.proj", "post_mlp", "quant_proj", "post_quant_proj", "time_embed", "emb_layers")
 """Modules that compute in float32 always: little work, and tokens hang on the first three."""
 
 
-def _operator(name: str) -> Any:
-    """Return one of oneDNN's operators, or None where this PyTorch has none."""
-    if not torch.backends.mkldnn.is_available():
-        return None
+Net = TypeVar("Net", bound=nn.Module)
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of ``"fp32"``, ``"bf16"``, or ``"auto"``: bfloat16 where the hardware computes in it.
+
+    Raises
+    ------
+    PrecisionError
+        If the precision is another.
+    """
+    if precision not in PRECISIONS:
+        raise PrecisionError(f"unknown precision {precision!r}; use {', '.join(PRECISIONS)}")
+    if precision == "auto":
+        precision = "bf16" if has_bf16(device) else "fp32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Tell whether matrix products in bfloat16 are faster than in float32 there."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+@lru_cache(maxsize=1)
+def packs() -> bool:
+    """Tell whether oneDNN's operators, which are not of PyTorch's public interface, work as expected."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
+        return False
+    x = torch.linspace(-1, 1, 16 * 16).view(1, 16, 4, 4)
+    linear, conv = nn.Linear(4, 8), nn.Conv2d(16, 16, 3, padding=1)
     try:
-        return getattr(torch.ops.mkldnn, name).default
-    except (AttributeError, RuntimeError):
-        return None
+        with torch.no_grad():
+            weight = _pack_linear(linear.weight)
+            a = _linear(x, weight, linear.bias, "tanh")
+            weight = _pack_conv(conv.weight, [1, 1], [1, 1], x)
+            b = _conv(x, weight, conv.bias, [1, 1], [1, 1])
+            same = torch.allclose(a, linear(x).tanh(), atol=1e-5) and torch.allclose(b, conv(x), atol=1e-5)
+    except (AttributeError, RuntimeError, TypeError, NotImplementedError):
+        return False
+    return same
 
 
-_linear_pointwise = _operator("_linear_pointwise")
-_convolution_pointwise = _operator("_convolution_pointwise")
+def _pack_linear(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
+
+
+def _pack_conv(weight: Tensor, padding: list[int], stride: list[int], x: Tensor) -> Tensor:
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
+    return reorder(weight.detach().to_mkldnn(), padding, stride, [1, 1], 1, list(x.shape))
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int], stride: list[int]) -> Tensor:
+    pointwise: Any = torch.ops.mkldnn._convolution_pointwise
+    return pointwise(x, weight, bias, padding, stride, [1, 1], 1, "none", [], "")
 
 
 class FastLinear(nn.Module):
@@ -44,15 +98,14 @@ class FastLinear(nn.Module):
         self.activation = activation
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.weight = weight.detach().to(dtype)
-        self.packed = _linear_pointwise is not None and weight.device.type == "cpu"
+        self.packed = weight.device.type == "cpu" and packs()
         if self.packed:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous(), None)
+            self.weight = _pack_linear(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         if self.packed:
-            kind = self.activation
-            return _linear_pointwise(x, self.weight, self.bias, kind, [], "none" if kind == "gelu" else "")
+            return _linear(x, self.weight, self.bias, self.activation)
         x = F.linear(x, self.weight, self.bias)
         return {"none": lambda y: y, "gelu": F.gelu, "tanh": torch.tanh}[self.activation](x)
 
@@ -72,7 +125,7 @@ class FastConv2d(nn.Module):
         self.stride, self.padding = list(layer.stride), [int(p) for p in layer.padding]
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.weight = layer.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self.packable = _convolution_pointwise is not None and self.weight.device.type == "cpu"
+        self.packable = self.weight.device.type == "cpu" and packs()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype, memory_format=torch.channels_last)
@@ -80,16 +133,11 @@ class FastConv2d(nn.Module):
             return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         weight = self.weight
         if not weight.is_mkldnn:  # the best layout depends on the picture's size
-            weight = torch._C._nn.mkldnn_reorder_conv2d_weight(
-                weight.to_mkldnn(), self.padding, self.stride, [1, 1], 1, list(x.shape)
-            )
-            self.weight = weight
-        return _convolution_pointwise(
-            x, weight, self.bias, self.padding, self.stride, [1, 1], 1, "none", [], ""
-        )
+            weight = self.weight = _pack_conv(weight, self.padding, self.stride, x)
+        return _conv(x, weight, self.bias, self.padding, self.stride)
 
 
-def prepare(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+def prepare(net: Net, dtype: torch.dtype) -> Net:
     """Replace the linear and convolution layers of `net` by fast ones, in place; return `net`.
 
     Parameters

@@ -46,19 +46,22 @@ class ResBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
         self.in_layers = nn.Sequential(
-            GroupNorm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1)
+            GroupNorm(inputs), nn.SiLU(inplace=True), nn.Conv2d(inputs, outputs, 3, padding=1)
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
         self.out_layers = nn.Sequential(  # the third holds the place of the official dropout
-            GroupNorm(outputs), nn.SiLU(), nn.Identity(), nn.Conv2d(outputs, outputs, 3, padding=1)
+            GroupNorm(outputs),
+            nn.SiLU(inplace=True),
+            nn.Identity(),
+            nn.Conv2d(outputs, outputs, 3, padding=1),
         )
         same = inputs == outputs
         self.skip_connection: nn.Module = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.in_layers(x)
-        h = h + self.emb_layers(embedding).to(h.dtype)[:, :, None, None]
-        return self.skip_connection(x) + self.out_layers(h)
+        h.add_(self.emb_layers(embedding).to(h.dtype)[:, :, None, None])
+        return self.out_layers(h).add_(self.skip_connection(x))
 
 
 class AttentionBlock(nn.Module):
@@ -119,16 +122,16 @@ class PatchedUNet(nn.Module):
             nn.Linear(self.base, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         first = self.base * cfg.unet_multipliers[0]
-        self.input_blocks = nn.ModuleList(
-            [Stage([nn.Conv2d(pixels + len(cfg.levels), first, 3, padding=1)])]
-        )
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(pixels + len(cfg.levels), first, 3, padding=1)])])
         width, skips = self._build_down(cfg, first, embedding)
         self.middle_block = Stage(
             [ResBlock(width, width, embedding), AttentionBlock(width), ResBlock(width, width, embedding)]
         )
         self.output_blocks = nn.ModuleList()
         width = self._build_up(cfg, width, skips, embedding)
-        self.out = nn.Sequential(GroupNorm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1))
+        self.out = nn.Sequential(
+            GroupNorm(width), nn.SiLU(inplace=True), nn.Conv2d(width, pixels, 3, padding=1)
+        )
 
     def _build_down(self, cfg: TerraMindConfig, width: int, embedding: int) -> tuple[int, list[int]]:
         """Add the stages of the descent; return the last width and the widths kept for the ascent."""

@@ -30,7 +30,7 @@ def sincos_position(rows: int, cols: int, dim: int) -> Tensor:
     first, second = torch.meshgrid(torch.arange(cols).float(), torch.arange(rows).float(), indexing="ij")
     a, b = first.flatten()[:, None] * omega, second.flatten()[:, None] * omega
     table = torch.cat([a.sin(), a.cos(), b.sin(), b.cos()], dim=1)
-    return table.t().reshape(1, dim, rows, cols)
+    return table.t().contiguous().view(1, dim, rows, cols)
 
 
 class Mlp(nn.Module):
@@ -89,7 +89,7 @@ class _Transformer(nn.Module):
 
     def positions(self, rows: int, cols: int) -> Tensor:
         """Return the embedding stretched to a grid, ``(1, N, D)``."""
-        table = self.pos_emb
+        table: Tensor = self.pos_emb
         if table.shape[-2:] != (rows, cols):
             table = F.interpolate(table, size=(rows, cols), mode="bicubic", align_corners=False)
         return table.flatten(2).transpose(1, 2)

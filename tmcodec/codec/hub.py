@@ -1,0 +1,80 @@
+"""Fetching official checkpoints from the Hugging Face Hub, with errors that say how to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tmcodec.codec.terramind_models import REVISION, OfficialModel
+from tmcodec.errors import DownloadError, MissingDependencyError
+
+
+def fetch(model: OfficialModel) -> Path:
+    """Return the checkpoint in the Hub's cache, fetched first where it is not there.
+
+    ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` have the meaning that
+    ``huggingface_hub`` gives them.
+
+    Raises
+    ------
+    MissingDependencyError
+        If ``huggingface_hub`` is not installed.
+    DownloadError
+        If the file cannot be had; one line that says how to go on offline.
+    """
+    hub = _hub()
+    try:
+        found = hub.hf_hub_download(repo_id=model.repo, filename=model.filename, revision=REVISION)
+    except Exception as err:  # network stacks differ in what they raise
+        raise DownloadError(f"{_reason(hub, model, err)}; {_way_out(model)}") from err
+    return Path(found)
+
+
+def cached(model: OfficialModel) -> Path | None:
+    """Return the checkpoint if the Hub's cache has it, without any network."""
+    try:
+        found = _hub().try_to_load_from_cache(model.repo, model.filename, revision=REVISION)
+    except MissingDependencyError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def commit_of(path: Path) -> str:
+    """Return the commit of a file in the Hub's cache, ``.../snapshots/<commit>/...``, or ``""``."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[:-1] else ""
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.constants
+        import huggingface_hub.errors
+    except ImportError as err:
+        raise MissingDependencyError(
+            "fetching weights needs huggingface_hub: pip install 'tmcodec[hub]', or pass checkpoint=PATH"
+        ) from err
+    return huggingface_hub
+
+
+def _reason(hub: Any, model: OfficialModel, err: Exception) -> str:
+    """Return what went wrong, in a few words."""
+    errors = hub.errors
+    where = f"{model.repo}/{model.filename}"
+    if isinstance(err, errors.GatedRepoError):
+        return f"{model.repo} is gated: ask for access on its page and set HF_TOKEN"
+    if isinstance(err, errors.RepositoryNotFoundError):
+        hint = " or needs access (set HF_TOKEN)" if model.gated else ""
+        return f"{model.repo} was not found on the Hub{hint}"
+    if isinstance(err, errors.RevisionNotFoundError | errors.EntryNotFoundError) and not isinstance(
+        err, errors.LocalEntryNotFoundError
+    ):
+        return f"{where} has no revision {REVISION} on the Hub"
+    if isinstance(err, errors.OfflineModeIsEnabled) or hub.constants.HF_HUB_OFFLINE:
+        return f"{where} is not in the cache and HF_HUB_OFFLINE forbids to fetch it"
+    return f"cannot fetch {where} ({type(err).__name__})"
+
+
+def _way_out(model: OfficialModel) -> str:
+    file = model.filename
+    return f"to go on offline, copy {file} here and run `tmcodec models import {file} --as {model.name}`"
