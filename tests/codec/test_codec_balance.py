@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tmcodec
-from tmcodec.codec.balance import MARGIN, PROBE, SPACING, BalanceFit, BalanceProbe, apply_balance
+from tmcodec.codec.balance import MARGIN, BalanceFit, BalanceProbe, apply_balance
 from tmcodec.errors import ModalityError
 from tmcodec.modalities import BalanceScale
 from tmcodec.rasters import Window
@@ -98,20 +98,20 @@ def test_a_window_is_balanced_as_in_the_whole(col: int, row: int, data: st.DataO
     np.testing.assert_array_equal(part, whole[:, rows, cols])
 
 
-def test_probes_stay_inside_and_leave_cut_edges_out() -> None:
+@pytest.mark.parametrize(
+    ("chunk", "expected"),
+    [
+        (Window(0, 0, 1024, 1024), Window(0, 0, 1024 - 32, 1024 - 32)),
+        (Window(1024, 0, 1024, 1024), Window(1024 + 32, 0, 1024 - 64, 1024 - 32)),
+        (Window(2048, 1024, 984, 1024), Window(2048 + 32, 1024 + 32, 984 - 32, 1024 - 32)),
+        (Window(2048, 0, 20, 1024), Window(2048, 0, 20, 1024)),
+    ],
+)
+def test_what_was_decoded_without_context_is_left_out(chunk: Window, expected: Window) -> None:
+    assert MARGIN == 2
     tok = tmcodec.load_tokenizer("mini-s2l2a-v1", device="cpu")
-    width, height = 3 * 1024 - 40, 2 * 1024
-    whole = BalanceProbe(tok, width, height, SCALE, sampled=False)
-    assert whole.parts(Window(1024, 0, 1024, 1024), 64, 64) == [
-        (Window(0, 0, 64, 64), Window(MARGIN, 0, 64 - 2 * MARGIN, 64 - MARGIN))
-    ]
-    sampled = BalanceProbe(tok, width, height, SCALE, sampled=True)
-    parts = sampled.parts(Window(2048, 1024, 984, 1024), 64, 62)
-    assert len(parts) == (64 // SPACING) * 2
-    for part, inner in parts:
-        assert part.width <= PROBE and part.height <= PROBE
-        assert Window(0, 0, 62, 64).contains(part)
-        assert inner.width == part.width - 2 * MARGIN
+    width = 2068 if chunk.width == 20 else 3032
+    assert BalanceProbe(tok, width, 2048, SCALE).trusted(chunk) == expected
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

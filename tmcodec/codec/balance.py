@@ -25,9 +25,6 @@ SPACING = 32
 MARGIN = 2
 """Tokens along a cut where decoding misses its context: left out of the fit."""
 
-PROBE = 16
-"""Side in tokens of the square that stands for one node's cell where a raster is only sampled."""
-
 SHRINK = 0.02
 """Weight of the whole raster's statistics in each node's, relative: holds nodes with little evidence."""
 
@@ -191,17 +188,15 @@ class BalanceProbe:
         Of the raster, in pixels.
     scale
         The modality's.
-    sampled
-        Decode one square of `PROBE` tokens a node instead of everything: an eighth of the work.
     """
 
-    def __init__(self, tok: Tokenizer, width: int, height: int, scale: BalanceScale, sampled: bool) -> None:
-        self.tok, self.width, self.height, self.sampled = tok, width, height, sampled
+    def __init__(self, tok: Tokenizer, width: int, height: int, scale: BalanceScale) -> None:
+        self.tok, self.width, self.height = tok, width, height
         rows, cols = -(-height // tok.patch), -(-width // tok.patch)
         self.fit = BalanceFit(rows, cols, tok.patch, len(tok.modality.bands), scale)
 
     def add(self, chunk: Window, tokens: npt.NDArray[np.int32], original: Values, valid: Mask) -> None:
-        """Decode some or all of a chunk and add it to the fit.
+        """Decode a chunk and add it to the fit.
 
         Parameters
         ----------
@@ -212,41 +207,18 @@ class BalanceProbe:
         original, valid
             ``(bands, h, w)`` over its pixels: float32 in physical units, bool.
         """
-        patch = self.tok.patch
-        for part, inner in self.parts(chunk, *tokens.shape):
-            rows, cols = part.slices
-            decoded = self.tok.decode(torch.from_numpy(tokens[rows, cols])[None])[0].cpu().numpy()
-            pixels = Window(inner.col * patch, inner.row * patch, inner.width * patch, inner.height * patch)
-            place = pixels.intersect(Window(0, 0, chunk.width, chunk.height))
-            if place is None:
-                continue
-            start = Window(part.col * patch, part.row * patch, part.width * patch, part.height * patch)
-            seen_rows, seen_cols = place.relative_to(start).slices
-            rows, cols = place.slices
-            at = Window(chunk.col + place.col, chunk.row + place.row, place.width, place.height)
-            seen = decoded[:, seen_rows, seen_cols]
-            self.fit.add(at, seen, original[:, rows, cols], valid[:, rows, cols])
+        inner = self.trusted(chunk)
+        decoded = self.tok.decode(torch.from_numpy(tokens)[None])[0].cpu().numpy()
+        rows, cols = inner.relative_to(chunk).slices
+        self.fit.add(inner, decoded[:, rows, cols], original[:, rows, cols], valid[:, rows, cols])
 
-    def parts(self, chunk: Window, rows: int, cols: int) -> list[tuple[Window, Window]]:
-        """Return ``(tokens to decode, those of them to fit)`` of a chunk, in its tokens."""
-        if not self.sampled:
-            left, top = (MARGIN if start else 0 for start in (chunk.col, chunk.row))
-            right = MARGIN if chunk.col_end < self.width else 0
-            bottom = MARGIN if chunk.row_end < self.height else 0
-            inner = Window(left, top, max(cols - left - right, 1), max(rows - top - bottom, 1))
-            return [(Window(0, 0, cols, rows), inner)]
-        parts = []
-        for row in range(0, rows, SPACING):
-            for col in range(0, cols, SPACING):
-                height, width = min(SPACING, rows - row), min(SPACING, cols - col)
-                part = _middle(Window(col, row, width, height), PROBE)
-                parts.append((part, _middle(part, max(PROBE - 2 * MARGIN, 1))))
-        return parts
-
-
-def _middle(window: Window, side: int) -> Window:
-    """Return the middle square of at most `side` of a window."""
-    width, height = min(side, window.width), min(side, window.height)
-    return Window(
-        window.col + (window.width - width) // 2, window.row + (window.height - height) // 2, width, height
-    )
+    def trusted(self, chunk: Window) -> Window:
+        """Return the chunk without a margin where it was cut from the raster, if that leaves anything."""
+        margin = MARGIN * self.tok.patch
+        left, top = (margin if start else 0 for start in (chunk.col, chunk.row))
+        right = margin if chunk.col_end < self.width else 0
+        bottom = margin if chunk.row_end < self.height else 0
+        width, height = chunk.width - left - right, chunk.height - top - bottom
+        if width <= 0 or height <= 0:
+            return chunk
+        return Window(chunk.col + left, chunk.row + top, width, height)

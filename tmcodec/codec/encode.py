@@ -30,9 +30,6 @@ Mask = npt.NDArray[np.bool_]
 CHUNK = 64
 """Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
 
-SAMPLE_BEYOND = 4 * (CHUNK * 16) ** 2
-"""Pixels beyond which the balance is fitted to a sample of the raster."""
-
 KEEP = 2
 """Patches without any valid pixel keep their token up to this far from valid ones, as context."""
 
@@ -98,7 +95,8 @@ def encode(
         Stored in the file as defaults for decoding.
     balance
         Whether to store gains and offsets that bring the decoded bands nearer to the raster (two small
-        integers a band for every 512 pixels). None: for Sentinel-2's bands with the embedded tokenizers.
+        integers a band for every 512 pixels), at the price of decoding once. None: for Sentinel-2's bands
+        with the embedded tokenizers.
     tags
         Free texts to store.
     profile
@@ -211,8 +209,7 @@ def make_probe(raster: RasterSource, tok: Tokenizer, wanted: bool | None) -> Bal
         raise ModalityError(f"{raster.modality.name} has no radiometric balance; leave --balance out")
     if scale is None or wanted is False or (wanted is None and not tok.balanced):
         return None
-    sampled = raster.width * raster.height > SAMPLE_BEYOND
-    return BalanceProbe(tok, raster.width, raster.height, scale, sampled)
+    return BalanceProbe(tok, raster.width, raster.height, scale)
 
 
 def encode_layer(
