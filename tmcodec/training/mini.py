@@ -333,7 +333,7 @@ def train(args: argparse.Namespace) -> None:
         saved = torch.load(args.start, weights_only=True)
         cfg = MiniConfig.from_dict(json.loads(saved["config"]))
         if cfg.modality == modality.name:  # the weights know these statistics
-            shapes = {k: v for k, v in recipe.net.items() if k in ("components", "smooth")}
+            shapes = {k: v for k, v in recipe.net.items() if k in ("components", "smooth", "antialias")}
             net = MiniNet(replace(cfg, residual_std=(), residual_basis=(), **shapes))
         print(f"{start_from(net, saved)} tensors taken from {args.start}", flush=True)
     augment = AUGMENT[modality.name]

@@ -41,7 +41,7 @@ class Recipe:
 
 
 _REFLECTANCE = {"compand": "sqrt", "origin": 1000.0, "knee": 60.0}
-_WIDE = {"dim": 256, "refine": 64, "denoiser_dim": 112, "components": 5, "smooth": True}
+_WIDE = {"dim": 256, "refine": 64, "denoiser_dim": 112, "components": 5, "smooth": True, "antialias": True}
 
 RECIPES: dict[str, Recipe] = {
     "S2L2A": Recipe(
