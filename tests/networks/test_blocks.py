@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
 from tmcodec.networks.compand import Compander
 from tmcodec.networks.denoiser import Denoiser, time_features
-from tmcodec.networks.mini import MiniConfig, MiniNet
+from tmcodec.networks.mini import MiniConfig, MiniNet, binomial
 
 
 def test_cells_follow_torch_pixel_shuffle() -> None:
@@ -180,3 +180,12 @@ def test_without_components_each_band_is_its_own() -> None:
     residual = torch.ones(1, 3, 2, 2)
     assert net.to_components(residual)[0, :, 0, 0].tolist() == [1.0, 0.5, 0.25]
     assert torch.allclose(net.from_components(net.to_components(residual)), residual)
+
+
+def test_the_binomial_keeps_planes_and_removes_what_alternates() -> None:
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(10.0), indexing="ij")
+    plane, lattice = 3 + 2 * x - y, (-1.0) ** (x + y)
+    stripes = (-1.0) ** x
+    smooth = binomial(torch.stack([plane, plane + 5 * lattice, plane - stripes])[None])[0]
+    for channel in smooth:
+        torch.testing.assert_close(channel[1:-1, 1:-1], plane[1:-1, 1:-1])
