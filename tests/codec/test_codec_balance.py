@@ -55,7 +55,7 @@ def test_one_node_is_ordinary_least_squares_over_valid_pixels() -> None:
     original = 0.6 * decoded + 0.2 * picture(1, 48, 48, 5) + 700
     valid = np.random.default_rng(6).random(decoded.shape) < 0.5
     fit = BalanceFit(3, 3, 16, 1, SCALE)
-    fit.add(Window(0, 0, 48, 48), decoded, np.where(valid, original, 1e6).astype(np.float32), valid)
+    fit.add(Window(0, 0, 48, 48), decoded, np.where(valid, original, np.nan).astype(np.float32), valid)
     slope, intercept = np.polyfit(decoded[valid].astype(float), original[valid].astype(float), 1)
     gain, offset = fit.solve().values
     assert abs(gain / 64 + 1 - slope) <= 0.5 / 64 + 1e-6

@@ -107,7 +107,8 @@ def _patch_sums(
 ) -> Sums:
     """Return the five sums of one band over each patch: ``(rows, cols, 5)``."""
     w = valid.astype(np.float32)
-    y, x = (decoded - pivot) * w, (original - pivot) * w
+    # Not a product: what is not valid may be NaN.
+    y, x = (np.where(valid, v - np.float32(pivot), np.float32(0)) for v in (decoded, original))
     rows, cols = -(-decoded.shape[0] // patch), -(-decoded.shape[1] // patch)
     short = ((0, rows * patch - decoded.shape[0]), (0, cols * patch - decoded.shape[1]))
 
