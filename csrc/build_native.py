@@ -23,7 +23,7 @@ CSRC = Path(__file__).resolve().parent
 NATIVE = Path("tmcodec/fsq/_native")
 """Where the libraries live, relative to the root of the source tree or of the wheel."""
 
-CPU_SOURCES = ("dispatch.cpp", "fsq.cpp", "rasters.cpp", "curves.cpp")
+CPU_SOURCES = ("dispatch.cpp", "fsq.cpp", "rasters.cpp", "curves.cpp", "context.cpp")
 # kernels.cpp is compiled once for each of these; the machine chooses when the library is loaded.
 X86_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),

@@ -28,6 +28,14 @@ struct Quantized {  // each may be NULL
   int32_t *indices;
 };
 
+struct ContextWork {  // scratch of the context coder, one chunk's; see context_kernels.h
+  const int16_t **rows;
+  const int16_t *second, *heads;  // of the model, in pairs [in / 2, out, 2]
+  int16_t *h1, *h2, *near;
+  int32_t *sums, *g, *v, *v_rows, *states, *counts, *steps;
+  int64_t *logits, *weights;
+};
+
 // What kernels.cpp does, compiled once for each instruction set. Functions over begin..end work on
 // part of the vectors; the raster functions work on one row.
 struct Kernels {
@@ -54,6 +62,8 @@ struct Kernels {
                      float *cells);
   void (*double_row)(const float *middle, const float *other, int64_t width, const tmc_curve &, float mean, float std,
                      float low, float high, float *to);
+  int64_t (*context_code)(const tmc_context_model &, const ContextWork &, bool decoding, int16_t *planes, int64_t rows,
+                          int64_t cols, uint8_t *data, int64_t size);
 };
 
 // Number of elements a * b * c, or -1 where a size is negative or the number absurd.

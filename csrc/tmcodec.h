@@ -192,4 +192,6 @@ TMC_API int32_t tmc_cuda_blend(const void *tiles, int32_t tile_dtype, int64_t ch
 #ifdef __cplusplus
 }
 #endif
+#include "context.h"
+
 #endif

@@ -1,0 +1,1 @@
+"""The context coder: tokens in fewer bits, because neighbours are alike. Integers only."""

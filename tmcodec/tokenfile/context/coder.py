@@ -1,0 +1,155 @@
+"""Chunk coders 2 and 3: the context coder around its kernels, with a checksum of the tokens.
+
+A payload is a byte that names the tables (0: none), the coded digits, and the CRC32C of the tokens as
+little-endian u32.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import numpy as np
+
+from tmcodec.errors import ChunkChecksumError, ChunkError
+from tmcodec.tokenfile.binary import crc32c
+from tmcodec.tokenfile.context.backends import Backend, choose
+from tmcodec.tokenfile.context.heights import (
+    Levels,
+    Tokens,
+    number_errors,
+    number_to_reflected,
+    reflected_to_number,
+)
+from tmcodec.tokenfile.context.model import REACH, ContextModel, Int32, generic_model
+from tmcodec.tokenfile.context.reference import Planes, pad_planes
+from tmcodec.tokenfile.context.tables import find_tables
+
+MAX_SIDE = 256
+"""Longest side of a chunk, in tokens."""
+_CRC = 4
+
+
+def context_encode(
+    tokens: Tokens, levels: Levels, tokenizer: bytes = b"", reference: Tokens | None = None, backend: str | None = None
+) -> bytes | None:
+    """Code a chunk.
+
+    Parameters
+    ----------
+    tokens
+        int32 (rows, cols), at most 256 each.
+    levels
+        FSQ levels.
+    tokenizer
+        SHA-256 of its weights, which finds the tables.
+    reference
+        int32 (rows, cols): the chunk of another time step at the same place, or None.
+    backend
+        See `tmcodec.tokenfile.context.backends.choose`.
+
+    Returns
+    -------
+    bytes or None
+        None where the coder does not apply.
+    """
+    if max(tokens.shape) > MAX_SIDE:
+        return None
+    number, model = _newest(tokenizer, levels, reference is not None)
+    chosen = choose(backend)
+    planes = _planes(model, tokens.shape, _to_coded(model, tokens), reference)
+    coded = chosen.code_chunk(model, planes, None)
+    assert coded is not None
+    return bytes([number]) + coded + _crc(tokens)
+
+
+def context_decode(
+    data: bytes,
+    shape: tuple[int, int],
+    levels: Levels,
+    tokenizer: bytes = b"",
+    reference: Tokens | None = None,
+    backend: str | None = None,
+) -> Tokens:
+    """Invert `context_encode`; whatever `data` holds, tokens of another checksum are never returned.
+
+    Raises
+    ------
+    ChunkError
+        If the data is none that `context_encode` gives, or names tables that are not known here.
+    ChunkChecksumError
+        If the tokens are not those that were coded.
+    """
+    if len(data) < 1 + _CRC or max(shape) > MAX_SIDE:
+        raise ChunkError(f"{len(data)} bytes of context-coded tokens are too few")
+    model = _numbered(data[0], tokenizer, levels, reference is not None)
+    chosen = choose(backend)
+    planes = _planes(model, shape, None, reference)
+    if chosen.code_chunk(model, planes, data[1:-_CRC]) is None:
+        raise ChunkError("the context-coded tokens are damaged, too long or too short")
+    digits = planes[0, REACH:-REACH, REACH:-REACH].astype(np.int64)
+    place = np.concatenate([[1], np.cumprod(levels)[:-1]])
+    tokens = _from_coded(model, (digits * place).sum(-1).astype(np.int32), chosen)
+    stored, found = data[-_CRC:], _crc(tokens)
+    if stored != found:
+        raise ChunkChecksumError(
+            f"the decoded tokens have CRC32C {found[::-1].hex()}, stored {stored[::-1].hex()}"
+        )
+    return tokens
+
+
+def _newest(tokenizer: bytes, levels: Levels, referred: bool) -> tuple[int, ContextModel]:
+    """Return the tables to code with, and their number."""
+    tables = find_tables(tokenizer)
+    model = None if tables is None else tables.referred if referred else tables.alone
+    if tables is None or model is None or model.levels != levels:
+        return 0, generic_model(levels)
+    return tables.number, model
+
+
+def _numbered(number: int, tokenizer: bytes, levels: Levels, referred: bool) -> ContextModel:
+    """Return the tables that a payload names."""
+    if number == 0:
+        return generic_model(levels)
+    tables = find_tables(tokenizer, number)
+    model = None if tables is None else tables.referred if referred else tables.alone
+    if model is None or model.levels != levels:
+        raise ChunkError(
+            f"the chunk needs context tables {number} of tokenizer {tokenizer.hex()[:12]};"
+            " a newer tmcodec may have them"
+        )
+    return model
+
+
+def _crc(tokens: Tokens) -> bytes:
+    return struct.pack("<I", crc32c(tokens.astype("<u4").tobytes()))
+
+
+def _to_coded(model: ContextModel, tokens: Tokens) -> Tokens:
+    """Return what is coded in place of the tokens."""
+    if model.predictor is None:
+        return tokens
+    numbers = reflected_to_number(tokens, model.levels)
+    return number_errors(numbers, model.predictor, math.prod(model.levels))
+
+
+def _from_coded(model: ContextModel, coded: Tokens, backend: Backend) -> Tokens:
+    """Invert `_to_coded`."""
+    if model.predictor is None:
+        return coded
+    numbers = backend.undo_errors(coded, model.predictor, math.prod(model.levels))
+    return number_to_reflected(numbers, model.levels)
+
+
+def _digits(tokens: Tokens, levels: Levels) -> Int32:
+    """Return int32 (rows, cols, d)."""
+    place = np.concatenate([[1], np.cumprod(levels)[:-1]])
+    digits: Int32 = (tokens[..., None] // place % np.array(levels)).astype(np.int32)
+    return digits
+
+
+def _planes(model: ContextModel, shape: tuple[int, ...], coded: Tokens | None, reference: Tokens | None) -> Planes:
+    """Return the digits of the chunk (if known) and of its reference, as the kernels take them."""
+    own = None if coded is None else _digits(coded, model.levels)
+    other = None if reference is None else _digits(_to_coded(model, reference), model.levels)
+    return pad_planes(model.levels, (shape[0], shape[1]), (own, other))

@@ -1,0 +1,114 @@
+"""The compiled context coder of ``csrc/context.cpp``, by ctypes. No torch."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tmcodec.fsq import native as library
+from tmcodec.tokenfile.context.heights import Tokens
+from tmcodec.tokenfile.context.model import EXP2, ContextModel, layout
+from tmcodec.tokenfile.context.reference import Planes
+
+VERSION = 1
+DAMAGED = -5
+
+_INTS = ("digits", "slots", "h1", "h2", "hg", "last_rate")
+_ARRAYS = (
+    *("levels", "order", "slot_table", "first_rows", "first", "first_bias", "second", "second_bias"),
+    *("heads", "head_bias", "previous_rows", "previous", "last_rows", "last", "last_bias", "rates"),
+    *("state_rows", "count_rows", "exp2"),
+)
+_PTR, _I32, _I64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
+
+
+class _CModel(ctypes.Structure):
+    _fields_ = (
+        *((name, _I32) for name in _INTS),
+        *((name, _PTR) for name in _ARRAYS),
+        ("state_size", _I64),
+        ("count_size", _I64),
+    )
+
+
+@lru_cache(maxsize=1)
+def load() -> Any:
+    """Return the library.
+
+    Raises
+    ------
+    tmcodec.fsq.native.NativeUnavailable
+        If it is missing, or is another version.
+    """
+    dll = ctypes.CDLL(str(library.load("cpu").path))  # the same one, without that module's wrappers
+    try:
+        version = dll.tmc_context_version()
+    except AttributeError:
+        version = None
+    if version != VERSION:
+        raise library.NativeUnavailable(f"its context coder has version {version}, not {VERSION}")
+    dll.tmc_context_code.argtypes = (_PTR, _I32, _PTR, _I64, _I64, _PTR, _I64, _PTR)
+    dll.tmc_context_undo_errors.argtypes = (_PTR, _I64, _I64, _PTR, _I32)
+    return dll
+
+
+@lru_cache(maxsize=64)
+def _c_model(model: ContextModel) -> tuple[_CModel, list[Any]]:
+    """Return the model as the C interface takes it, and the arrays that must outlive it."""
+    at, net = layout(model), model.network
+    none16, none32 = np.zeros(1, np.int16), np.zeros(1, np.int32)
+    trained: tuple[Any, ...] = (none32, none16, none32, none16, none32, none16, none32, none16, none16, none32)
+    sizes = (0, 0, 0, 0)
+    if net is not None:
+        sizes = (len(net.slots), net.first.shape[1], net.second.shape[1], net.last.shape[1])
+        trained = (net.slots, net.first, net.first_bias, net.second, net.second_bias, net.heads)
+        trained += (net.head_bias, net.previous, net.last, net.last_bias)
+    slots, first, first_bias, second, second_bias, heads, head_bias, previous, last, last_bias = trained
+    arrays = [
+        *(at.levels, at.order, slots, at.first if net is not None else none32, first, first_bias, second),
+        *(second_bias, heads, head_bias, at.previous, previous, at.last, last, last_bias, model.rates),
+        *(at.states, at.counts, EXP2),
+    ]
+    arrays = [np.ascontiguousarray(a) for a in arrays]
+    pointers = [a.ctypes.data for a in arrays]
+    struct = _CModel(
+        len(model.levels), *sizes, model.last_rate, *pointers, at.state_size, at.count_size
+    )
+    return struct, arrays
+
+
+def code_chunk(model: ContextModel, planes: Planes, data: bytes | None) -> bytes | None:
+    """Do what `tmcodec.tokenfile.context.reference.code_chunk` does."""
+    struct, _ = _c_model(model)
+    _, rows, cols, d = planes.shape
+    rows, cols = rows - 4, cols - 4
+    if data is None:
+        buffer = np.empty(rows * cols * d * 4 + 6, np.uint8)
+        size = buffer.size
+    else:
+        buffer = np.frombuffer(data + b"\0", np.uint8)  # never an empty array
+        size = len(data)
+    length = _I64()
+    status = load().tmc_context_code(
+        ctypes.byref(struct), data is not None, planes.ctypes.data, rows, cols, buffer.ctypes.data, size,
+        ctypes.byref(length),
+    )  # fmt: skip
+    if status == DAMAGED:
+        return None
+    if status:
+        raise RuntimeError(f"context coder: error {status}")
+    return b"" if data is not None else buffer[: length.value].tobytes()
+
+
+def undo_errors(errors: Tokens, weights: tuple[int, ...], size: int) -> Tokens:
+    """Do what `tmcodec.tokenfile.context.heights.undo_errors` does."""
+    numbers = np.array(errors, np.int32, order="C")
+    status = load().tmc_context_undo_errors(
+        numbers.ctypes.data, *numbers.shape, np.array(weights, np.int32).ctypes.data, size
+    )
+    if status:
+        raise RuntimeError(f"context coder: error {status}")
+    return numbers
