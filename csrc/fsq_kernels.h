@@ -12,6 +12,27 @@ struct Span {  // where vectors i = 0..count-1 of a block lie in [outer, dims, i
   int64_t channel; // distance of two channels
 };
 
+// Call step with `n` as a type, Known<1> .. Known<8>, so that the compiler unrolls; false for others.
+template <int N>
+struct Known {
+  enum { VALUE = N };
+};
+
+template <typename Step>
+static inline bool with_known(int64_t n, const Step &step) {
+  switch (n) {
+    case 1: step(Known<1>()); return true;
+    case 2: step(Known<2>()); return true;
+    case 3: step(Known<3>()); return true;
+    case 4: step(Known<4>()); return true;
+    case 5: step(Known<5>()); return true;
+    case 6: step(Known<6>()); return true;
+    case 7: step(Known<7>()); return true;
+    case 8: step(Known<8>()); return true;
+    default: return false;
+  }
+}
+
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Vectors in a block: a multiple of the lanes, so that a block's columns start aligned.
@@ -68,18 +89,9 @@ template <typename T>
 static void load_block(const T *data, const Span &span, int64_t dims, int64_t count, int64_t stride,
                        float *columns) {
   const T *from = data + span.first;
-  if (span.channel == 1 && span.vector == dims) {
-    switch (dims) {
-      case 2: return load_vectors<T, 2>(from, count, stride, columns);
-      case 3: return load_vectors<T, 3>(from, count, stride, columns);
-      case 4: return load_vectors<T, 4>(from, count, stride, columns);
-      case 5: return load_vectors<T, 5>(from, count, stride, columns);
-      case 6: return load_vectors<T, 6>(from, count, stride, columns);
-      case 7: return load_vectors<T, 7>(from, count, stride, columns);
-      case 8: return load_vectors<T, 8>(from, count, stride, columns);
-      default: break;
-    }
-  }
+  const bool packed = span.channel == 1 && span.vector == dims;
+  if (packed && with_known(dims, [=](auto n) { load_vectors<T, decltype(n)::VALUE>(from, count, stride, columns); }))
+    return;
   for (int64_t c = 0; c < dims; ++c)
     load_column(from + c * span.channel, span.vector, count, columns + c * stride);
 }
@@ -88,30 +100,44 @@ template <typename T>
 static void store_block(const float *columns, const Span &span, int64_t dims, int64_t count, int64_t stride,
                         T *data) {
   T *to = data + span.first;
-  if (span.channel == 1 && span.vector == dims) {
-    switch (dims) {
-      case 2: return store_vectors<T, 2>(columns, count, stride, to);
-      case 3: return store_vectors<T, 3>(columns, count, stride, to);
-      case 4: return store_vectors<T, 4>(columns, count, stride, to);
-      case 5: return store_vectors<T, 5>(columns, count, stride, to);
-      case 6: return store_vectors<T, 6>(columns, count, stride, to);
-      case 7: return store_vectors<T, 7>(columns, count, stride, to);
-      case 8: return store_vectors<T, 8>(columns, count, stride, to);
-      default: break;
-    }
-  }
+  const bool packed = span.channel == 1 && span.vector == dims;
+  if (packed && with_known(dims, [=](auto n) { store_vectors<T, decltype(n)::VALUE>(columns, count, stride, to); }))
+    return;
   for (int64_t c = 0; c < dims; ++c) store_column(columns + c * stride, span.vector, count, to + c * span.channel);
 }
 
 // ---------------------------------------------------------------- digits
 
-template <int COUNT>
-static void count_exceeded(const float *column, int64_t count, const float *thresholds, int32_t *digits) {
+struct Place {  // what a channel's digits become
+  int32_t basis;
+  float shift, span;
+};
+
+static inline float code_of(int32_t digit, const Place &place) {
+  // A division, as in the definition: a product with 1 / span would differ in the last bit.
+  return (static_cast<float>(digit) - place.shift) / place.span;
+}
+
+// One more where `above`, written so that compilers need two instructions for it.
+static inline int32_t counted(int32_t digit, bool above) {
+#if defined(__AVX512F__)
+  return above ? digit + 1 : digit;  // a sum under a mask
+#else
+  return digit + (above ? 1 : 0);  // a comparison gives 0 or -1: a difference
+#endif
+}
+
+// Add the digits of a column to the indices and, where wanted, turn it into codes: all in one pass.
+template <int COUNT, bool CODES>
+static void quantize_few(float *column, int64_t count, const float *thresholds, const Place &place, int32_t *indices) {
+  float edges[COUNT];
+  for (int k = 0; k < COUNT; ++k) edges[k] = thresholds[k];
   for (int64_t i = 0; i < count; ++i) {
     const float value = column[i];
     int32_t digit = 0;
-    for (int k = 0; k < COUNT; ++k) digit += value > thresholds[k] ? 1 : 0;
-    digits[i] = digit;
+    for (int k = 0; k < COUNT; ++k) digit = counted(digit, value > edges[k]);
+    indices[i] += digit * place.basis;
+    if (CODES) column[i] = code_of(digit, place);
   }
 }
 
@@ -140,45 +166,36 @@ static void search_exceeded(const float *column, int64_t count, const float *thr
   }
 }
 
-static void find_digits(const float *column, int64_t count, const float *thresholds, int32_t total,
-                        int32_t *digits) {
-  switch (total) {
-    case 1: return count_exceeded<1>(column, count, thresholds, digits);
-    case 2: return count_exceeded<2>(column, count, thresholds, digits);
-    case 3: return count_exceeded<3>(column, count, thresholds, digits);
-    case 4: return count_exceeded<4>(column, count, thresholds, digits);
-    case 5: return count_exceeded<5>(column, count, thresholds, digits);
-    case 6: return count_exceeded<6>(column, count, thresholds, digits);
-    case 7: return count_exceeded<7>(column, count, thresholds, digits);
-    case 8: return count_exceeded<8>(column, count, thresholds, digits);
-    default:
-      if (total <= 64) return count_exceeded_loop(column, count, thresholds, total, digits);
-      return search_exceeded(column, count, thresholds, total, digits);
-  }
-}
-
-static inline void digits_to_codes(const int32_t *digits, int64_t count, float shift, float span, float *codes) {
-  // A division, as in the definition: a product with 1 / span would differ in the last bit.
-  for (int64_t i = 0; i < count; ++i) codes[i] = (static_cast<float>(digits[i]) - shift) / span;
+// The same for any number of thresholds.
+static void quantize_many(float *column, int64_t count, const float *thresholds, int32_t total, bool codes,
+                          const Place &place, int32_t *indices) {
+  int32_t digits[BLOCK_FLOATS];
+  if (total <= 64)
+    count_exceeded_loop(column, count, thresholds, total, digits);
+  else
+    search_exceeded(column, count, thresholds, total, digits);
+  for (int64_t i = 0; i < count; ++i) indices[i] += digits[i] * place.basis;
+  if (codes)
+    for (int64_t i = 0; i < count; ++i) column[i] = code_of(digits[i], place);
 }
 
 // Columns to indices (or NULL) and, in place, to codes where wanted.
 static void quantize_columns(const tmc_grid &grid, float *columns, int64_t count, int64_t stride, bool codes,
                              int32_t *indices) {
-  int32_t digits[BLOCK_FLOATS];
+  int32_t unwanted[BLOCK_FLOATS];
+  if (indices == nullptr) indices = unwanted;
+  for (int64_t i = 0; i < count; ++i) indices[i] = 0;
   const float *thresholds = grid.thresholds;
   int32_t basis = 1;
   for (int32_t c = 0; c < grid.dims; ++c) {
     float *column = columns + c * stride;
     const int32_t total = grid.levels[c] - 1;
-    find_digits(column, count, thresholds, total, digits);
-    if (indices != nullptr) {
-      if (c == 0)
-        for (int64_t i = 0; i < count; ++i) indices[i] = digits[i];
-      else
-        for (int64_t i = 0; i < count; ++i) indices[i] += digits[i] * basis;
-    }
-    if (codes) digits_to_codes(digits, count, grid.code_shift[c], grid.code_span[c], column);
+    const Place place = {basis, grid.code_shift[c], grid.code_span[c]};
+    const bool few = with_known(total, [=](auto n) {
+      const auto quantize_column = codes ? quantize_few<decltype(n)::VALUE, true> : quantize_few<decltype(n)::VALUE, false>;
+      quantize_column(column, count, thresholds, place, indices);
+    });
+    if (!few) quantize_many(column, count, thresholds, total, codes, place, indices);
     thresholds += total;
     if (c + 1 < grid.dims) basis *= grid.levels[c];
   }
@@ -361,27 +378,12 @@ static void dot_rows(const T *x, int64_t dim, const float *weight, int64_t padde
 }
 
 template <typename T>
-static void dot_group(const T *x, int64_t dim, const float *weight, int64_t padded, int64_t channels,
-                      float *sums) {
-  switch (channels) {
-    case 1: return dot_rows<T, 1>(x, dim, weight, padded, sums);
-    case 2: return dot_rows<T, 2>(x, dim, weight, padded, sums);
-    case 3: return dot_rows<T, 3>(x, dim, weight, padded, sums);
-    case 4: return dot_rows<T, 4>(x, dim, weight, padded, sums);
-    case 5: return dot_rows<T, 5>(x, dim, weight, padded, sums);
-    case 6: return dot_rows<T, 6>(x, dim, weight, padded, sums);
-    case 7: return dot_rows<T, 7>(x, dim, weight, padded, sums);
-    default: return dot_rows<T, 8>(x, dim, weight, padded, sums);
-  }
-}
-
-template <typename T>
 static void project_row(const T *x, int64_t dim, const float *weight, int64_t padded, const float *bias,
                         int64_t dims, int64_t stride, float *column) {
   for (int64_t c = 0; c < dims; c += GROUP) {
     float sums[GROUP];
     const int64_t channels = smaller(GROUP, dims - c);
-    dot_group(x, dim, weight + c * padded, padded, channels, sums);
+    with_known(channels, [&](auto n) { dot_rows<T, decltype(n)::VALUE>(x, dim, weight + c * padded, padded, sums); });
     for (int64_t g = 0; g < channels; ++g)
       column[(c + g) * stride] = bias != nullptr ? sums[g] + bias[c + g] : sums[g];
   }

@@ -175,5 +175,20 @@ class TargetFolderError(TmcodecError, FileNotFoundError):
     """The folder that the target should lie in does not exist."""
 
 
+class BackendError(TmcodecError, RuntimeError):
+    """The kernels asked for are unknown, or cannot run here."""
+
+
 class MissingDependencyError(TmcodecError, ImportError):
     """An optional package is needed and not installed."""
+
+
+# --------------------------------------------------------------------------- training
+
+
+class ConfigError(TmcodecError, ValueError):
+    """A training configuration has an unknown key, a value of the wrong kind, or parts that do not fit."""
+
+
+class CorpusError(TmcodecError, ValueError):
+    """Training data are missing, empty, damaged or of the wrong kind; the message names the file."""

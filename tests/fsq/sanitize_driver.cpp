@@ -140,6 +140,27 @@ static void run_rasters(int64_t channels, int64_t height, int64_t width, int64_t
       }
 }
 
+static void run_curves(int64_t batch, int64_t channels, int64_t rows, int64_t cols, int64_t cell, int32_t threads) {
+  const int64_t height = 2 * cell * rows, width = 2 * cell * cols, pixels = batch * channels * height * width;
+  Buffer picture(pixels * 4), mean(channels * 4), std(channels * 4);
+  for (int64_t i = 0; i < pixels; ++i) picture.floats()[i] = static_cast<float>(next_random() % 20000) - 5000;
+  for (int32_t kind : {TMC_LINEAR, TMC_SQRT}) {
+    const tmc_curve curve = {kind, 1000.0f, 60.0f, 7.75f};
+    Buffer cells(pixels), alone(pixels), doubled(pixels * 16);
+    check(tmc_compand_cells(picture.floats(), batch, channels, height, width, &curve, mean.floats(), std.floats(), cell,
+                            cells.floats(), threads) == 0, "status");
+    check(tmc_compand_cells(picture.floats(), batch, channels, height, width, &curve, mean.floats(), std.floats(), cell,
+                            alone.floats(), 1) == 0, "status");
+    check(cells == alone, "cells");
+    check(tmc_expand_double(picture.floats(), batch, channels, height, width, &curve, mean.floats(), std.floats(), 0.0f,
+                            65535.0f, doubled.floats(), threads) == 0, "status");
+    check(tmc_compand_cells(nullptr, 1, 1, 7, 8, &curve, nullptr, nullptr, 4, nullptr, 1) == TMC_EARGUMENT, "height");
+    check(tmc_compand_cells(nullptr, INT64_MAX, 4, 8, 8, &curve, nullptr, nullptr, 4, nullptr, 1) == TMC_EARGUMENT, "size");
+  }
+  const tmc_curve unknown = {2, 0.0f, 1.0f, 1.0f};
+  check(tmc_expand_double(nullptr, 0, 1, 1, 1, &unknown, nullptr, nullptr, 0, 1, nullptr, 1) == TMC_EARGUMENT, "curve");
+}
+
 static void run_refusals(const Grid &grid) {
   const tmc_grid c = grid.view();
   Grid one({1, 4}), large({65537}), many(std::vector<int32_t>(31, 2));
@@ -174,6 +195,10 @@ int main() {
     run_rasters(3, 300, 500, 64, {0, 50, 240}, {0, 60, 440}, 4);
     run_rasters(1, 0, 0, 4, {0}, {0}, 1);
     run_rasters(0, 5, 5, 4, {0}, {}, 1);
+    run_curves(2, 3, 2, 5, 8, 3);
+    run_curves(1, 2, 3, 101, 3, 2);
+    run_curves(1, 1, 1, 300, 1, 1);
+    run_curves(0, 2, 1, 1, 8, 1);
     run_refusals(grids[0]);
   }
   return 0;

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tmcodec.fsq import dequantize, dequantize_project, ops, project_quantize
 from tmcodec.fsq import levels as lv
-from tmcodec.fsq.backends import choose
+from tmcodec.fsq.backends import Layer, choose
 from tmcodec.fsq.grid import make_grid
 
 LEVELS = (8, 8, 8, 6, 5)
@@ -62,9 +62,9 @@ def test_instruction_sets_and_numba_give_the_same_bits(dtype, isa):
     x = torch.randn(300, 777, generator=torch.Generator().manual_seed(3)).to(dtype)
     grid = make_grid(LEVELS)
     with instruction_set("baseline"):
-        expected = choose("cpu", "native").project_quantize(grid, x, weight, bias, latents=True)
+        expected = choose("cpu", "native").project_quantize(grid, x, Layer(weight, bias), latents=True)
     with instruction_set(isa):
-        found = choose("cpu", "native").project_quantize(grid, x, weight, bias, latents=True)
+        found = choose("cpu", "native").project_quantize(grid, x, Layer(weight, bias), latents=True)
     assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
     torch.testing.assert_close(
         found[0].double(), x.double() @ weight.double().t() + bias.double(), atol=2e-6, rtol=1e-5
@@ -80,7 +80,7 @@ def test_any_size_agrees_with_numba(n, dim, seed):
     x = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
     grid = make_grid((8, 6, 5))
     results = [
-        choose("cpu", name).project_quantize(grid, x, weight, bias, latents=True)
+        choose("cpu", name).project_quantize(grid, x, Layer(weight, bias), latents=True)
         for name in ("native", "numba")
     ]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

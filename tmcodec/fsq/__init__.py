@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from tmcodec.fsq.backends import BackendError, describe
+from tmcodec.errors import BackendError
+from tmcodec.fsq.backends import describe
 from tmcodec.fsq.levels import basis, codebook_size, digits_to_indices, indices_to_digits, thresholds
 
 if TYPE_CHECKING:

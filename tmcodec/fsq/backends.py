@@ -12,7 +12,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from tmcodec.errors import TmcodecError
+from tmcodec.errors import BackendError as BackendError  # was defined here, and may be imported from here
 from tmcodec.fsq.grid import Grid
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 NAMES = ("native", "numba", "torch")
 VARIABLE = "TMCODEC_BACKEND"
-
-
-class BackendError(TmcodecError, RuntimeError):
-    """The backend asked for is unknown, or cannot run here."""
 
 
 class Tiling(NamedTuple):
@@ -54,6 +50,13 @@ class Weights(NamedTuple):
     cols: Tensor
 
 
+class Layer(NamedTuple):
+    """A linear layer's weight ``(out, in)`` and bias ``(out,)`` or None, float32 and contiguous."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Kernels(Protocol):
     """What a backend does; all tensors are contiguous and on one device.
 
@@ -63,7 +66,9 @@ class Kernels(Protocol):
 
     name: str
 
-    def supports(self, grid: Grid) -> bool: ...
+    def supports(self, grid: Grid) -> bool:
+        """Tell whether the grid fits."""
+        return True
 
     def quantize(
         self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True
@@ -74,18 +79,10 @@ class Kernels(Protocol):
     def backward(self, grid: Grid, latents: Tensor, grad_codes: Tensor) -> Tensor: ...
 
     def project_quantize(
-        self,
-        grid: Grid,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        latents: bool = False,
-        codes: bool = True,
+        self, grid: Grid, x: Tensor, layer: Layer, latents: bool = False, codes: bool = True
     ) -> tuple[Tensor | None, Tensor | None, Tensor]: ...
 
-    def dequantize_project(
-        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
-    ) -> Tensor: ...
+    def dequantize_project(self, grid: Grid, indices: Tensor, layer: Layer, dtype: Any) -> Tensor: ...
 
     def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor: ...
 

@@ -24,7 +24,7 @@ from tmcodec.fsq.grid import Grid
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tmcodec.fsq.backends import Scale, Tiling, Weights
+    from tmcodec.fsq.backends import Layer, Scale, Tiling, Weights
     from tmcodec.fsq.curves import Curve
 
 ABI_VERSION = 2
@@ -306,13 +306,7 @@ class NativeKernels:
         return grad_latents
 
     def project_quantize(
-        self,
-        grid: Grid,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        latents: bool = False,
-        codes: bool = True,
+        self, grid: Grid, x: Tensor, layer: Layer, latents: bool = False, codes: bool = True
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         import torch
@@ -325,22 +319,19 @@ class NativeKernels:
         index = _empty((n,), torch.int32, x.device)
         self._call(
             self._library.fsq_project_quantize, x,
-            _pointer_to(grid), _ptr(x), _code(x), n, dim, _ptr(weight), _ptr(bias),
+            _pointer_to(grid), _ptr(x), _code(x), n, dim, _ptr(layer.weight), _ptr(layer.bias),
             _ptr(latent), _ptr(code), _ptr(index),
         )  # fmt: skip
         return latent, code, index
 
-    def dequantize_project(
-        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
-    ) -> Tensor:
+    def dequantize_project(self, grid: Grid, indices: Tensor, layer: Layer, dtype: Any) -> Tensor:
         """Return (n, dim) of `dtype` for indices (n) and a weight (dim, d)."""
 
-        rows = weight.t().contiguous()
-        out = _empty((indices.numel(), weight.shape[0]), dtype, indices.device)
+        rows, n, dim = layer.weight.t().contiguous(), indices.numel(), layer.weight.shape[0]
+        out = _empty((n, dim), dtype, indices.device)
         self._call(
             self._library.fsq_dequantize_project, indices,
-            _pointer_to(grid), _ptr(indices), indices.numel(), weight.shape[0], _ptr(rows), _ptr(bias),
-            _ptr(out), _code(out),
+            _pointer_to(grid), _ptr(indices), n, dim, _ptr(rows), _ptr(layer.bias), _ptr(out), _code(out),
         )  # fmt: skip
         return out
 

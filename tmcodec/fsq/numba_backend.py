@@ -15,7 +15,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from tmcodec.fsq.backends import Scale, Tiling, Weights
+from tmcodec.fsq.backends import Kernels, Layer, Scale, Tiling, Weights
 from tmcodec.fsq.grid import Grid
 
 LANES = 16
@@ -199,14 +199,10 @@ def _scale(scale: Scale) -> tuple[Any, Any, Any, Any]:
     return mask, _array(scale.mean), _array(scale.std), np.float32(scale.fill)
 
 
-class NumbaKernels:
+class NumbaKernels(Kernels):
     """The kernels' interface in numba; see `tmcodec.fsq.native.NativeKernels`."""
 
     name = "numba"
-
-    def supports(self, grid: Grid) -> bool:
-        """Tell whether the grid fits: all do."""
-        return True
 
     def quantize(
         self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True
@@ -240,32 +236,24 @@ class NumbaKernels:
         return torch.from_numpy(out).to(latents.dtype)
 
     def project_quantize(
-        self,
-        grid: Grid,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        latents: bool = False,
-        codes: bool = True,
+        self, grid: Grid, x: Tensor, layer: Layer, latents: bool = False, codes: bool = True
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         _use_torchs_threads()
         out = np.empty((x.shape[0], grid.dims), np.float32)
         if out.size:
-            _project(_array(x), _array(weight), _array(bias), out)
+            _project(_array(x), _array(layer.weight), _array(layer.bias), out)
         latent = torch.from_numpy(out)
         code, index = self.quantize(grid, latent.unsqueeze(-1), codes, True)
         assert index is not None
         return latent if latents else None, None if code is None else code.squeeze(-1), index.squeeze(-1)
 
-    def dequantize_project(
-        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
-    ) -> Tensor:
+    def dequantize_project(self, grid: Grid, indices: Tensor, layer: Layer, dtype: Any) -> Tensor:
         """Return (n, dim) of `dtype` for indices (n) and a weight (dim, d)."""
         codes = self.dequantize(grid, indices.unsqueeze(-1)).squeeze(-1)
-        out = np.empty((indices.numel(), weight.shape[0]), np.float32)
+        out = np.empty((indices.numel(), layer.weight.shape[0]), np.float32)
         if out.size:
-            _expand(_array(codes), _array(weight.t().contiguous()), _array(bias), out)
+            _expand(_array(codes), _array(layer.weight.t().contiguous()), _array(layer.bias), out)
         return torch.from_numpy(out).to(dtype)
 
     def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor:

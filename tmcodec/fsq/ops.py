@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmcodec.fsq.backends import Kernels, choose
+from tmcodec.fsq.backends import Kernels, Layer, choose
 from tmcodec.fsq.grid import Grid, make_grid
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -100,9 +100,11 @@ def _kernels(tensor: Tensor, grid: Grid | None, backend: str | None) -> Kernels:
     return found if grid is None or found.supports(grid) else choose(tensor.device.type, "torch")
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
+def _layer(weight: Tensor, bias: Tensor | None) -> Layer:
     """Return parameters as kernels take them: float32, contiguous."""
-    return None if tensor is None else tensor.detach().float().contiguous()
+    dense = [None if t is None else t.detach().float().contiguous() for t in (weight, bias)]
+    assert dense[0] is not None
+    return Layer(dense[0], dense[1])
 
 
 def _as_operator(*tensors: Tensor | None) -> bool:
@@ -150,10 +152,8 @@ def _project_quantize(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     _check_projection(x, weight, bias, grid)
     rows = x.detach().contiguous().view(x.shape[:-1].numel(), x.shape[-1])
-    dense = _dense(weight)
-    assert dense is not None
     project = _kernels(x, grid, backend).project_quantize
-    latent, code, index = project(grid, rows, dense, _dense(bias), latents, True)
+    latent, code, index = project(grid, rows, _layer(weight, bias), latents, True)
     assert code is not None
     shape = (*x.shape[:-1], grid.dims)
     return None if latent is None else latent.view(shape), code.view(shape), index.view(x.shape[:-1])
@@ -164,9 +164,7 @@ def _dequantize_project(
 ) -> Tensor:
     _check_expansion(indices, weight, bias, grid, dtype)
     flat = indices.to(torch.int32).contiguous().view(-1)
-    dense = _dense(weight)
-    assert dense is not None
-    out = _kernels(indices, grid, backend).dequantize_project(grid, flat, dense, _dense(bias), dtype)
+    out = _kernels(indices, grid, backend).dequantize_project(grid, flat, _layer(weight, bias), dtype)
     return out.view(*indices.shape, weight.shape[0])
 
 

@@ -8,6 +8,7 @@ all of them (on CUDA too).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -236,36 +237,16 @@ _normalize_op = torch.library.custom_op("tmcodec::normalize_patchify", _normaliz
 _blend_op = torch.library.custom_op("tmcodec::blend", _blend, mutates_args=())
 
 
+# Operators pass all their arguments by place; these read the ones that decide the result's shape.
+
+
 @_normalize_op.register_fake
-def _(
-    raster: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    tile: int,
-    row_starts: Sequence[int],
-    col_starts: Sequence[int],
-    mask: Tensor | None,
-    fill: float,
-    dtype: torch.dtype,
-    backend: str,
-) -> Tensor:
+def _(raster: Tensor, *arguments: Any) -> Tensor:
+    tile, row_starts, col_starts, dtype = (arguments[i] for i in (2, 3, 4, 7))
     return raster.new_empty((len(row_starts), len(col_starts), raster.shape[0], tile, tile), dtype=dtype)
 
 
 @_blend_op.register_fake
-def _(
-    tiles: Tensor,
-    row_starts: Sequence[int],
-    col_starts: Sequence[int],
-    row_weights: Tensor,
-    col_weights: Tensor,
-    height: int,
-    width: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    mask: Tensor | None,
-    fill: float,
-    dtype: torch.dtype,
-    backend: str,
-) -> Tensor:
+def _(tiles: Tensor, *arguments: Any) -> Tensor:
+    height, width, dtype = (arguments[i] for i in (4, 5, 10))
     return tiles.new_empty((tiles.shape[2], height, width), dtype=dtype)

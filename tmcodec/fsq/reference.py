@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tmcodec.fsq.backends import Scale, Tiling, Weights
+from tmcodec.fsq.backends import Kernels, Layer, Scale, Tiling, Weights
 from tmcodec.fsq.grid import Grid
 
 
@@ -78,14 +78,10 @@ def quantize(latents: Tensor, grid: Grid) -> Tensor:
     return digits_to_codes(latents_to_digits(latents, grid), grid) + nothing.masked_fill(nothing.isnan(), 0)
 
 
-class TorchKernels:
+class TorchKernels(Kernels):
     """The kernels' interface in plain PyTorch, on any device; see `tmcodec.fsq.native.NativeKernels`."""
 
     name = "torch"
-
-    def supports(self, grid: Grid) -> bool:
-        """Tell whether the grid fits: all do."""
-        return True
 
     def quantize(
         self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True
@@ -107,28 +103,20 @@ class TorchKernels:
         return (grad_codes * (gain * e / (1 + e).square()).movedim(-1, 1)).to(latents.dtype).contiguous()
 
     def project_quantize(
-        self,
-        grid: Grid,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        latents: bool = False,
-        codes: bool = True,
+        self, grid: Grid, x: Tensor, layer: Layer, latents: bool = False, codes: bool = True
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """Return latents (n, d), codes (n, d), as asked for, and indices (n) of x (n, dim)."""
         with torch.autocast(x.device.type, enabled=False):
-            latent = F.linear(x.float(), weight, bias)
+            latent = F.linear(x.float(), *layer)
         digits = latents_to_digits(latent, grid)
         code = digits_to_codes(digits, grid) if codes else None
         return latent if latents else None, code, digits_to_indices(digits, grid)
 
-    def dequantize_project(
-        self, grid: Grid, indices: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any
-    ) -> Tensor:
+    def dequantize_project(self, grid: Grid, indices: Tensor, layer: Layer, dtype: Any) -> Tensor:
         """Return (n, dim) of `dtype` for indices (n) and a weight (dim, d)."""
         codes = digits_to_codes(indices_to_digits(indices, grid), grid)
         with torch.autocast(indices.device.type, enabled=False):
-            return F.linear(codes, weight, bias).to(dtype)
+            return F.linear(codes, *layer).to(dtype)
 
     def normalize_patchify(self, raster: Tensor, scale: Scale, tiling: Tiling, dtype: Any) -> Tensor:
         """Return tiles (rows, cols, C, tile, tile); see `tmcodec.fsq.rasters.normalize_patchify`."""
