@@ -2,9 +2,9 @@
 
     python tests/golden/make_embedded.py
 
-``weights.json`` holds content hashes. ``mini-v1/*.tmc`` are token files of smooth synthetic rasters,
-``mini-v1/expected.json`` the means of 16x16 pixels that they decode to. Users hold such files: they must
-decode alike for ever.
+``weights.json`` holds content hashes. ``mini-v*/*.tmc`` are token files of smooth synthetic rasters, and
+``expected.json`` beside them the means of 16x16 pixels that they decode to. Users hold such files: they must
+decode alike for ever, so this script only adds what is not there.
 """
 
 from __future__ import annotations
@@ -43,14 +43,21 @@ def patch_means(values: npt.NDArray[np.generic]) -> list[object]:
     return nested
 
 
+def folder_of(name: str) -> Path:
+    """Return the folder of a tokenizer's golden file: one for each generation of weights."""
+    return HERE / f"mini-{name.rpartition('-')[2]}"
+
+
 def main() -> None:
-    """Write everything."""
-    hashes = {name: load_weights(model.path)[2].hex() for name, model in EMBEDDED.items()}
-    (HERE / "weights.json").write_text(json.dumps(hashes, indent=1) + "\n")
-    expected = {}
+    """Write what is missing."""
+    hashes = json.loads((HERE / "weights.json").read_text())
     for name, model in EMBEDDED.items():
-        row = MODALITIES[model.modality]
-        path = HERE / "mini-v1" / f"{name}.tmc"
+        if name in hashes:
+            continue
+        hashes[name] = load_weights(model.path)[2].hex()
+        row, folder = MODALITIES[model.modality], folder_of(name)
+        folder.mkdir(exist_ok=True)
+        path, listing = folder / f"{name}.tmc", folder / "expected.json"
         profile = {
             "crs": "EPSG:32633",
             "transform": (10, 0, 399960, 0, -10, 5000040),
@@ -58,12 +65,13 @@ def main() -> None:
         }
         offset = "present" if row.optical else "auto"
         tmcodec.encode(
-            synthetic(row), path, profile=profile, modality=row.name, s2_offset=offset, overwrite=True
+            synthetic(row), path, profile=profile, modality=row.name, tokenizer=name, s2_offset=offset
         )
-        values, _ = tmcodec.decode_array(path)
-        expected[name] = patch_means(values)
+        expected = json.loads(listing.read_text()) if listing.exists() else {}
+        expected[name] = patch_means(tmcodec.decode_array(path)[0])
+        listing.write_text(json.dumps(expected) + "\n")
         print(f"{path.name}  {path.stat().st_size} bytes")
-    (HERE / "mini-v1" / "expected.json").write_text(json.dumps(expected) + "\n")
+    (HERE / "weights.json").write_text(json.dumps(hashes, indent=1) + "\n")
 
 
 if __name__ == "__main__":
