@@ -1,8 +1,8 @@
-"""``tmcodec models list|show``."""
+"""``tmcodec models list|show|pull|import``."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,25 +10,34 @@ from tmcodec.cli.command import Command
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
 from tmcodec.cli.weights_header import WeightsHeader, read_header
 from tmcodec.codec.models import EMBEDDED, find_weights
+from tmcodec.codec.store import Stored, read_stored, stored_path
+from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel
 from tmcodec.errors import TokenizerError
 from tmcodec.texts import human_bytes
+
+if TYPE_CHECKING:
+    from tmcodec.codec.terramind_weights import Checkpoint
 
 
 @click.group("models")
 def command() -> None:
-    """List the tokenizers in the package, or show one."""
+    """List, show, fetch and import tokenizers."""
 
 
 @command.command("list", cls=Command)
 @options(json_option, debug_option)
 def list_command(as_json: bool) -> None:
-    """List the embedded tokenizers."""
-    found = {name: _header_or_none(name) for name in EMBEDDED}
+    """List the tokenizers in the package, those on this computer, and those to be had.
+
+    embedded: in the package. imported: on this computer, ready. cached: fetched by another program,
+    imported at the first use. obtainable: `tmcodec models pull` fetches it; gated ones need HF_TOKEN.
+    """
+    facts = [*map(_embedded_facts, EMBEDDED), *map(_official_facts, OFFICIAL.values())]
     if as_json:
-        echo_json([_facts(name, header) for name, header in found.items()])
+        echo_json(facts)
         return
-    rows = [[name, EMBEDDED[name].modality, *_cells(header)] for name, header in found.items()]
-    echo_table(["NAME", "MODALITY", "PARAMETERS", "SIZE", "SHA-256"], rows, left=2, indent=0)
+    rows = [[f["name"], f["modality"], f["where"], *_cells(f)] for f in facts]
+    echo_table(["NAME", "MODALITY", "WHERE", "PARAMETERS", "SIZE", "SHA-256"], rows, left=3, indent=0)
 
 
 @command.command("show", cls=Command)
@@ -36,7 +45,9 @@ def list_command(as_json: bool) -> None:
 @options(json_option, debug_option)
 def show_command(name: str, as_json: bool) -> None:
     """Show what is known about a tokenizer: its weights, training and configuration."""
-    header = read_header(find_weights(name))
+    path = find_weights(name)
+    stored = read_stored(path)
+    header = stored or read_header(path)
     label = header.notes.get("name", name)
     if as_json:
         echo_json({**_facts(label, header), "config": header.config, "notes": header.notes})
@@ -54,17 +65,66 @@ def show_command(name: str, as_json: bool) -> None:
     echo_rows([(key, _short(value)) for key, value in header.config.items() if key != "modality"])
 
 
-def _header_or_none(name: str) -> WeightsHeader | None:
-    """Return the header; None for weights that are missing or damaged, so that the others are listed."""
+@command.command("pull", cls=Command)
+@click.argument("name", metavar="NAME")
+@options(json_option, debug_option)
+def pull_command(name: str, as_json: bool) -> None:
+    """Fetch an official tokenizer from the Hugging Face Hub and import it.
+
+    HF_HUB_OFFLINE, HF_HOME and HF_TOKEN count; the weights of version 0.1 are gated and need the token.
+    """
+    from tmcodec.codec.models import pull
+
+    _echo_imported(pull(name), as_json)
+
+
+@command.command("import", cls=Command)
+@click.argument("path", metavar="PATH", type=click.Path(exists=True, dir_okay=False))
+@click.option("--as", "name", metavar="NAME",
+              help="Official tokenizer that it is; not needed where the file name or its header says so.")
+@options(json_option, debug_option)
+def import_command(path: str, name: str | None, as_json: bool) -> None:
+    """Convert a checkpoint, .pt or .safetensors, to safetensors on this computer.
+
+    After that its name works everywhere, and encoding reads the encoder's third of the file only.
+    """
+    from tmcodec.codec.models import import_weights
+
+    _echo_imported(import_weights(path, name), as_json)
+
+
+def _echo_imported(found: Checkpoint, as_json: bool) -> None:
+    """Report what was written."""
+    size = found.path.stat().st_size
+    if as_json:
+        echo_json({"name": found.name, "bytes": size, "sha256": found.sha256.hex(), "path": str(found.path)})
+        return
+    click.echo(f"{found.name}: {human_bytes(size)}, weights {found.sha256.hex()[:12]}, in {found.path}")
+
+
+def _embedded_facts(name: str) -> dict[str, Any]:
+    """Return what the list says; weights that are missing or damaged do not hide the others."""
     try:
-        return read_header(EMBEDDED[name].path)
+        return {**_facts(name, read_header(EMBEDDED[name].path)), "where": "embedded"}
     except TokenizerError:
-        return None
+        return {"name": name, "modality": EMBEDDED[name].modality, "usable": False,
+                "where": "missing or damaged"}
 
 
-def _facts(name: str, header: WeightsHeader | None) -> dict[str, Any]:
-    if header is None:
-        return {"name": name, "modality": EMBEDDED[name].modality, "usable": False}
+def _official_facts(model: OfficialModel) -> dict[str, Any]:
+    """Return what the list says of an official tokenizer, without reading its weights."""
+    path = stored_path(model.name)
+    stored = read_stored(path) if path.is_file() else None
+    if stored is not None:
+        return {**_facts(model.name, stored), "where": "imported"}
+    from tmcodec.codec.hub import cached
+
+    where = "cached" if cached(model) is not None else "gated" if model.gated else "obtainable"
+    return {"name": model.name, "modality": model.modality, "usable": False, "where": where,
+            "repository": model.repo}
+
+
+def _facts(name: str, header: WeightsHeader | Stored) -> dict[str, Any]:
     return {
         "name": name,
         "modality": header.config.get("modality"),
@@ -76,10 +136,10 @@ def _facts(name: str, header: WeightsHeader | None) -> dict[str, Any]:
     }
 
 
-def _cells(header: WeightsHeader | None) -> list[str]:
-    if header is None:
-        return ["-", "-", "missing or damaged"]
-    return [f"{header.parameters:,}", human_bytes(header.size), header.sha256[:12]]
+def _cells(facts: dict[str, Any]) -> list[str]:
+    if not facts["usable"]:
+        return ["-", "-", "-"]
+    return [f"{facts['parameters']:,}", human_bytes(facts["bytes"]), facts["sha256"][:12]]
 
 
 def _short(value: Any) -> str:

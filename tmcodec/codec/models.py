@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.codec.store import stored_path
+from tmcodec.codec.store import FORMAT, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.modalities import MODALITIES
@@ -144,7 +144,7 @@ def _is_mini(path: Path) -> bool:
     """Tell whether a file holds a small tokenizer; what is unreadable is for its loader to refuse."""
     if path.suffix != ".safetensors":
         return False
-    from tmcodec.codec.terramind_weights import FORMAT, read_notes
+    from tmcodec.codec.terramind_weights import read_notes
 
     notes = read_notes(path)
     plain = "format" not in notes and "config" not in notes

@@ -1,9 +1,19 @@
-"""Where imported weights lie on this computer. No torch here."""
+"""Where imported weights lie on this computer, and what their headers say. No torch here."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import struct
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+FORMAT = "tmcodec-terramind-1"
+"""Mark of imported weights in their header."""
+
+_MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
 def home() -> Path:
@@ -18,3 +28,47 @@ def home() -> Path:
 def stored_path(name: str) -> Path:
     """Return where the weights of that name lie, or would lie."""
     return home() / "weights" / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What an imported file's header says; the weights themselves are not read.
+
+    Attributes
+    ----------
+    path, size
+        The file and its bytes.
+    parameters
+        Numbers in all tensors.
+    sha256
+        Identity of the tokenizer in hex, as recorded when it was imported.
+    config
+        Configuration of the network.
+    notes
+        The other strings of the header.
+    """
+
+    path: Path
+    size: int
+    parameters: int
+    sha256: str
+    config: dict[str, Any]
+    notes: dict[str, str]
+
+
+def read_stored(path: Path) -> Stored | None:
+    """Read the header of imported weights; None where the file is no such, or damaged."""
+    try:
+        with open(path, "rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > min(_MAX_HEADER, path.stat().st_size - 8):
+                return None
+            header = json.loads(f.read(length))
+        notes = dict(header.pop("__metadata__"))
+        if notes.get("format") != FORMAT:
+            return None
+        config, sha256 = json.loads(notes.pop("config")), notes.pop("sha256")
+        parameters = sum(math.prod(tensor["shape"]) for tensor in header.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        return None
+    return Stored(path, path.stat().st_size, parameters, sha256, config, notes)

@@ -27,13 +27,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tmcodec.atomic import atomic_path
+from tmcodec.codec.store import FORMAT
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.codec.weights import check_shapes, config_bytes, update_with_tensors
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 from tmcodec.networks.terramind.config import TerraMindConfig
 from tmcodec.networks.terramind.net import ENCODER_PREFIXES, expected_shapes
 
-FORMAT = "tmcodec-terramind-1"
 ENCODER, DECODER = "encoder", "decoder"
 Tensors = dict[str, Tensor]
 
