@@ -1,7 +1,7 @@
 """Write the golden files of format version 1 and what they hold.
 
-Run once, when version 1 was fixed; the files are never to change. ``cases()`` is used by the
-tests, which check that today's writer still makes the same bytes.
+Run once a file, when version 1 or what it adds was fixed; the files are never to change. ``cases()``
+is used by the tests, which check that today's writer still makes the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import zstandard
 from tmcodec.tokenfile import Balance, FileMeta, LayerMeta, TokenFileWriter
 
 HERE = Path(__file__).parent / "v1"
+MINI_DEM = "894f5b4eea63e8ae7eda0ee6b02f8351bf09359c57a72229833b5e9f37827f02"
 L2A = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 WKT = (
     'LOCAL_CS["plant coordinates",LOCAL_DATUM["plant",0],UNIT["metre",1],'
@@ -48,6 +49,7 @@ class Case:
     meta: FileMeta
     chunks: tuple[Chunk, ...]
     needs_zstd: bool
+    coders: tuple[int, ...] | None = (0, 1)
 
 
 def scatter(rows: int, cols: int, codes: int, salt: int) -> np.ndarray:
@@ -142,15 +144,43 @@ def balanced() -> Case:
     return Case("balanced", FileMeta((meta,)), chunks, needs_zstd=False)
 
 
+def hills(rows: int, cols: int, codes: int, salt: int) -> np.ndarray:
+    """Return tokens of which neighbours are alike: int32 (rows, cols)."""
+    r, c = np.mgrid[:rows, :cols]
+    return ((r * r * 3 + c * (salt + 2) + scatter(rows, cols, 7, salt)) % codes).astype(np.int32)
+
+
+def context() -> Case:
+    """Chunks in their contexts: without tables, with references and masks, and with mini-dem-v1's tables."""
+    plain = LayerMeta(
+        name="plain", modality="S2RGB", tokenizer="mine", weights_sha256=b"\x03" * 32, levels=(8, 8, 8, 6, 5),
+        width=480, height=320, dtype="uint8", bands=("B04", "B03", "B02"), units="1", chunk=16,
+        times=(datetime(2020, 2, 29), datetime(2020, 3, 1)),
+    )  # fmt: skip
+    dem = LayerMeta(
+        name="DEM", modality="DEM", tokenizer="mini-dem-v1", levels=(8, 8, 8, 6, 5), width=200, height=168,
+        weights_sha256=bytes.fromhex(MINI_DEM), dtype="int16", bands=("DEM",), units="m",
+    )  # fmt: skip
+    chunks = []
+    for time, row, col in np.ndindex(2, plain.grid.chunk_rows, plain.grid.chunk_cols):
+        tokens = hills(*plain.grid.token_shape(row, col), 15360, 3 * row + col)
+        tokens[0, : 3 * time] = time  # a little happened meanwhile
+        y, x = np.mgrid[tuple(slice(0, n) for n in plain.grid.pixel_shape(row, col))]
+        valid = (x + y > 30)[None] if (time, row) == (1, 1) else None
+        chunks.append(Chunk(0, time, row, col, tokens, valid))
+    chunks.append(Chunk(1, 0, 0, 0, hills(11, 13, 15360, 5) // 9))
+    return Case("context", FileMeta((plain, dem)), tuple(chunks), needs_zstd=True, coders=None)
+
+
 def cases() -> Iterator[Case]:
     """Yield every golden file of version 1."""
-    yield from (tiny(), chip(), masked(), stacked(), balanced())
+    yield from (tiny(), chip(), masked(), stacked(), balanced(), context())
 
 
 def write(case: Case) -> bytes:
     """Return the bytes that today's writer makes of `case`."""
     file = io.BytesIO()
-    with TokenFileWriter(file, case.meta) as writer:
+    with TokenFileWriter(file, case.meta, coders=case.coders) as writer:
         for c in case.chunks:
             writer.write_chunk(c.layer, c.time, c.row, c.col, c.tokens, c.valid)
     return file.getvalue()

@@ -44,7 +44,7 @@ def chunks(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, ...]]:
     return tokens(*shape, top, draw(st.integers(0, 99))) + (math.prod(chosen) - top), chosen
 
 
-@pytest.mark.parametrize("coder", coders(), ids=lambda c: c.name)
+@pytest.mark.parametrize("coder", coders()[:3], ids=lambda c: c.name)
 @given(chunk=chunks())
 @settings(max_examples=40)
 def test_round_trip(coder: Coder, chunk: tuple[np.ndarray, tuple[int, ...]]) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import pytest
+import second_context
 import zstandard
 
 from tmcodec.tokenfile import FileMeta, TokenFile, verify
@@ -124,6 +125,7 @@ def layer_facts(data: bytes) -> dict[str, Any]:
         "width": grid.varint(), "height": grid.varint(), "patch": sizes.varint(), "tile": sizes.varint(),
         "chunk": sizes.varint(),
         "levels": LEVELS.get(kind, (8, 8, 8, 6, 5)), "bands": BANDS.get(kind, 0), "times": 0,
+        "weights": fields[7],
     }  # fmt: skip
     if 9 in fields:
         facts["levels"] = tuple(levels.varint() for _ in range(sum(b < 128 for b in fields[9])))
@@ -146,6 +148,18 @@ def decode_index(data: bytes, count: int) -> list[tuple[int, int, int]]:
     sums = [struct.unpack("<I", index.take(4))[0] if tag else 0 for tag in tags]
     assert index.at == len(data)
     return list(zip(tags, lengths, sums, strict=True))
+
+
+def decode_any(coder: int, data: bytes, shape: Any, facts: dict[str, Any], before: Any) -> list[int]:
+    """Decode with any coder; `before` are the tokens of earlier time steps at the same place."""
+    if coder < 2:
+        return decode_tokens(coder, data, shape[0] * shape[1], facts["levels"])
+    back = None
+    if coder == 3:
+        cursor = Bytes(data)
+        back, data = cursor.varint(), data[cursor.at :]
+    reference = None if back is None else before[-back].tolist()
+    return second_context.decode(data, shape, list(facts["levels"]), facts["weights"], reference)
 
 
 def decode_tokens(coder: int, data: bytes, count: int, levels: tuple[int, ...]) -> list[int]:
@@ -213,8 +227,10 @@ def test_second_reader(name: str) -> None:
                 cursor = Bytes(body)
                 part[:] = decode_mask(cursor.take(cursor.varint()), facts["bands"], *part.shape[1:])
                 body = cursor.data[cursor.at :]
-            here = tokens[time, row * chunk : (row + 1) * chunk, col * chunk : (col + 1) * chunk]
-            here[:] = np.reshape(decode_tokens((tag - 1) // 2, body, here.size, facts["levels"]), here.shape)
+            place = tokens[:, row * chunk : (row + 1) * chunk, col * chunk : (col + 1) * chunk]
+            here = place[time]
+            flat = decode_any((tag - 1) // 2, body, here.shape, facts, place[:time])
+            here[:] = np.reshape(flat, here.shape)
         assert tokens.tolist() == content["tokens"]
         assert hashlib.sha256(np.packbits(masks)).hexdigest() == content["valid"]
     assert payload.at == payload_length

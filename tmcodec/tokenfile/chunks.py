@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,8 @@ from numpy.typing import NDArray
 
 from tmcodec.errors import ChunkError, LimitExceededError, TokenRangeError
 from tmcodec.tokenfile.binary import Cursor, pack_varint
-from tmcodec.tokenfile.coders import MAX_ID, Tokens, decode_tokens, encode_tokens
+from tmcodec.tokenfile.coders import MAX_ID, REFERRED, Tokens, decode_tokens, encode_tokens
+from tmcodec.tokenfile.context.coder import context_decode, context_encode
 from tmcodec.tokenfile.masks import Mask, mask_pack, mask_unpack
 from tmcodec.tokenfile.metadata import LayerMeta
 
@@ -40,8 +42,13 @@ class RawChunk(NamedTuple):
 
 EMPTY_CHUNK = RawChunk(EMPTY, b"")
 
+Reference = Callable[[int], Tokens]
+"""Returns the tokens of the same place so many time steps before; raises `ChunkError` where it cannot."""
 
-def pack_chunk(meta: LayerMeta, tokens: Tokens, valid: Mask | None) -> RawChunk:
+
+def pack_chunk(
+    meta: LayerMeta, tokens: Tokens, valid: Mask | None, coders: Collection[int] | None = None
+) -> RawChunk:
     """Pack tokens and mask of one chunk; both were checked by `check_tokens` and `check_mask`.
 
     Parameters
@@ -52,10 +59,12 @@ def pack_chunk(meta: LayerMeta, tokens: Tokens, valid: Mask | None) -> RawChunk:
         int32, shape (rows, cols).
     valid
         bool, shape (planes, h, w) in pixels; None where all are valid.
+    coders
+        Coder ids to choose among; None is all.
     """
     if valid is not None and not valid.any():
         return EMPTY_CHUNK
-    coder, data = encode_tokens(tokens, meta.levels)
+    coder, data = encode_tokens(tokens, meta.levels, meta.weights_sha256, coders)
     tag = 1 + 2 * coder
     if valid is None or valid.all():
         return RawChunk(tag, data)
@@ -63,12 +72,55 @@ def pack_chunk(meta: LayerMeta, tokens: Tokens, valid: Mask | None) -> RawChunk:
     return RawChunk(tag + 1, pack_varint(len(mask)) + mask + data)
 
 
-def unpack_tokens(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int) -> Tokens:
-    """Return the tokens of a chunk, int32 (rows, cols); zeros where it is empty."""
+def unpack_tokens(
+    meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int, reference: Reference | None = None
+) -> Tokens:
+    """Return the tokens of a chunk, int32 (rows, cols); zeros where it is empty.
+
+    Raises
+    ------
+    ChunkError, TokenRangeError, UnknownCoderError
+    """
     shape = meta.grid.token_shape(chunk_row, chunk_col)
     if raw.tag == EMPTY:
         return np.zeros(shape, np.int32)
-    return decode_tokens(raw.coder, _split(raw)[1], shape, meta.levels)
+    data = _split(raw)[1]
+    if raw.coder != REFERRED.id or reference is None:
+        return decode_tokens(raw.coder, data, shape, meta.levels, meta.weights_sha256)
+    cursor = Cursor(data, "chunk", ChunkError)
+    other = reference(cursor.varint("reference"))
+    return context_decode(bytes(cursor.rest()), shape, meta.levels, meta.weights_sha256, other)
+
+
+def refer_chunk(meta: LayerMeta, raw: RawChunk, tokens: Tokens, other: Tokens, back: int) -> RawChunk:
+    """Return the chunk coded with a reference, or as it was where that is not shorter.
+
+    Parameters
+    ----------
+    meta
+        Metadata of the layer.
+    raw, tokens
+        The chunk, and its tokens.
+    other
+        Tokens of the same place at an earlier time step, whose chunk has no reference itself.
+    back
+        How many time steps earlier.
+    """
+    mask, data = _split(raw)
+    coded = context_encode(tokens, meta.levels, meta.weights_sha256, other)
+    if coded is None or len(coded) + len(pack_varint(back)) >= len(data):
+        return raw
+    before = b"" if mask is None else pack_varint(len(mask)) + mask
+    tag = 1 + 2 * REFERRED.id + (mask is not None)
+    return RawChunk(tag, before + pack_varint(back) + coded)
+
+
+def plain_chunk(meta: LayerMeta, raw: RawChunk, tokens: Tokens) -> RawChunk:
+    """Return a chunk that needs no reference, with the same mask and those tokens."""
+    mask, _ = _split(raw)
+    coder, data = encode_tokens(tokens, meta.levels, meta.weights_sha256)
+    before = b"" if mask is None else pack_varint(len(mask)) + mask
+    return RawChunk(1 + 2 * coder + (mask is not None), before + data)
 
 
 def unpack_mask(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int, limit: int) -> Mask | None:

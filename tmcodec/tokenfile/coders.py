@@ -7,7 +7,7 @@ the format (``docs/format.md``), 128 to 16383 are free for experiments.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.errors import ChunkError, TokenRangeError, UnknownCoderError
+from tmcodec.tokenfile.context.coder import context_decode, context_encode
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_unpack
 
 Tokens = NDArray[np.int32]
 Levels = tuple[int, ...]
-Encode = Callable[[Tokens, Levels], "bytes | None"]
-Decode = Callable[[bytes, tuple[int, int], Levels], Tokens]
+Encode = Callable[..., "bytes | None"]
+Decode = Callable[..., Tokens]
 
 RESERVED = 128
 """Ids below belong to the format."""
@@ -43,12 +44,15 @@ class Coder:
     decode
         ``(data, (rows, cols), levels) -> tokens``. Must raise a `ChunkError` for anything
         that `encode` cannot have produced, and must not allocate by what `data` claims.
+    trained
+        Whether both take one argument more, the SHA-256 of the tokenizer's weights.
     """
 
     id: int
     name: str
     encode: Encode
     decode: Decode
+    trained: bool = False
 
 
 _CODERS: dict[int, Coder] = {}
@@ -102,7 +106,9 @@ def get_coder(coder_id: int) -> Coder:
         raise UnknownCoderError(f"unknown chunk coder {coder_id}; a newer tmcodec may know it") from None
 
 
-def encode_tokens(tokens: Tokens, levels: Levels) -> tuple[int, bytes]:
+def encode_tokens(
+    tokens: Tokens, levels: Levels, tokenizer: bytes = b"", allowed: Collection[int] | None = None
+) -> tuple[int, bytes]:
     """Return (coder id, bytes) of the coder with the shortest result; the lower id wins a tie.
 
     Parameters
@@ -111,19 +117,31 @@ def encode_tokens(tokens: Tokens, levels: Levels) -> tuple[int, bytes]:
         int32, shape (rows, cols), every value in ``range(prod(levels))``.
     levels
         FSQ levels.
+    tokenizer
+        SHA-256 of the tokenizer's weights; without it, trained tables are not used.
+    allowed
+        Ids to choose among besides 0; None is all.
     """
-    results = ((coder.id, coder.encode(tokens, levels)) for coder in coders())
+    results = []
+    for coder in coders():
+        if allowed is None or coder.id in allowed or coder.id == RADIX.id:
+            more = (tokenizer,) if coder.trained else ()
+            results.append((coder.id, coder.encode(tokens, levels, *more)))
     return min(((i, data) for i, data in results if data is not None), key=lambda r: (len(r[1]), r[0]))
 
 
-def decode_tokens(coder_id: int, data: bytes, shape: tuple[int, int], levels: Levels) -> Tokens:
+def decode_tokens(
+    coder_id: int, data: bytes, shape: tuple[int, int], levels: Levels, tokenizer: bytes = b""
+) -> Tokens:
     """Decode what `encode_tokens` coded.
 
     Raises
     ------
     UnknownCoderError, TokenRangeError, ChunkError
     """
-    return get_coder(coder_id).decode(data, shape, levels)
+    coder = get_coder(coder_id)
+    more = (tokenizer,) if coder.trained else ()
+    return coder.decode(data, shape, levels, *more)
 
 
 # --------------------------------------------------------------------------- 0: mixed radix
@@ -277,3 +295,19 @@ def planes_decode(data: bytes, shape: tuple[int, int], levels: Levels) -> Tokens
 
 RADIX = register_coder(Coder(0, "radix", radix_encode, radix_decode))
 ZSTD_PLANES = register_coder(Coder(1, "zstd-planes", planes_encode, planes_decode))
+CONTEXT = register_coder(Coder(2, "context", context_encode, context_decode, trained=True))
+"""Coder 2: see `tmcodec.tokenfile.context`."""
+
+
+# --------------------------------------------------------------------------- 3: with a reference
+
+
+def _not_alone(tokens: Tokens, levels: Levels) -> None:
+    """Coder 3 needs a reference; see `tmcodec.tokenfile.chunks.refer_chunk`."""
+
+
+def _no_reference(data: bytes, shape: tuple[int, int], levels: Levels) -> Tokens:
+    raise ChunkError("this chunk is coded with another as its reference, which is not at hand")
+
+
+REFERRED = register_coder(Coder(3, "context with reference", _not_alone, _no_reference))

@@ -20,8 +20,15 @@ from tmcodec.errors import (
     TruncatedFileError,
 )
 from tmcodec.tokenfile.binary import crc32c
-from tmcodec.tokenfile.chunks import EMPTY_CHUNK, RawChunk, unpack_mask, unpack_tokens
-from tmcodec.tokenfile.coders import Tokens
+from tmcodec.tokenfile.chunks import (
+    EMPTY,
+    EMPTY_CHUNK,
+    RawChunk,
+    plain_chunk,
+    unpack_mask,
+    unpack_tokens,
+)
+from tmcodec.tokenfile.coders import REFERRED, Tokens
 from tmcodec.tokenfile.geometry import TokenGrid, TokenWindow
 from tmcodec.tokenfile.header import (
     MAX_HEADER,
@@ -131,7 +138,7 @@ class Layer:
         place = self._place(window, time)
         out = np.zeros((place.height, place.width), np.int32)
         for at, raw in self._chunks(place, time, salvage):
-            decoded = self._decode(at, time, salvage, raw, unpack_tokens)
+            decoded = self._tokens(at, time, salvage, raw)
             if decoded is not None:
                 overlap = self._grid.token_overlap(place, *at)
                 out[overlap.window] = decoded[overlap.chunk]
@@ -221,10 +228,24 @@ class Layer:
             row, self._source.read(self._base + offset, length), (chunk_row, chunk_col), time
         )
 
+    def plain_chunk(self, time: int, chunk_row: int, chunk_col: int) -> RawChunk:
+        """Return one chunk as `raw_chunk` does, coded anew if it needs another as its reference.
+
+        Raises
+        ------
+        WindowError, LayerNotFoundError, ChunkError
+        """
+        raw, at = self.raw_chunk(time, chunk_row, chunk_col), (chunk_row, chunk_col)
+        if raw.coder != REFERRED.id:
+            return raw
+        tokens = self._tokens(at, time, False, raw)
+        assert tokens is not None
+        return plain_chunk(self.meta, raw, tokens)
+
     def check_chunk(self, time: int, chunk_row: int, chunk_col: int) -> None:
         """Decode one chunk completely and raise what is wrong with it."""
         raw = self.raw_chunk(time, chunk_row, chunk_col)
-        self._decode((chunk_row, chunk_col), time, False, raw, unpack_tokens)
+        self._tokens((chunk_row, chunk_col), time, False, raw)
         self._mask((chunk_row, chunk_col), time, raw)
 
     @property
@@ -293,7 +314,7 @@ class Layer:
         return RawChunk(int(self.index.tags[row]), payload)
 
     def _decode(
-        self, at: tuple[int, int], time: int, salvage: bool, raw: RawChunk | None, unpack: Any, *more: int
+        self, at: tuple[int, int], time: int, salvage: bool, raw: RawChunk | None, unpack: Any, *more: Any
     ) -> Any:
         """Return ``unpack(...)`` of a chunk; None for a damaged one if `salvage`."""
         if raw is None:
@@ -304,6 +325,28 @@ class Layer:
             if salvage:
                 return None
             raise type(cause)(f"{self._where(at, time)}: {cause}") from cause
+
+    def _tokens(self, at: tuple[int, int], time: int, salvage: bool, raw: RawChunk | None) -> Tokens | None:
+        """Return the tokens of a chunk; None for a damaged one if `salvage`."""
+
+        def reference(back: int) -> Tokens:
+            return self._reference(at, time, back)
+
+        tokens: Tokens | None = self._decode(at, time, salvage, raw, unpack_tokens, reference)
+        return tokens
+
+    def _reference(self, at: tuple[int, int], time: int, back: int) -> Tokens:
+        """Return the tokens that the chunk at `time` refers to: one more read from the file."""
+        if not 1 <= back <= time:
+            raise ChunkError(f"its reference lies {back} time steps before")
+        try:
+            raw = self.raw_chunk(time - back, *at)
+            if raw.tag == EMPTY or raw.coder == REFERRED.id:
+                raise ChunkError("it is empty or has a reference itself")
+            return unpack_tokens(self.meta, raw, *at)
+        except _DAMAGE as cause:
+            kind = type(cause) if isinstance(cause, ChunkError) else ChunkError
+            raise kind(f"its reference, {back} time steps before: {cause}") from cause
 
     def _mask(self, at: tuple[int, int], time: int, raw: RawChunk) -> Mask | None:
         mask: Mask | None = self._decode(at, time, False, raw, unpack_mask, self._max_pixels)
@@ -317,7 +360,7 @@ class Layer:
             self._mask(at, time, raw)
         except ChunkError:
             return False
-        return self._decode(at, time, True, raw, unpack_tokens) is not None
+        return self._tokens(at, time, True, raw) is not None
 
     def _where(self, at: tuple[int, int], time: int) -> str:
         return f"layer {self.meta.name!r}, time {time}, chunk ({at[0]}, {at[1]})"

@@ -30,7 +30,8 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
     Layers of different names stand beside each other in the order of the sources. Layers of
     one name must agree in everything but times, tags and description; their time steps are
     sorted, one without a time comes first. Tags and descriptions are kept where all agree.
-    Chunks are copied undecoded, with their checksums checked.
+    Chunks are copied undecoded, with their checksums checked; only those coded with another time step
+    as their reference are coded anew.
 
     Parameters
     ----------
@@ -74,7 +75,7 @@ def _copy_step(writer: TokenFileWriter, number: int, time: int, layer: Layer, ol
     """Copy the chunks of one time step."""
     for row in range(layer.meta.grid.chunk_rows):
         for col in range(layer.meta.grid.chunk_cols):
-            writer.write_raw_chunk(number, time, row, col, layer.raw_chunk(old_time, row, col))
+            writer.write_raw_chunk(number, time, row, col, layer.plain_chunk(old_time, row, col))
 
 
 def _sorted_steps(group: Sequence[Layer]) -> list[_Step]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections.abc import Collection
 from itertools import pairwise
 from typing import IO, Any, NamedTuple, cast
 
@@ -16,12 +17,24 @@ from tmcodec.atomic import atomic_path, check_target
 from tmcodec.errors import ChunkError, LayerNotFoundError
 from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.binary import crc32c
-from tmcodec.tokenfile.chunks import EMPTY, EMPTY_CHUNK, RawChunk, check_mask, check_tokens, pack_chunk
+from tmcodec.tokenfile.chunks import (
+    EMPTY,
+    EMPTY_CHUNK,
+    RawChunk,
+    check_mask,
+    check_tokens,
+    pack_chunk,
+    refer_chunk,
+    unpack_tokens,
+)
+from tmcodec.tokenfile.coders import REFERRED, Tokens
 from tmcodec.tokenfile.header import pack_header, pack_index, pack_prelude
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
 
 SPOOL = 16 * 2**20
 """Payload beyond this goes from memory to a temporary file."""
+CANDIDATES = 2
+"""How many earlier chunks are tried as references."""
 
 
 class _Entry(NamedTuple):
@@ -47,6 +60,9 @@ class TokenFileWriter:
         Metadata of the file and its layers.
     overwrite
         Whether an existing path may be replaced.
+    coders
+        Ids of the chunk coders to choose among, besides 0; None is all. Readers of tmcodec 0.1.0 before
+        the context coder know 0 and 1.
 
     Attributes
     ----------
@@ -60,7 +76,11 @@ class TokenFileWriter:
     """
 
     def __init__(
-        self, target: str | os.PathLike[str] | IO[bytes], meta: FileMeta, overwrite: bool = False
+        self,
+        target: str | os.PathLike[str] | IO[bytes],
+        meta: FileMeta,
+        overwrite: bool = False,
+        coders: Collection[int] | None = None,
     ) -> None:
         if isinstance(target, str | os.PathLike):
             check_target(target, overwrite)
@@ -68,6 +88,7 @@ class TokenFileWriter:
         self.header_bytes = self.payload_bytes = self.size = 0
         self._target = target
         self._overwrite = overwrite
+        self._coders = coders
         self._entries: list[dict[int, _Entry]] = [{} for _ in meta.layers]
         self._spool = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115  (closed by close)
         self._spooled = 0
@@ -119,7 +140,7 @@ class TokenFileWriter:
                 if valid is None
                 else check_mask(layer, valid, layer.grid.pixel_shape(chunk_row, chunk_col))
             )
-            raw = pack_chunk(layer, checked, mask)
+            raw = pack_chunk(layer, checked, mask, self._coders)
         self.write_raw_chunk(layer_index, time, chunk_row, chunk_col, raw)
 
     def write_raw_chunk(
@@ -139,10 +160,14 @@ class TokenFileWriter:
         with self._lock:
             if ordinal in self._entries[layer_index]:
                 raise ChunkError(f"{_where(layer, ordinal)} was written before")
-            self._spool.seek(self._spooled)
-            self._spool.write(raw.payload)
-            self._entries[layer_index][ordinal] = _Entry(raw.tag, self._spooled, len(raw.payload), crc)
-            self._spooled += len(raw.payload)
+            self._entries[layer_index][ordinal] = self._keep(raw, crc)
+
+    def _keep(self, raw: RawChunk, crc: int) -> _Entry:
+        """Append a chunk to the spool."""
+        self._spool.seek(self._spooled)
+        self._spool.write(raw.payload)
+        self._spooled += len(raw.payload)
+        return _Entry(raw.tag, self._spooled - len(raw.payload), len(raw.payload), crc)
 
     def _layer(self, layer_index: int, time: int, chunk_row: int, chunk_col: int) -> LayerMeta:
         """Return the layer after checking that the place exists."""
@@ -183,18 +208,50 @@ class TokenFileWriter:
             If the path has come into being meanwhile.
         """
         self._check_complete()
+        if self._coders is None or REFERRED.id in self._coders:
+            for layer, entries in zip(self.meta.layers, self._entries, strict=True):
+                for place in range(layer.grid.chunks if len(layer.times) > 1 else 0):
+                    self._refer(layer, entries, place)
         ordered = [[entries[i] for i in sorted(entries)] for entries in self._entries]
         header = pack_header(self.meta, [_index(entries) for entries in ordered])
-        start = pack_prelude(header, self._spooled) + header
         payload = [entry for entries in ordered for entry in entries if entry.length]
+        self.payload_bytes = sum(entry.length for entry in payload)
+        start = pack_prelude(header, self.payload_bytes) + header
         if isinstance(self._target, str | os.PathLike):
             with atomic_path(self._target, self._overwrite) as temporary, open(temporary, "wb") as file:
                 self._copy(file, start, payload)
         else:
             self._copy(self._target, start, payload)
-        self.header_bytes, self.payload_bytes = len(start), self._spooled
+        self.header_bytes = len(start)
         self.size = self.header_bytes + self.payload_bytes
         self.close()
+
+    def _refer(self, layer: LayerMeta, entries: dict[int, _Entry], place: int) -> None:
+        """Code the chunks of one place with earlier ones as references, where that is shorter.
+
+        A chunk that has a reference is none itself, so that reading one reads one other.
+        """
+        at = divmod(place, layer.grid.chunk_cols)
+        known: list[tuple[int, Tokens]] = []
+        for time in range(len(layer.times)):
+            ordinal = layer.grid.ordinal(time, *at)
+            entry = entries[ordinal]
+            raw = self._kept(entry)
+            if raw.tag == EMPTY or raw.coder not in (0, 1, 2):
+                continue
+            tokens, best = unpack_tokens(layer, raw, *at), raw
+            for earlier, other in known[-CANDIDATES:]:
+                tried = refer_chunk(layer, raw, tokens, other, time - earlier)
+                best = tried if len(tried.payload) < len(best.payload) else best
+            if best is raw:
+                known.append((time, tokens))
+            else:
+                entries[ordinal] = self._keep(best, crc32c(best.payload))
+
+    def _kept(self, entry: _Entry) -> RawChunk:
+        """Read a chunk back."""
+        self._spool.seek(entry.offset)
+        return RawChunk(entry.tag, self._spool.read(entry.length))
 
     def close(self) -> None:
         """Let go of everything; without `finish` before, no file is written."""
@@ -222,7 +279,8 @@ class TokenFileWriter:
     def _copy(self, file: IO[bytes], start: bytes, payload: list[_Entry]) -> None:
         """Write prelude and header, then the payload in index order whatever the order it came in."""
         file.write(start)
-        if all(a.offset + a.length == b.offset for a, b in pairwise(payload)):
+        whole = self.payload_bytes == self._spooled
+        if whole and all(a.offset + a.length == b.offset for a, b in pairwise(payload)):
             self._spool.seek(0)
             shutil.copyfileobj(cast("Any", self._spool), file, 2**20)
             return

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -21,9 +23,16 @@ from tmcodec.tokenfile.context.heights import (
     number_to_reflected,
     reflected_to_number,
 )
-from tmcodec.tokenfile.context.model import REACH, ContextModel, Int32, generic_model
+from tmcodec.tokenfile.context.model import (
+    GENERIC_RATES,
+    REACH,
+    REFERENCE,
+    ContextModel,
+    Int32,
+    generic_model,
+)
 from tmcodec.tokenfile.context.reference import Planes, pad_planes
-from tmcodec.tokenfile.context.tables import find_tables
+from tmcodec.tokenfile.context.tables import find_tables, rates_of
 
 MAX_SIDE = 256
 """Longest side of a chunk, in tokens."""
@@ -31,7 +40,11 @@ _CRC = 4
 
 
 def context_encode(
-    tokens: Tokens, levels: Levels, tokenizer: bytes = b"", reference: Tokens | None = None, backend: str | None = None
+    tokens: Tokens,
+    levels: Levels,
+    tokenizer: bytes = b"",
+    reference: Tokens | None = None,
+    backend: str | None = None,
 ) -> bytes | None:
     """Code a chunk.
 
@@ -100,25 +113,43 @@ def context_decode(
 
 def _newest(tokenizer: bytes, levels: Levels, referred: bool) -> tuple[int, ContextModel]:
     """Return the tables to code with, and their number."""
+    model = _trained(tokenizer, None, levels, referred)
+    if model is None:
+        return 0, generic_model(levels, referred)
     tables = find_tables(tokenizer)
-    model = None if tables is None else tables.referred if referred else tables.alone
-    if tables is None or model is None or model.levels != levels:
-        return 0, generic_model(levels)
+    assert tables is not None
     return tables.number, model
 
 
 def _numbered(number: int, tokenizer: bytes, levels: Levels, referred: bool) -> ContextModel:
     """Return the tables that a payload names."""
     if number == 0:
-        return generic_model(levels)
-    tables = find_tables(tokenizer, number)
-    model = None if tables is None else tables.referred if referred else tables.alone
-    if model is None or model.levels != levels:
+        return generic_model(levels, referred)
+    model = _trained(tokenizer, number, levels, referred)
+    if model is None:
         raise ChunkError(
             f"the chunk needs context tables {number} of tokenizer {tokenizer.hex()[:12]};"
             " a newer tmcodec may have them"
         )
     return model
+
+
+def _trained(tokenizer: bytes, number: int | None, levels: Levels, referred: bool) -> ContextModel | None:
+    """Return a tokenizer's model, of the newest tables without a number; None where there is none."""
+    tables = find_tables(tokenizer, number)
+    if tables is None or tables.alone.levels != levels:
+        return None
+    if not referred:
+        return tables.alone
+    return tables.referred or _with_reference(tables.alone)
+
+
+@lru_cache(maxsize=16)
+def _with_reference(model: ContextModel) -> ContextModel:
+    """Return a model made for chunks on their own with the reference's digit as one more context."""
+    rates = model.rates.copy()
+    rates[REFERENCE] = rates_of(*GENERIC_RATES[REFERENCE])
+    return replace(model, rates=rates)
 
 
 def _crc(tokens: Tokens) -> bytes:
@@ -148,7 +179,9 @@ def _digits(tokens: Tokens, levels: Levels) -> Int32:
     return digits
 
 
-def _planes(model: ContextModel, shape: tuple[int, ...], coded: Tokens | None, reference: Tokens | None) -> Planes:
+def _planes(
+    model: ContextModel, shape: tuple[int, ...], coded: Tokens | None, reference: Tokens | None
+) -> Planes:
     """Return the digits of the chunk (if known) and of its reference, as the kernels take them."""
     own = None if coded is None else _digits(coded, model.levels)
     other = None if reference is None else _digits(_to_coded(model, reference), model.levels)

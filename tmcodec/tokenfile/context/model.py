@@ -17,6 +17,8 @@ Int32 = NDArray[np.int32]
 
 CONTEXTS = ("none", "left", "up", "previous", "left and up", "reference")
 """The adaptive contexts, in the order of `ContextModel.rates`."""
+REFERENCE = 5
+"""The last of them; it is on only where there is a reference."""
 COUNTS = 64
 """A context's count of uses stops one below; the last rate is the lasting one."""
 MAX_PAIR = 16
@@ -166,8 +168,10 @@ GENERIC_RATES = ((1890, 9454), (2836, 28360), (2836, 28360), (2836, 28360), (283
 
 
 @lru_cache(maxsize=64)
-def generic_model(levels: tuple[int, ...]) -> ContextModel:
+def generic_model(levels: tuple[int, ...], referred: bool = False) -> ContextModel:
     """Return the start for tokenizers without trained tables: no network, all contexts adaptive."""
     rates = [[max(low, high // (n + 1)) for n in range(COUNTS)] for low, high in GENERIC_RATES]
+    if not referred:
+        rates[REFERENCE] = [0] * COUNTS
     order = tuple(reversed(range(len(levels))))
     return ContextModel(levels, order, None, np.array(rates, np.int32), 0)

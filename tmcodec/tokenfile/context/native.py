@@ -60,7 +60,18 @@ def _c_model(model: ContextModel) -> tuple[_CModel, list[Any]]:
     """Return the model as the C interface takes it, and the arrays that must outlive it."""
     at, net = layout(model), model.network
     none16, none32 = np.zeros(1, np.int16), np.zeros(1, np.int32)
-    trained: tuple[Any, ...] = (none32, none16, none32, none16, none32, none16, none32, none16, none16, none32)
+    trained: tuple[Any, ...] = (
+        none32,
+        none16,
+        none32,
+        none16,
+        none32,
+        none16,
+        none32,
+        none16,
+        none16,
+        none32,
+    )
     sizes = (0, 0, 0, 0)
     if net is not None:
         sizes = (len(net.slots), net.first.shape[1], net.second.shape[1], net.last.shape[1])
@@ -74,9 +85,7 @@ def _c_model(model: ContextModel) -> tuple[_CModel, list[Any]]:
     ]
     arrays = [np.ascontiguousarray(a) for a in arrays]
     pointers = [a.ctypes.data for a in arrays]
-    struct = _CModel(
-        len(model.levels), *sizes, model.last_rate, *pointers, at.state_size, at.count_size
-    )
+    struct = _CModel(len(model.levels), *sizes, model.last_rate, *pointers, at.state_size, at.count_size)
     return struct, arrays
 
 

@@ -70,13 +70,12 @@ class RangeDecoder:
         """Return the next symbol; None where no encoder goes."""
         part = self._span // sum(weights)
         target = self._value // part
-        below = 0
-        for symbol, weight in enumerate(weights):
-            if below + weight > target:
-                break
-            below += weight
-        else:
+        symbol, below = 0, 0
+        if target >= sum(weights):
             return None
+        while below + weights[symbol] <= target:
+            symbol, below = symbol + 1, below + weights[symbol]
+        weight = weights[symbol]
         self._value -= below * part
         self._low, self._span = (self._low + below * part) % FULL, weight * part
         while self._span < LOW:

@@ -123,7 +123,9 @@ def _unpack_model(cursor: Cursor, sources: int) -> ContextModel:
     predictor = tuple(_zigzag(cursor, 2**14) for _ in range(cursor.varint("predictor", 6)))
     last_rate = cursor.varint("rate", 4096)
     rates = np.array([_rate_row(cursor) for _ in range(6)], np.int32)
-    slots = np.array([[_zigzag(cursor, REACH) for _ in range(3)] for _ in range(cursor.varint("slots", MAX_SLOTS))])
+    slots = np.array(
+        [[_zigzag(cursor, REACH) for _ in range(3)] for _ in range(cursor.varint("slots", MAX_SLOTS))]
+    )
     h1, h2, hg = (cursor.varint("width", MAX_WIDTH) for _ in range(3))
     if not count or min(levels) < 2 or sorted(order) != list(range(count)) or len(predictor) not in (0, 6):
         raise cursor.fail("levels, order or predictor is invalid")
