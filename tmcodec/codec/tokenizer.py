@@ -264,21 +264,21 @@ class MiniTokenizer(Tokenizer):
         if self.modality.categorical:
             ids = x[:, 0].long().clamp(0, self.net.cfg.channels - 1)
             z = F.one_hot(ids, self.net.cfg.channels).permute(0, 3, 1, 2).float()
-        else:
-            z = self.net.compander.compress_bands(x)
-        return self.net.fsq.latents_to_indices(self.net.encoder(z))
+            return self.net.fsq.latents_to_indices(self.net.encoder(z))
+        return self.net.fsq.latents_to_indices(self.net.latents(x))
 
     def draws_noise(self, steps: int) -> bool:
         """One step is the mean, and needs no noise."""
         return steps > 1 and self.net.denoiser is not None
 
     def _decode(self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str) -> Tensor:
-        mean, features = self.net.decoder(self.net.fsq.indices_to_codes(tokens))
+        codes, (low, high) = self.net.fsq.indices_to_codes(tokens), self.modality.valid_range
+        if not self.modality.categorical and not self.draws_noise(steps):
+            return self.net.picture(codes, low, high)
+        mean, features = self.net.decoder(codes)
         if self.modality.categorical:
             return mean.argmax(1, keepdim=True).float()
-        if self.draws_noise(steps):
-            mean = mean + self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
-        low, high = self.modality.valid_range
+        mean = mean + self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
         return self.net.compander.expand_bands(mean, low, high)
 
     def _sample_residual(
