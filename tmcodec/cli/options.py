@@ -83,7 +83,24 @@ time_option = click.option(
 )
 tokenizer_option = click.option(
     "--tokenizer", metavar="NAME|PATH",
-    help="Embedded tokenizer or .safetensors file; see `tmcodec models list`.",
+    help="Tokenizer, or .safetensors or .pt file of one; see `tmcodec models list`.",
+)
+checkpoint_option = click.option(
+    "--checkpoint", type=click.Path(dir_okay=False), metavar="PATH",
+    help="Weights of one of TerraMind's tokenizers, .pt or .safetensors, instead of those fetched.",
+)
+precision_option = click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+    help="For TerraMind's tokenizers; auto is fp32 for encoding, bf16 for decoding where hardware has it.",
+)
+sampler_option = click.option(
+    "--sampler", metavar="NAME",
+    help="ddim; official, which repeats TerraTorch's pictures; or a diffusers scheduler. By default as the "
+    "file says.",
+)
+samples_option = click.option(
+    "--samples", type=Whole(1, 64), default=1, show_default=True, metavar="N",
+    help="Average of so many pictures from different noise.",
 )
 max_pixels_option = click.option(
     "--max-pixels", type=Whole(1), default=MAX_PIXELS, show_default=True, metavar="N",

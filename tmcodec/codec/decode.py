@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -63,6 +63,10 @@ def decode(
     overwrite: bool = False,
     progress: Progress | None = None,
     max_pixels: int = MAX_PIXELS,
+    sampler: str | None = None,
+    samples: int = 1,
+    checkpoint: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
 ) -> DecodeReport:
     """Decode a token file to a GeoTIFF.
 
@@ -92,6 +96,13 @@ def decode(
         As for `tmcodec.encode`.
     max_pixels
         Cap on the size of the raster.
+    sampler
+        ``"ddim"``, ``"official"`` (TerraTorch's), or another that `tmcodec.samplers.sample.sample` takes;
+        None takes the file's.
+    samples
+        Average of so many pictures from different noise, nearer to the mean.
+    checkpoint, precision
+        As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
 
     Returns
     -------
@@ -105,8 +116,9 @@ def decode(
     watch = Stopwatch()
     check_target(dst, overwrite)
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
-        wanted = Wanted(layer, time, steps, seed, window, bounds, salvage)
-        job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels)
+        wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)
+        how = {"checkpoint": checkpoint, "precision": precision}
+        job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels, how)
         with make_writer(job, dst, cog, overwrite) as writer, WriteBehind() as behind:
             total = len(job.squares)
             for done, (at, values, valid) in enumerate(decode_squares(job, watch), 1):
@@ -150,6 +162,10 @@ def decode_array(
     batch_size: int = 16,
     progress: Progress | None = None,
     max_pixels: int = MAX_PIXELS,
+    sampler: str | None = None,
+    samples: int = 1,
+    checkpoint: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
 ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
     """Decode a token file to an array.
 
@@ -165,8 +181,9 @@ def decode_array(
     """
     watch = Stopwatch()
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
-        wanted = Wanted(layer, time, steps, seed, window, bounds, salvage)
-        job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels)
+        wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)
+        how = {"checkpoint": checkpoint, "precision": precision}
+        job = make_job(file, wanted, tokenizer, device, batch_size, max_pixels, how)
         writer = make_writer(job, "array.tif", cog=False, overwrite=True)  # converts; never opened
         shape = (len(job.layer.bands), job.window.height, job.window.width)
         array, mask = np.empty(shape, job.layer.dtype), np.ones(shape, np.bool_)
@@ -204,6 +221,8 @@ class Wanted:
     window: tuple[int, int, int, int] | None
     bounds: tuple[float, float, float, float] | None
     salvage: bool
+    sampler: str | None
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -223,6 +242,8 @@ class Job:
     time: int
     steps: int
     seed: int
+    sampler: str
+    samples: int
     salvage: bool
     window: Window
     squares: tuple[Window, ...]
@@ -235,6 +256,7 @@ def make_job(
     device: str,
     batch_size: int,
     max_pixels: int,
+    how: Mapping[str, Any],
 ) -> Job:
     """Find layer and window, check the size, and load the tokenizer that belongs to the tokens."""
     layer = pick_layer(file, wanted.layer)
@@ -244,7 +266,7 @@ def make_job(
             f"{area.width} x {area.height} pixels are more than the limit of {max_pixels}; "
             "decode a window, or raise max_pixels"
         )
-    tok = matching_tokenizer(layer, tokenizer, device)
+    tok = matching_tokenizer(layer, tokenizer, device, how)
     side = side_of_batch(batch_size, layer.tile, layer.chunk * layer.patch)
     return Job(
         layer=layer,
@@ -252,6 +274,8 @@ def make_job(
         time=wanted.time,
         steps=layer.steps if wanted.steps is None else wanted.steps,
         seed=layer.seed if wanted.seed is None else wanted.seed,
+        sampler=layer.sampler if wanted.sampler is None else wanted.sampler,
+        samples=wanted.samples,
         salvage=wanted.salvage,
         window=area,
         squares=tuple(squares_over(area, side)),
@@ -285,13 +309,14 @@ def pick_window(layer: Layer, wanted: Wanted) -> Window:
 
 
 def matching_tokenizer(
-    layer: Layer, tokenizer: str | os.PathLike[str] | Tokenizer | None, device: str
+    layer: Layer, tokenizer: str | os.PathLike[str] | Tokenizer | None, device: str, how: Mapping[str, Any]
 ) -> Tokenizer:
     """Load the tokenizer and refuse one whose weights did not make these tokens."""
     if isinstance(tokenizer, Tokenizer):
         tok = tokenizer
     else:
-        tok = load_tokenizer(os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer, device)
+        name = os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer
+        tok = load_tokenizer(name, device, tile=layer.tile, **how)
     if tok.sha256 != layer.weights_sha256 or tok.levels != layer.levels or tok.patch != layer.patch:
         raise TokenizerMismatchError(
             f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
@@ -343,6 +368,7 @@ def raster_tags(job: Job) -> dict[str, str]:
         "TMCODEC_WEIGHTS_SHA256": layer.weights_sha256.hex(),
         "TMCODEC_STEPS": str(job.steps),
         "TMCODEC_SEED": str(job.seed),
+        "TMCODEC_SAMPLER": job.sampler,
     }
     if layer.s2_offset:
         tags["TMCODEC_S2_OFFSET"] = layer.s2_offset
@@ -373,12 +399,10 @@ def token_window(area: Window, patch: int) -> tuple[int, int, int, int]:
 def decode_squares(job: Job, watch: Stopwatch) -> Iterator[tuple[Window, Values, Mask | None]]:
     """Yield ``(window in the output, values (C, h, w), valid (C, h, w) or None)`` of each square."""
     layer, patch = job.layer, job.tokenizer.patch
-    halo = job.tokenizer.decoder_halo(job.steps) * patch
     balance, nodes = layer.meta.balance, layer_nodes(job)
 
     def context_of(square: Window) -> Window:
-        inner = align_out(square, patch, layer.width, layer.height)
-        return inner.expand(halo, layer.width, layer.height)
+        return job.tokenizer.decoder_context(square, layer.width, layer.height, job.steps, job.sampler)
 
     def load(square: Window) -> LayerWindow:
         with watch("read"):
@@ -413,5 +437,8 @@ def decode_context(job: Job, read: LayerWindow, context: Window, valid: Mask | N
     tokens = read.tokens.copy()
     tokens[read.empty | ~read.intact] = neutral_token(job.tokenizer.levels)
     origin = (context.row // patch, context.col // patch)
-    picture = job.tokenizer.decode(torch.from_numpy(tokens)[None], job.steps, job.seed, origin)
+    grid = (job.layer.meta.rows, job.layer.meta.cols)
+    picture = job.tokenizer.decode_context(
+        torch.from_numpy(tokens)[None], job.steps, job.seed, origin, grid, job.sampler, job.samples
+    )
     return picture[0].cpu().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +21,7 @@ from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import ModalityError, TokenizerMismatchError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
+from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 
 Progress = Callable[[int, int], None]
@@ -58,11 +60,15 @@ def encode(
     batch_size: int = 16,
     steps: int = 1,
     seed: int = 0,
+    sampler: str = "ddim",
     balance: bool | None = None,
     tags: Mapping[str, str] | None = None,
     profile: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
+    tile: int = 256,
 ) -> EncodeReport:
     """Encode a raster to a token file.
 
@@ -91,7 +97,7 @@ def encode(
         ``"auto"``, ``"cpu"`` or ``"cuda"``.
     batch_size
         Native tiles processed at once.
-    steps, seed
+    steps, seed, sampler
         Stored in the file as defaults for decoding.
     balance
         Whether to store gains and offsets that bring the decoded bands nearer to the raster (two small
@@ -105,6 +111,8 @@ def encode(
         Replace an existing file.
     progress
         Called with (windows done, windows in all).
+    checkpoint, precision, tile
+        As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
 
     Returns
     -------
@@ -123,8 +131,9 @@ def encode(
     with open_raster(
         source, modality, s2_offset=s2_offset, scale=scale, class_map=class_map, window=part
     ) as raster:
-        tok = resolve_tokenizer(tokenizer, raster.modality.name, device)
-        layer = layer_meta(raster, tok, steps, seed, tags)
+        how = {"checkpoint": checkpoint, "precision": precision, "tile": tile}
+        tok = resolve_tokenizer(tokenizer, raster.modality.name, device, how)
+        layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=check_sampler(sampler))
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
             stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe)
@@ -148,14 +157,17 @@ def encode(
 
 
 def resolve_tokenizer(
-    tokenizer: str | os.PathLike[str] | Tokenizer | None, modality: str, device: str
+    tokenizer: str | os.PathLike[str] | Tokenizer | None, modality: str, device: str, how: Mapping[str, Any]
 ) -> Tokenizer:
-    """Load the tokenizer where it is a name or path, and check that it is of this modality."""
+    """Load the tokenizer where it is a name or path, and check that it is of this modality.
+
+    `how` are further arguments of `load_tokenizer`.
+    """
     if isinstance(tokenizer, Tokenizer):
         tok = tokenizer
     else:
         tok = load_tokenizer(
-            os.fspath(tokenizer) if tokenizer is not None else default_model(modality), device
+            os.fspath(tokenizer) if tokenizer is not None else default_model(modality), device, **how
         )
     if tok.modality.name != modality:
         raise TokenizerMismatchError(
@@ -180,7 +192,7 @@ def layer_meta(
         bands=raster.bands,
         patch=tok.patch,
         tile=tok.tile,
-        chunk=CHUNK,
+        chunk=chunk_of(tok),
         units=raster.modality.units,
         scale=raster.scale,
         offset=raster.offset,
@@ -194,6 +206,12 @@ def layer_meta(
         seed=seed,
         tags=dict(tags or {}),
     )
+
+
+def chunk_of(tok: Tokenizer) -> int:
+    """Return the tokens per chunk side: whole tiles, at most `CHUNK`."""
+    tile = tok.tile // tok.patch
+    return CHUNK // tile * tile if tile <= CHUNK else CHUNK
 
 
 def make_probe(raster: RasterSource, tok: Tokenizer, wanted: bool | None) -> BalanceProbe | None:
@@ -223,9 +241,8 @@ def encode_layer(
     probe: BalanceProbe | None,
 ) -> int:
     """Encode chunk by chunk, reading one square ahead and coding one chunk behind; count tokens."""
-    span = CHUNK * tok.patch
+    span = layer.chunk * tok.patch
     side = side_of_batch(batch_size, tok.tile, span)
-    halo = tok.encoder_halo * tok.patch
     squares = [
         (chunk, Window(chunk.col + s.col, chunk.row + s.row, s.width, s.height))
         for chunk in grid_windows(raster.width, raster.height, span)
@@ -234,7 +251,7 @@ def encode_layer(
 
     def load(item: tuple[Window, Window]) -> tuple[npt.NDArray[np.float32], Mask]:
         with watch("read"):
-            return raster.read(item[1].expand(halo, raster.width, raster.height))
+            return raster.read(tok.encoder_context(item[1], raster.width, raster.height))
 
     stored = 0
     board = ChunkBoard(tok, len(raster.bands), keep_values=probe is not None)
@@ -242,7 +259,7 @@ def encode_layer(
         for done, ((chunk, square), (values, valid)) in enumerate(read_ahead(load, squares), 1):
             board.start(chunk)
             with watch("network"):
-                context = square.expand(halo, raster.width, raster.height)
+                context = tok.encoder_context(square, raster.width, raster.height)
                 tokens = encode_square(tok, values, valid, context, square)
                 board.place(chunk, square, tokens, values, valid, context)
             last = (square.col_end, square.row_end) == (chunk.col_end, chunk.row_end)
@@ -343,7 +360,7 @@ def encode_square(
     if not tok.modality.categorical:
         values = fill_invalid(values, valid, tok.modality.mean)
     values = reflect_to_patch(values, patch)
-    tokens = tok.encode(torch.from_numpy(values)[None])[0].cpu().numpy()
+    tokens = tok.encode_context(torch.from_numpy(values)[None])[0].cpu().numpy()
     row, col = (square.row - context.row) // patch, (square.col - context.col) // patch
     return tokens[row : row + -(-square.height // patch), col : col + -(-square.width // patch)]
 
