@@ -1,0 +1,130 @@
+"""The data section of a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from tmcodec.errors import ConfigError
+from tmcodec.training.crops import CropLoader, Crops
+from tmcodec.training.shards import TerraMeshShards  # noqa: F401  (configurations name it without its module)
+from tmcodec.training.sources import CropSource, RasterFolder  # noqa: F401
+from tmcodec.training.statistics import BandStatistics, band_statistics
+
+
+class TokenizerData(LightningDataModule):
+    """Crops to train with and crops to validate with, all of one modality.
+
+    Parameters
+    ----------
+    train
+        Sources, drawn by their weights.
+    val, test
+        Sources of crops that nothing is changed in, the same ones every time. Without `test`, tests take
+        `val`.
+    side
+        Of a crop in pixels, a multiple of 32.
+    batch
+        Crops a step, process and accumulated part.
+    epoch
+        Training crops an epoch, all processes together: what validation and epoch-wise checkpoints count in.
+    val_crops
+        Crops of a validation or test.
+    radiometry, geometry, warp, blend
+        Augmentation of training crops, see `tmcodec.training.crops.Crops`.
+    workers
+        Processes that read ahead.
+    seed
+        Of places and augmentations.
+    """
+
+    def __init__(
+        self,
+        train: list[CropSource],
+        val: list[CropSource] | None = None,
+        test: list[CropSource] | None = None,
+        side: int = 160,
+        batch: int = 8,
+        epoch: int = 8000,
+        val_crops: int = 64,
+        radiometry: bool = True,
+        geometry: bool = True,
+        warp: float = 0.0,
+        blend: float = 0.0,
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sources = {"train": train, "val": val or [], "test": test or val or []}
+        self.side, self.batch, self.epoch, self.val_crops = side, batch, epoch, val_crops
+        self.augmentation: dict[str, Any] = {
+            "radiometry": radiometry, "geometry": geometry, "warp": warp, "blend": blend,
+        }  # fmt: skip
+        self.workers, self.seed = workers, seed
+        self._stream: CropLoader | None = None
+        self._given = 0
+        self._check()
+
+    def _check(self) -> None:
+        if not self.sources["train"]:
+            raise ConfigError("data.train names no source; give at least one folder")
+        names = {s.modality.name for part in self.sources.values() for s in part}
+        if len(names) > 1:
+            raise ConfigError(
+                f"the sources are of several modalities ({', '.join(sorted(names))}); a tokenizer has one"
+            )
+        if (
+            self.side < 32
+            or self.side % 32
+            or min(self.batch, self.epoch, self.val_crops) < 1
+            or self.workers < 0
+        ):
+            raise ConfigError(
+                "data.side must be a multiple of 32, batch, epoch and val_crops above 0, workers not below"
+            )
+        if self.sources["train"][0].modality.categorical and (
+            self.augmentation["warp"] or self.augmentation["blend"]
+        ):
+            raise ConfigError("class ids cannot be interpolated; set data.warp and data.blend to 0")
+
+    @property
+    def modality(self) -> str:
+        """Name of the modality of all sources."""
+        return self.sources["train"][0].modality.name
+
+    def statistics(self, compand: str, origin: float, knee: float) -> BandStatistics:
+        """Read the training sources once; see `tmcodec.training.statistics.band_statistics`."""
+        return band_statistics(self.sources["train"], compand, origin, knee)
+
+    def train_dataloader(self) -> CropLoader:
+        """Return the endless stream, from where a checkpoint left it."""
+        self._stream = self._loader("train", self.epoch, endless=True)
+        self._stream.given, self._given = self._given, 0
+        return self._stream
+
+    def val_dataloader(self) -> CropLoader | list[Any]:
+        """Return the validation crops; nothing where there is no source."""
+        return self._loader("val", self.val_crops, endless=False) if self.sources["val"] else []
+
+    def test_dataloader(self) -> CropLoader:
+        """Return the test crops."""
+        if not self.sources["test"]:
+            raise ConfigError("data.test and data.val name no source; give one to test with")
+        return self._loader("test", self.val_crops, endless=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many batches each process has been given: all that the stream's place depends on."""
+        return {"given": self._stream.given if self._stream is not None else self._given}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was saved."""
+        self._given = int(state_dict["given"])
+
+    def _loader(self, part: str, count: int, endless: bool) -> CropLoader:
+        changes = self.augmentation if endless else {}
+        crops = Crops(self.sources[part], self.side, self.seed + (0 if endless else 1), **changes)
+        world = self.trainer.world_size if self.trainer is not None else 1
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        batches = max(count // (self.batch * world), 1)
+        return CropLoader(crops, self.batch, batches, self.workers, rank, world, endless)

@@ -1,0 +1,116 @@
+"""``tmcodec train``: Lightning's command line around `TokenizerModule` and `TokenizerData`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.tuner import Tuner
+
+from tmcodec.errors import ConfigError
+from tmcodec.training import callbacks as own
+from tmcodec.training.data import TokenizerData
+from tmcodec.training.module import TokenizerModule
+from tmcodec.training.statistics import BandStatistics
+
+__all__ = ["EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "TrainingCLI", "run", "statistics"]
+
+# Configurations name these without their module; jsonargparse finds what is imported.
+Callbacks: tuple[type[Callback], ...] = (own.MovingAverage, own.Reconstructions, own.WeightsFile)
+
+
+class TrainingCLI(LightningCLI):
+    """Lightning's command line with fit, validate and test, and a flag for the learning-rate finder."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the three that make sense; loaders come from the data section."""
+        loaders = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": loaders | {"train_dataloaders", "val_dataloaders"},
+            "validate": loaders | {"dataloaders"},
+            "test": loaders | {"dataloaders"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is no part of trainer, model or data."""
+        parser.add_argument(
+            "--lr_find", type=bool, default=False, help="look for a learning rate first, and train with it"
+        )
+
+    def before_fit(self) -> None:
+        """Look for a learning rate where it is asked for."""
+        if self._get(self.config, "lr_find"):
+            Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule)
+            self.datamodule.load_state_dict({"given": 0})  # what the search saw counts for nothing
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Read checkpoints as plain tensors only."""
+        return {**super()._prepare_subcommand_kwargs(subcommand), "weights_only": True}
+
+
+def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
+    """Parse, instantiate and, if asked to, run.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or a value does not fit.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            return TrainingCLI(
+                TokenizerModule,
+                TokenizerData,
+                args=list(args),
+                run=run_it,
+                seed_everything_default=0,
+                parser_kwargs=_parser_options(run_it),
+                trainer_defaults={"use_distributed_sampler": False},
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except ArgumentError as err:
+            raise ConfigError(f"{' '.join(str(err).split())}") from err
+
+
+def _parser_options(run_it: bool) -> dict[str, Any]:
+    """Return what makes every parser raise where it would exit."""
+    quiet: dict[str, Any] = {"exit_on_error": False}
+    return {"fit": quiet, "validate": quiet, "test": quiet, **quiet} if run_it else quiet
+
+
+def run(command: str, args: Sequence[str]) -> TrainingCLI:
+    """Run ``fit``, ``validate`` or ``test`` with the rest of the command line.
+
+    Raises
+    ------
+    TmcodecError
+        For what the user can mend.
+    """
+    return build([command, *args], run_it=True)
+
+
+def statistics(args: Sequence[str]) -> BandStatistics:
+    """Return the statistics of a configuration's training data, companded as its network asks for.
+
+    Raises
+    ------
+    TmcodecError
+        If the configuration is wrong, or a file bad and not skipped.
+    """
+    cli = build(args, run_it=False)
+    model, data = cli.model, cli.datamodule
+    if model.modality.categorical:
+        raise ConfigError("class ids have no mean; statistics are for pictures")
+    cfg = model.net.cfg
+    found: BandStatistics = data.statistics(cfg.compand, cfg.origin, cfg.knee)
+    return found

@@ -1,0 +1,127 @@
+"""What each stage trains, and how a reconstruction comes about in it.
+
+``mean``      encoder, quantizer and mean decoder, from scratch or on;
+``decoder``   the mean decoder alone: tokens stay what they are, and so does every token file;
+``denoiser``  the diffusion decoder, on what the mean misses;
+``chain``     the diffusion decoder through its own few sampling steps (as FlowMo's post-training).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tmcodec.errors import ConfigError
+from tmcodec.networks.height import HeightEncoder
+from tmcodec.networks.mini import MiniNet
+from tmcodec.samplers.sample import sample
+from tmcodec.samplers.schedule import TRAIN_STEPS, terramind_alpha_bar
+
+StageName = Literal["mean", "decoder", "denoiser", "chain"]
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "mean": ("encoder.", "decoder."),
+    "decoder": ("decoder.",),
+    "denoiser": ("denoiser.",),
+    "chain": ("denoiser.",),
+}
+"""Names of the parameters that a stage trains begin so."""
+
+
+@dataclass
+class Output:
+    """What a forward pass gives.
+
+    Attributes
+    ----------
+    picture
+        ``(B, C, H, W)``, float32: normalised values, or logits.
+    extra
+        A loss that comes with the stage, a scalar.
+    """
+
+    picture: Tensor
+    extra: Tensor
+
+
+def freeze(net: MiniNet, stage: StageName) -> None:
+    """Let gradients reach what the stage trains, and nothing else.
+
+    Raises
+    ------
+    ConfigError
+        If there is nothing to train.
+    """
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(PARTS[stage]))
+    if not any(p.requires_grad for p in net.parameters()):
+        raise ConfigError(f"stage {stage} has nothing to train in this network; it has no denoiser")
+
+
+def codes_of(net: MiniNet, z: Tensor, trained: bool) -> tuple[Tensor, Tensor]:
+    """Return codes and latents ``(B, rows, cols, d)``; without gradients where the encoder stays."""
+    with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+        latents = net.encoder(z)
+        return net.fsq.quantize(latents), latents
+
+
+def mean_picture(net: MiniNet, z: Tensor, stage: StageName, hold: float) -> Output:
+    """Encode, quantize, decode the mean.
+
+    Latents far outside the outermost thresholds have no gradient left: beyond 4, `hold` pulls them back.
+    """
+    encodes = stage == "mean" and not isinstance(net.encoder, HeightEncoder)
+    codes, latents = codes_of(net, z, encodes)
+    mean, _ = net.decoder(codes)
+    extra = hold * F.relu(latents.float().abs() - 4).square().mean() if encodes else mean.new_zeros(())
+    return Output(mean.float(), extra)
+
+
+def frozen_mean(net: MiniNet, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean picture and the features for the denoiser, without gradients."""
+    with torch.no_grad():
+        mean, features = net.decoder(codes_of(net, z, False)[0])
+        return mean.float(), features
+
+
+def denoising_error(net: MiniNet, z: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the squared error ``(B,)`` of one guess at a random timestep, over pixels valid in all bands."""
+    from tmcodec.training.pair import masked_mean
+
+    assert net.denoiser is not None
+    mean, features = frozen_mean(net, z)
+    clean = net.to_components(torch.where(valid, z - mean, 0.0)).clamp(-6, 6)
+    # The last timestep is pure noise, where the answer is zero by construction.
+    t = torch.randint(0, TRAIN_STEPS - 1, (len(z),), generator=generator, device=z.device)
+    level = terramind_alpha_bar().to(z.device)[t]
+    noise = torch.randn(clean.shape, generator=generator, device=z.device)
+    noisy = level.sqrt().view(-1, 1, 1, 1) * clean + (1 - level).sqrt().view(-1, 1, 1, 1) * noise
+    guess = net.denoiser(noisy, features, t, level.sqrt())
+    return masked_mean((guess - clean).square(), valid.all(1, keepdim=True))
+
+
+def sampled_picture(net: MiniNet, z: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+    """Return mean plus a residual drawn in `steps` steps, ``(B, C, H, W)``, with gradients through all."""
+    denoiser = net.denoiser
+    assert denoiser is not None
+    mean, features = frozen_mean(net, z)
+    levels = terramind_alpha_bar()
+    shape = (len(z), net.cfg.residual_channels, *z.shape[-2:])
+    noise = torch.randn(shape, generator=generator, device=z.device)
+
+    def denoise(noisy: Tensor, times: Tensor) -> Tensor:
+        signal = levels[times.long().cpu()].sqrt().to(z.device)
+        if float(signal) == 0:
+            return torch.zeros_like(noisy)
+        return denoiser(noisy, features, times.expand(len(z)), signal.expand(len(z)))
+
+    return mean + net.from_components(sample(denoise, noise, steps).float())
+
+
+def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that gradients reach, by name."""
+    return {n: p for n, p in module.named_parameters() if p.requires_grad}
