@@ -114,8 +114,8 @@ def even_timesteps(steps: int) -> list[int]:
     >>> even_timesteps(4)
     [999, 749, 499, 249]
     """
-    # numpy's own arange: its sums decide which way 520.5 rounds.
-    return [int(t) - 1 for t in np.round(np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps))]
+    # numpy's own arange: its sums decide which way 520.5 rounds, and whether there is one too many.
+    return [int(t) - 1 for t in np.round(np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / steps))][:steps]
 
 
 def packed_timesteps(steps: int) -> list[int]:

@@ -1,0 +1,216 @@
+"""TerraMind's tokenizers: ours beside TerraTorch's, same random weights, same inputs, in one run.
+
+    python benchmarks/terramind.py [--batch 4] [--repeat 3] [--steps 5] [--markdown]
+
+Needs the extra ``[parity]``. Times are medians of alternating calls. The share of peak is work over what the
+fastest large matrix product of the same precision reaches here (oneDNN's layout, in this run). Weights are
+random: speed and flips of tokens can be seen with them, quality cannot. TerraTorch's default is 50 steps,
+whose time is scaled from the steps that were timed; ours is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "parity"))
+
+NAME = "terramind-v1-s2l2a"
+SIZE = 256
+
+
+def seconds(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Return the median seconds of each call, taken in turns after a first round that does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(repeat + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def peak_flops(dtype: torch.dtype) -> float:
+    """Return operations per second of a large matrix product, the best of several."""
+    from tmcodec.networks.terramind.inference import FastLinear
+
+    side = 2048
+    layer = FastLinear(torch.randn(side, side), None, dtype, "none")
+    x = torch.randn(side, side).to(dtype)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        layer(x)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Return the operations of a call, two for each multiply and add."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def both() -> tuple[Any, Any, Any]:
+    """Return TerraTorch's tokenizer, and ours in both precisions, with the same random weights."""
+    from parity_helpers import as_checkpoint, build_official, import_terratorch
+
+    from tmcodec.codec.terramind import TerraMindTokenizer
+
+    official = build_official(import_terratorch(), NAME)
+    checkpoint = as_checkpoint(NAME, official.state_dict())
+    ours = (TerraMindTokenizer(checkpoint, "cpu", precision) for precision in ("fp32", "bf16"))
+    return official, *ours
+
+
+def measure(batch: int, repeat: int, steps: int) -> list[list[str]]:
+    """Return rows of the table."""
+    official, exact, half = both()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 12, SIZE, SIZE, generator=generator) * exact.std + exact.mean
+    z = (x - exact.mean) / exact.std
+    tokens = exact.encode(x)
+    noise, time_step = torch.randn(1, 12, SIZE, SIZE), torch.tensor(500)
+    codes = official.tokens_to_embedding(tokens[:1])
+    with torch.no_grad():  # the counter sees nothing in inference mode
+        encode_work = flops_of(lambda: official.tokenize(z[:1])) * batch
+        step_work = flops_of(lambda: official.decoder(noise, time_step, codes)) * batch
+    with torch.inference_mode():
+        peaks = {"fp32": peak_flops(torch.float32), "bf16": peak_flops(torch.bfloat16)}
+        encoded = seconds({
+            "theirs": lambda: official.tokenize(z),
+            "fp32": lambda: exact.encode(x),
+            "bf16": lambda: half.encode(x),
+        }, repeat)  # fmt: skip
+        rows = report("encode", encoded, encode_work, peaks)
+        decoded = seconds({
+            "theirs": lambda: official.decode_tokens(tokens, timesteps=steps, verbose=False),
+            "fp32": lambda: exact.decode(tokens, steps, sampler="official"),
+            "bf16": lambda: half.decode(tokens, steps),
+        }, repeat)  # fmt: skip
+        rows += report(f"decode, {steps} steps", decoded, steps * step_work, peaks)
+        once = seconds({"bf16": lambda: half.decode(tokens)}, repeat)
+    ratio = decoded["theirs"] * 50 / steps / once["bf16"]
+    rows.append(["decode, default (50 steps, ours 1)", "bf16", f"{once['bf16']:.2f}", f"{ratio:.0f}",
+                 f"{step_work / 1e9:.0f}", share(step_work, once["bf16"], peaks["bf16"])])  # fmt: skip
+    flipped = float((half.encode(x) != tokens).float().mean())
+    print(f"machine peak: fp32 {peaks['fp32'] / 1e9:.0f}, bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s; "
+          f"{batch} tiles of 12 x {SIZE} x {SIZE}, {torch.get_num_threads()} threads")  # fmt: skip
+    wrong = different(official, exact, x, z)
+    print(f"tokens that differ: fp32 {wrong} of {tokens.numel()}, bf16 {flipped:.2%}")
+    return rows
+
+
+def different(official: Any, exact: Any, x: torch.Tensor, z: torch.Tensor) -> int:
+    """Return how many of our float32 tokens are not TerraTorch's."""
+    with torch.inference_mode():
+        return int((official.tokenize(z) != exact.encode(x)).sum())
+
+
+def share(work: float, taken: float, peak: float) -> str:
+    """Return the share of peak in per cent."""
+    return f"{100 * work / taken / peak:.0f} %"
+
+
+def report(what: str, taken: dict[str, float], work: float, peaks: dict[str, float]) -> list[list[str]]:
+    """Return the rows of one task."""
+    rows = []
+    for name, value in taken.items():
+        peak = peaks["bf16" if name == "bf16" else "fp32"]
+        label = "TerraTorch, fp32" if name == "theirs" else name
+        rows.append([what, label, f"{value:.2f}", f"{taken['theirs'] / value:.2f}", f"{work / 1e9:.0f}",
+                     share(work, value, peak)])  # fmt: skip
+    return rows
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def _peak(kind: str, path: str, pipe: Any) -> None:
+    """Send the peak resident memory in GB of loading weights and encoding, or decoding, one tile."""
+    from parity_helpers import import_terratorch
+
+    x, tokens = torch.randn(1, 12, SIZE, SIZE), torch.randint(0, 15360, (1, 16, 16))
+    if kind.startswith("theirs"):
+        module = import_terratorch()
+        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        net = module.terramind_v1_tokenizer_s2l2a(ckpt_path=path).eval()
+        with torch.inference_mode():
+            net.tokenize(x) if "encode" in kind else net.decode_tokens(tokens, timesteps=1, verbose=False)
+    else:
+        import tmcodec
+
+        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        tok = tmcodec.load_tokenizer(NAME, "cpu", checkpoint=path, precision=kind.split()[-1])
+        tok.encode(x) if "encode" in kind else tok.decode(tokens)
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1e6)
+
+
+def memory(folder: Path) -> list[list[str]]:
+    """Return rows with the memory that loading and one tile take beyond the imported libraries."""
+    from parity_helpers import build_official, import_terratorch
+
+    from tmcodec.codec.terramind_models import OFFICIAL
+    from tmcodec.codec.terramind_weights import import_checkpoint
+
+    pt = folder / OFFICIAL[NAME].filename
+    torch.save(build_official(import_terratorch(), NAME).state_dict(), pt)
+    imported = import_checkpoint(pt, folder / "imported.safetensors").path
+    context = multiprocessing.get_context("spawn")
+    rows = []
+    for task in ("encode", "decode"):
+        values = {}
+        for kind in (f"theirs {task}", f"ours {task} fp32", f"ours {task} bf16"):
+            here, there = context.Pipe()
+            path = pt if kind.startswith("theirs") else imported
+            worker = context.Process(target=_peak, args=(kind, str(path), there))
+            worker.start()
+            values[kind] = here.recv()
+            worker.join()
+        theirs = values[f"theirs {task}"]
+        for kind, value in values.items():
+            label = "TerraTorch, fp32" if kind.startswith("theirs") else kind.split()[-1]
+            times = f"{theirs / value:.2f}"
+            rows.append([f"memory, {task} one tile", label, f"{value:.2f} GB", times, "", ""])
+    return rows
+
+
+def show(rows: list[list[str]], markdown: bool) -> None:
+    """Print the table."""
+    header = ["task", "", "seconds", "times better", "GFLOP", "of peak"]
+    for i, row in enumerate([header, *rows]):
+        print("| " + " | ".join(row) + " |" if markdown else "  ".join(f"{c:<18s}" for c in row))
+        if markdown and i == 0:
+            print("|" + "---|" * len(header))
+
+
+def main() -> None:
+    """Measure and print."""
+    import tempfile
+
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--batch", type=int, default=4)
+    ap.add_argument("--repeat", type=int, default=3)
+    ap.add_argument("--steps", type=int, default=5)
+    ap.add_argument("--markdown", action="store_true")
+    args = ap.parse_args()
+    rows = measure(args.batch, args.repeat, args.steps)
+    with tempfile.TemporaryDirectory() as folder:
+        rows += memory(Path(folder))
+    show(rows, args.markdown)
+
+
+if __name__ == "__main__":
+    main()
