@@ -76,7 +76,8 @@ def some_network(levels: tuple[int, ...], sources: int, seed: int) -> Network:
         np.array(slots, np.int32), numbers(np.int16, 300, len(slots) * (sum(levels) + d), h1),
         numbers(np.int16, 900, h1), numbers(np.int16, 900, h1, h2), numbers(np.int32, 2**18, h2),
         numbers(np.int16, 900, d, h2, hg), numbers(np.int32, 2**18, d, hg),
-        numbers(np.int16, 900, before, hg), numbers(np.int16, 4000, sum(levels), hg), numbers(np.int32, 2**17, sum(levels)),
+        numbers(np.int16, 900, before, hg), numbers(np.int16, 4000, sum(levels), hg),
+        numbers(np.int32, 2**17, sum(levels)),
     )  # fmt: skip
 
 

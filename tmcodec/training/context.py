@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from tmcodec.tokenfile.context.coder import _planes, _to_coded
 from tmcodec.tokenfile.context.heights import Levels, Tokens, neighbours, reflected_to_number
 from tmcodec.tokenfile.context.model import REACH, ContextModel, Network
 from tmcodec.tokenfile.context.tables import FOLDER, Tables, overflow, pack_tables, with_rates
-from tmcodec.training.corpus import AUGMENT, CropSampler, load_scenes
+from tmcodec.training.corpus import AUGMENT, CropSampler, Scene, load_scenes
 from tmcodec.training.mini import VAL_FOLDERS
 from tmcodec.training.recipes import RECIPES
 
@@ -73,6 +74,47 @@ def draw(tokenizer: Tokenizer, data: Path, crops: int, seed: int) -> Tokens:
     sampler = CropSampler(scenes, CROP, augment, warp, 0.0, seed)
     found = [encode(tokenizer, sampler.batch(8)[0]) for _ in range(-(-crops // 8))]
     return np.concatenate(found)
+
+
+def dates(scenes: list[Scene]) -> list[list[Scene]]:
+    """Group scenes that are dates of one place: names that end in ``_<digit>``, of one size."""
+    groups: dict[tuple[str, tuple[int, ...]], list[Scene]] = {}
+    for scene in scenes:
+        if re.search(r"_\d$", scene.name):
+            groups.setdefault((scene.name[:-2], scene.values.shape), []).append(scene)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def draw_dates(tokenizer: Tokenizer, data: Path, crops: int, seed: int) -> Pairs:
+    """Return tokens of crops at two dates of one place; none where the train split has no such scenes."""
+    modality = tokenizer.modality
+    change = AUGMENT[modality.name]
+    places = dates(load_scenes(data, "train", modality, {modality.name: 1.0}))
+    if not places:
+        return []
+    rng, bands, pairs = np.random.default_rng(seed), len(modality.bands), []
+    joined = [
+        Scene(g[0].name, np.concatenate([s.values for s in g]), np.concatenate([s.valid for s in g]), 1.0)
+        for g in places
+    ]
+    sampler = CropSampler(joined, CROP, None, WARPED, 0.0, seed + 1)
+    for _ in range(crops):
+        values = sampler.one()[0]
+        chosen = rng.choice(len(values) // bands, 2, replace=False)
+        both, changed, alike = [], rng.random() < AUGMENTED, int(rng.integers(2**32))
+        for date in chosen:
+            crop = values[date * bands : (date + 1) * bands]
+            both.append(change(crop, np.random.default_rng(alike)) if changed else crop)
+        first, second = encode(tokenizer, np.stack(both))
+        pairs.append((first, second))
+    return pairs
+
+
+def validation_dates(names: Grids) -> Pairs:
+    """Return each date of a place with one before it, from the tokens of the validation scenes."""
+    keys = [k for k in names if re.search(r"_\d$", k)]
+    couples = ((a, b) for a in keys for b in keys if a > b and a[:-2] == b[:-2])
+    return [(names[a], names[b]) for a, b in couples if names[a].shape == names[b].shape]
 
 
 def validation(tokenizer: Tokenizer, data: Path) -> Grids:
@@ -312,10 +354,18 @@ def main() -> None:
     predictor = fit_predictor(grids[:2000], levels) if args.modality == "DEM" else None
     order = tuple(reversed(range(len(levels))))
     base = ContextModel(levels, order, None, np.zeros((6, 64), np.int32), 0, predictor)
-    near = np.array([(0, dy, dx) for dy, dx in NEAR], np.int32)
-    val = [(g, None) for g in validation(tokenizer, args.data).values()]
-    alone = train_model(base, near, [(g, None) for g in grids], val, Schedule(args.epochs))
-    tables = Tables(tokenizer.sha256, args.number, alone, None)
+    near = [(0, dy, dx) for dy, dx in NEAR]
+    held = validation(tokenizer, args.data)
+    plan = Schedule(args.epochs)
+    alone = train_model(
+        base, np.array(near, np.int32), [(g, None) for g in grids], [(g, None) for g in held.values()], plan
+    )
+    referred, couples = None, validation_dates(held)
+    pairs = draw_dates(tokenizer, args.data, args.crops // 2, args.seed + 2) if couples else []
+    if pairs:
+        around = [(1, dy, dx) for dy, dx in AROUND]
+        referred = train_model(base, np.array(near + around, np.int32), pairs, couples, plan)
+    tables = Tables(tokenizer.sha256, args.number, alone, referred)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack_tables(tables))
     print(f"{path}: {path.stat().st_size} bytes")
