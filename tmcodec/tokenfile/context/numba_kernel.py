@@ -83,25 +83,97 @@ def _frequencies(logits: Any, count: int, weights: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _fill_logits(k: int, count: int, base: int, v: Any, bias: Any, g: Any, places: Any, logits: Any) -> None:
+    """Sum up the logits of digit k, Q10; `places` are (states, state_at, at)."""
+    states, state_at, at = places
+    for s in range(count):
+        total = np.int32(0)
+        for i in range(g.size):
+            total += (v[base + s, i] >> 4) * g[i]
+        adapted = np.int64(bias[base + s])
+        for x in range(6):
+            if state_at[k, x] >= 0:
+                adapted += states[state_at[k, x] + at[x] * count + s]
+        logits[s] = (total >> 10) + (adapted >> 6)
+
+
+@njit(nogil=True, cache=True)
+def _learn(
+    k: int, symbol: int, base: int, weights: Any, total: int, v: Any, g: Any, last_rate: int, rates: Any,
+    counting: Any, places: Any, count: int,
+) -> None:  # fmt: skip
+    """Move the adaptive numbers towards the symbol that came."""
+    states, state_at, at = places
+    counts, count_at, uses = counting
+    share = (1 << 32) // total
+    for x in range(6):
+        if state_at[k, x] >= 0:
+            i = count_at[k, x] + at[x]
+            uses[x] = counts[i]
+            counts[i] = min(counts[i] + 1, COUNTS - 1)
+    for s in range(count):
+        error = (65536 if s == symbol else 0) - (weights[s] * share >> 16)
+        for x in range(6):
+            if state_at[k, x] >= 0:
+                i = state_at[k, x] + at[x] * count + s
+                new = states[i] + (error * rates[x, uses[x]] + 32768 >> 16)
+                states[i] = min(max(new, -LOGIT_LIMIT), LOGIT_LIMIT)
+        if last_rate > 0:
+            step = np.int32(error * last_rate >> 8)
+            for i in range(g.size):
+                moved = v[base + s, i] + (step * g[i] + 32768 >> 16)
+                v[base + s, i] = min(max(moved, -V_LIMIT - 1), V_LIMIT)
+
+
+@njit(nogil=True, cache=True)
+def _carry(data: Any, place: int) -> None:
+    """Add one to the number whose last byte lies before `place`."""
+    i = place - 1
+    while data[i] == 255:
+        data[i] = 0
+        i -= 1
+    data[i] += 1
+
+
+@njit(nogil=True, cache=True)
+def _narrow(decoding: bool, data: Any, below: int, weight: int, part: int, state: Any) -> None:
+    """Narrow the interval to a symbol; `state` is (low, span, value, place)."""
+    low, span, value, place = state[0] + below * part, weight * part, state[2], state[3]
+    if decoding:
+        value -= below * part
+    if low >= _FULL:
+        low -= _FULL
+        if not decoding:
+            _carry(data, place)
+    while span < _LOW:
+        if decoding:
+            value = value << 8 | (data[place + 6] if place + 6 < data.size else 0)
+        else:
+            data[place] = low >> 40
+        place += 1
+        low = (low & _LOW - 1) << 8
+        span <<= 8
+    state[0], state[1], state[2], state[3] = low, span, value, place
+
+
+@njit(nogil=True, cache=True)
 def code(
     decoding: bool, planes: Any, size: Any, layout: Any, has_net: bool, shared: Any, own: Any, rates: Any,
     last_rate: int, state_size: int, count_size: int, data: Any,
 ) -> int:  # fmt: skip
-    """Code or decode a chunk; see `tmcodec.tokenfile.context.reference.code_chunk`."""
+    """Code or decode a chunk: the length, or -1 for damaged data."""
     levels, order, first_rows, previous_rows, last_rows, state_at, count_at = layout
     heads, head_bias, previous, last, last_bias = own
     d, most = levels.size, levels.max()
     h1, h2 = np.zeros(shared[2].size, np.int32), np.zeros(shared[4].size, np.int32)
-    g = np.zeros(last.shape[1], np.int32)
-    v = last.astype(np.int32) << 4
-    states, counts = np.zeros(state_size, np.int32), np.zeros(count_size, np.int32)
+    g, v = np.zeros(last.shape[1], np.int32), last.astype(np.int32) << 4
     logits, weights = np.zeros(most, np.int64), np.zeros(most, np.int64)
-    at, uses = np.zeros(6, np.int64), np.zeros(6, np.int64)
-    low, span, value, place = 0, _FULL - 1, 0, 0
-    if decoding:
-        for place in range(6):
-            value = value << 8 | (data[place] if place < data.size else 0)
-        place = 0
+    at = np.zeros(6, np.int64)
+    places = (np.zeros(state_size, np.int32), state_at, at)
+    counting = (np.zeros(count_size, np.int32), count_at, np.zeros(6, np.int64))
+    state = np.array([0, _FULL - 1, 0, 0], np.int64)  # low, span, value, place
+    for i in range(6 if decoding else 0):
+        state[2] = state[2] << 8 | (data[i] if i < data.size else 0)
     for r in range(REACH, REACH + size[0]):
         for c in range(REACH, REACH + size[1]):
             cell = planes[0, r, c]
@@ -112,74 +184,29 @@ def code(
                 count, base = levels[k], last_rows[k]
                 if has_net:
                     _head(heads, head_bias, previous, previous_rows, k, cell, h2, g)
-                left, up = planes[0, r, c - 1, k], planes[0, r - 1, c, k]
-                before = cell[order[n - 1]] if n else 0
-                at[0], at[1], at[2], at[3] = 0, left, up, before
-                at[4], at[5] = left * (count + 1) + up, planes[1, r, c, k]
-                for s in range(count):
-                    total = np.int32(0)
-                    for i in range(g.size):
-                        total += (v[base + s, i] >> 4) * g[i]
-                    logits[s] = total >> 10
-                    total64 = np.int64(last_bias[base + s])
-                    for x in range(6):
-                        if state_at[k, x] >= 0:
-                            total64 += states[state_at[k, x] + at[x] * count + s]
-                    logits[s] += total64 >> 6
+                at[1], at[2] = planes[0, r, c - 1, k], planes[0, r - 1, c, k]
+                at[3] = cell[order[n - 1]] if n else 0
+                at[4], at[5] = at[1] * (count + 1) + at[2], planes[1, r, c, k]
+                _fill_logits(k, count, base, v, last_bias, g, places, logits)
                 total = _frequencies(logits, count, weights)
-                part = span // total
+                part = state[1] // total
+                symbol, below = 0, 0
                 if decoding:
-                    target = value // part
+                    target = state[2] // part
                     if target >= total:
                         return -1  # no encoder goes there
-                    symbol, below = 0, 0
                     while below + weights[symbol] <= target:
                         below += weights[symbol]
                         symbol += 1
-                    value -= below * part
                     cell[k] = symbol
                 else:
-                    symbol, below = cell[k], 0
+                    symbol = cell[k]
                     for s in range(symbol):
                         below += weights[s]
-                low += below * part
-                span = weights[symbol] * part
-                if low >= _FULL:
-                    low -= _FULL
-                    if not decoding:
-                        i = place - 1
-                        while data[i] == 255:
-                            data[i] = 0
-                            i -= 1
-                        data[i] += 1
-                while span < _LOW:
-                    if decoding:
-                        byte = data[place + 6] if place + 6 < data.size else 0
-                        value = value << 8 | byte
-                    else:
-                        data[place] = low >> 40
-                    place += 1
-                    low = (low & _LOW - 1) << 8
-                    span <<= 8
-                share = (1 << 32) // total
-                for x in range(6):
-                    if state_at[k, x] >= 0:
-                        i = count_at[k, x] + at[x]
-                        uses[x] = counts[i]
-                        counts[i] = min(counts[i] + 1, COUNTS - 1)
-                for s in range(count):
-                    error = (65536 if s == symbol else 0) - (weights[s] * share >> 16)
-                    for x in range(6):
-                        if state_at[k, x] >= 0:
-                            i = state_at[k, x] + at[x] * count + s
-                            new = states[i] + (error * rates[x, uses[x]] + 32768 >> 16)
-                            states[i] = min(max(new, -LOGIT_LIMIT), LOGIT_LIMIT)
-                    if has_net and last_rate > 0:
-                        step = np.int32(error * last_rate >> 8)
-                        for i in range(g.size):
-                            moved = v[base + s, i] + (step * g[i] + 32768 >> 16)
-                            v[base + s, i] = min(max(moved, -V_LIMIT - 1), V_LIMIT)
-    return _finish(decoding, data, low, span, place)
+                _narrow(decoding, data, below, weights[symbol], part, state)
+                rate = last_rate if has_net else 0
+                _learn(k, symbol, base, weights, total, v, g, rate, rates, counting, places, count)
+    return _finish(decoding, data, state[0], state[1], state[3])
 
 
 @njit(nogil=True, cache=True)
@@ -199,11 +226,7 @@ def _finish(decoding: bool, data: Any, low: int, span: int, place: int) -> int:
         return place + tail
     if mark >= _FULL:
         mark -= _FULL
-        i = place - 1
-        while data[i] == 255:
-            data[i] = 0
-            i -= 1
-        data[i] += 1
+        _carry(data, place)
     for i in range(tail):
         data[place + i] = mark >> 40 - 8 * i & 255
     return place + tail
