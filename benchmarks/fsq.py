@@ -5,9 +5,12 @@
 One table. Contenders of a group take turns, round by round, on inputs that rotate through more
 memory than the caches hold; each line is the median of its rounds, and ratios compare medians of
 the same run. "copy" copies as many bytes as the group's first line reads and writes, so a ratio
-of 1 means as fast as memory allows. Outputs are allocated in every call, the copy's are not.
+of 1 means as fast as memory allows. Outputs are allocated in every call, the copy's are not; "fresh copy"
+allocates as PyTorch does. "formula" is FSQ as one writes it in PyTorch, "reference" tmcodec's definition,
+which counts thresholds.
 
-The last lines are the share of these steps in encoding and decoding with an embedded tokenizer.
+The last lines are the share of these steps in encoding and decoding 1024 x 1024 pixels of Sentinel-2 with
+the embedded tokenizer: quantizer and companding in PyTorch (before) and in the native kernels (after).
 Needs vector-quantize-pytorch for its line, a C++ compiler for torch.compile's.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -27,10 +31,12 @@ import torch
 from torch import Tensor
 
 from tmcodec.fsq import backends, blend, blend_weights, normalize_patchify, ops
+from tmcodec.fsq.grid import make_grid
 
 LEVELS = (8, 8, 8, 6, 5)
 DIM = 768  # activations of TerraMind's encoder
 SETS = 4  # input sets that take turns
+clock = time.perf_counter
 
 
 @dataclass
@@ -66,6 +72,33 @@ class Formula:
         return (indices[:, None] // self.basis % levels) / self.spans
 
 
+class Reference:
+    """tmcodec's definition (`tmcodec.fsq.reference`), its constants where torch.compile can see them."""
+
+    def __init__(self, device: str) -> None:
+        grid = make_grid(LEVELS)
+        edges = torch.from_numpy(grid.thresholds).to(device)
+        self.edges = [t.clone() for t in edges.split([level - 1 for level in LEVELS])]
+        arrays = (grid.code_shift, grid.code_span, grid.basis, grid.level_array)
+        self.shift, self.span, self.basis, self.levels = (
+            torch.from_numpy(a.copy()).to(device) for a in arrays
+        )
+
+    def digits(self, z: Tensor) -> Tensor:
+        found = [torch.bucketize(z[:, c].contiguous(), t) for c, t in enumerate(self.edges)]
+        return torch.stack(found, -1).masked_fill(z.isnan(), 0)
+
+    def indices(self, z: Tensor) -> Tensor:
+        return (self.digits(z) * self.basis).sum(-1, dtype=torch.int64).int()
+
+    def quantize(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        digits = self.digits(z)
+        return (digits - self.shift) / self.span, (digits * self.basis).sum(-1, dtype=torch.int64).int()
+
+    def codes(self, indices: Tensor) -> Tensor:
+        return (indices.long().unsqueeze(-1) // self.basis % self.levels - self.shift) / self.span
+
+
 def vector_quantize_pytorch(device: str) -> Callable[[Tensor], Any] | None:
     """Return its FSQ of the same levels (tanh form; codes and indices in one call), or None."""
     try:
@@ -92,17 +125,20 @@ def own_backends(device: str) -> list[str]:
     return [name for name in backends.NAMES if backends.unavailable(name, device) is None]
 
 
-def copy_of(moved: int, device: str) -> Callable[[int], Any]:
-    """Copy half of `moved` bytes, which reads and writes `moved`."""
-    sources = [torch.ones(moved // 8, device=device) for _ in range(SETS)]
+def add_copies(group: Group, device: str) -> None:
+    """Copy half of the group's bytes, which reads and writes them all; into memory kept, and fresh."""
+    sources = [torch.ones(group.moved // 8, device=device) for _ in range(SETS)]
     targets = [torch.zeros_like(s) for s in sources]
-    return lambda i: targets[i % SETS].copy_(sources[i % SETS])
+    group.contenders["fresh copy"] = lambda i: sources[i % SETS].clone()
+    group.contenders["copy"] = lambda i: targets[i % SETS].copy_(sources[i % SETS])
 
 
 def quantize_groups(n: int, device: str, inductor: bool) -> list[Group]:
     """Return the groups over latents (n, 5), float32."""
     latents = [torch.randn(n, 5, device=device) * 2 for _ in range(SETS)]
     formula, vq = Formula(device), vector_quantize_pytorch(device)
+    rule = Reference(device)
+    assert torch.equal(rule.indices(latents[0]), ops.quantize_indices(latents[0], LEVELS, backend="torch"))
     indices = [formula.indices(z) for z in latents]
     names = own_backends(device)
 
@@ -113,18 +149,21 @@ def quantize_groups(n: int, device: str, inductor: bool) -> list[Group]:
         first.contenders[b] = lambda i, b=b: ops.quantize_indices(latents[i % SETS], LEVELS, backend=b)
         second.contenders[b] = lambda i, b=b: ops.quantize(latents[i % SETS], LEVELS, backend=b)
         third.contenders[b] = lambda i, b=b: ops.dequantize(indices[i % SETS], LEVELS, backend=b)
-    for group, function, inputs in (
-        (first, formula.indices, latents),
-        (second, formula.quantize, latents),
-        (third, formula.codes, indices),
+    for group, function, definition, inputs in (
+        (first, formula.indices, rule.indices, latents),
+        (second, formula.quantize, rule.quantize, latents),
+        (third, formula.codes, rule.codes, indices),
     ):
         group.contenders["formula, eager"] = lambda i, f=function, x=inputs: f(x[i % SETS])
         fast = compiled(function, inputs[0]) if inductor else None
         if fast is not None:
             group.contenders["formula, torch.compile"] = lambda i, f=fast, x=inputs: f(x[i % SETS])
+        fast = compiled(definition, inputs[0]) if inductor else None
+        if fast is not None:
+            group.contenders["reference, torch.compile"] = lambda i, f=fast, x=inputs: f(x[i % SETS])
         if vq is not None and group is not third:
             group.contenders["vector-quantize-pytorch"] = lambda i: vq(latents[i % SETS])
-        group.contenders["copy"] = copy_of(group.moved, device)
+        add_copies(group, device)
     return [first, second, third]
 
 
@@ -153,7 +192,7 @@ def projection_groups(n: int, device: str) -> list[Group]:
             formula.codes(indices[i % SETS]) @ expand.t()
         ).to(d)
         for group in (to, back):
-            group.contenders["copy"] = copy_of(group.moved, device)
+            add_copies(group, device)
         groups += [to, back]
     return groups
 
@@ -179,7 +218,7 @@ def raster_groups(side: int, device: str) -> list[Group]:
             tiles[i % 2], starts, starts, *weights, size, size, mean, std, mask, dtype=torch.uint16, backend=b
         )
     for group in (cut, join):
-        group.contenders["copy"] = copy_of(group.moved, device)
+        add_copies(group, device)
     return [cut, join]
 
 
@@ -187,11 +226,11 @@ def raster_groups(side: int, device: str) -> list[Group]:
 
 
 def seconds(function: Callable[[int], Any], number: int, device: str) -> float:
-    """Time one call; on CUDA by events, between which the queue never runs dry."""
+    """Time one call by `clock`; on CUDA by events, between which the queue never runs dry."""
     if device == "cpu":
-        start = time.perf_counter()
+        start = clock()
         function(number)
-        return time.perf_counter() - start
+        return clock() - start
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     begin.record()
@@ -229,33 +268,52 @@ def print_group(group: Group, medians: dict[str, float]) -> None:
 
 
 @torch.inference_mode()
-def shares(rounds: int, device: str) -> dict[str, float]:
-    """Return the share of the FSQ step in an embedded tokenizer's encode and decode, by backend."""
+def shares(rounds: int, device: str) -> dict[str, dict[str, float]]:
+    """Return seconds of encode and decode and of the quantizer's part in them, by backend."""
     from tmcodec.codec.models import EMBEDDED
     from tmcodec.codec.tokenizer import MiniTokenizer
 
-    model = next((m for m in EMBEDDED.values() if m.path.exists()), None)
-    if model is None:
-        return {}
-    tok = MiniTokenizer.from_file(model.path, device)
-    x = torch.zeros(1, len(tok.modality.bands), 1024, 1024, device=tok.device)
-    tokens = tok.encode(x)
-    whole = [seconds(lambda _: tok.encode(x), 0, device) for _ in range(rounds)]
-    decode = [seconds(lambda _: tok.decode(tokens), 0, device) for _ in range(rounds)]
-    latents = torch.randn(1, 64, 64, len(tok.levels), device=tok.device)
-    found = {"encode, ms": statistics.median(whole) * 1e3, "decode, ms": statistics.median(decode) * 1e3}
-    for b in own_backends(device):
-        to = [
-            seconds(lambda _, b=b: ops.quantize_indices(latents, tok.levels, backend=b), 0, device)
-            for _ in range(99)
-        ]
-        back = [
-            seconds(lambda _, b=b: ops.dequantize(tokens, tok.levels, backend=b), 0, device)
-            for _ in range(99)
-        ]
-        found[f"{b}: share of encode"] = statistics.median(to) / statistics.median(whole)
-        found[f"{b}: share of decode"] = statistics.median(back) / statistics.median(decode)
-    return found
+    tok = MiniTokenizer.from_file(EMBEDDED["mini-s2l2a-v1"].path, device)
+    x = torch.rand(1, len(tok.modality.bands), 1024, 1024, device=tok.device) * 4000
+    tokens, latents = tok.encode(x), torch.randn(1, 64, 64, len(tok.levels), device=tok.device)
+    names = [name for name in own_backends(device) if name != "numba"]
+    group = Group("shares", 1, "tile", 0)
+    for b in names:
+        group.contenders[f"encode, {b}"] = lambda i, b=b: with_backend(b, lambda: tok.encode(x))
+        group.contenders[f"decode, {b}"] = lambda i, b=b: with_backend(b, lambda: tok.decode(tokens))
+        group.contenders[f"quantize, {b}"] = lambda i, b=b: ops.quantize_indices(
+            latents, tok.levels, backend=b
+        )
+        group.contenders[f"dequantize, {b}"] = lambda i, b=b: ops.dequantize(tokens, tok.levels, backend=b)
+    found = measure(group, rounds, device)
+    return {
+        b: {what: found[f"{what}, {b}"] for what in ("encode", "quantize", "decode", "dequantize")}
+        for b in names
+    }
+
+
+def with_backend(name: str, call: Callable[[], Any]) -> None:
+    """Call with the whole process's backend set."""
+    before = os.environ.get(backends.VARIABLE)
+    os.environ[backends.VARIABLE] = name
+    try:
+        call()
+    finally:
+        os.environ.pop(backends.VARIABLE) if before is None else os.environ.update(
+            {backends.VARIABLE: before}
+        )
+
+
+def print_shares(found: dict[str, dict[str, float]]) -> None:
+    print("\n1024 x 1024 x 12 with mini-s2l2a-v1: milliseconds, and the share of the quantizer")
+    titles = ("encode", "quantize", "share", "decode", "dequantize", "share")
+    print(f"  {'backend':10}" + "".join(f"{title:>11}" for title in titles))
+    for name, t in found.items():
+        ms = {what: spent * 1e3 for what, spent in t.items()}
+        print(
+            f"  {name:10}{ms['encode']:11.1f}{ms['quantize']:11.3f}{t['quantize'] / t['encode']:11.3%}"
+            f"{ms['decode']:11.1f}{ms['dequantize']:11.3f}{t['dequantize'] / t['decode']:11.3%}"
+        )
 
 
 # --------------------------------------------------------------------------- command
@@ -285,10 +343,19 @@ def main() -> None:
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda")
     )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="one thread, and its processor time: for a machine that is busy",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--json", type=Path, help="write the medians, in seconds, here too")
     options = parser.parse_args()
     device = options.device
+    if options.cpu_time:
+        global clock
+        clock = time.process_time
+        torch.set_num_threads(1)
     sizes = options.vectors or ([12_544, 10_000_000] if device == "cuda" else [1 << 20])
     report: dict[str, Any] = {"machine": machine(device), **backends.describe()}
     for name, text in report.items():
@@ -300,10 +367,8 @@ def main() -> None:
         medians = measure(group, options.rounds, device)
         print_group(group, medians)
         report[f"{group.title}, {group.count}"] = medians
-    print("\nOne tile of 1024 x 1024 with an embedded tokenizer")
     report["shares"] = shares(options.rounds, device)
-    for name, value in report["shares"].items():
-        print(f"  {name:26}" + (f"{value:9.2f}" if name.endswith("ms") else f"{value:9.4%}"))
+    print_shares(report["shares"])
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
 

@@ -83,7 +83,11 @@ MANY_LISTS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("levels", "form"), MANY_LISTS)
 def test_backends_agree_on_ten_million_latents(levels, form):
-    """10^7 vectors of each data type, a million at a time: indices of all, codes of the first million."""
+    """10^7 vectors of each data type, a million at a time.
+
+    torch, the slowest by far, sees all in float32 and a hundredth in the other types; there the others
+    are compared with their own digits of the same values in float32.
+    """
     names = [name for name in backends.NAMES if name != "torch" and not backends.unavailable(name)]
     if not names:
         pytest.skip("torch is the only backend here")
@@ -92,12 +96,12 @@ def test_backends_agree_on_ten_million_latents(levels, form):
         base = random_latents(1_000_000, levels, form, torch.float32, part)
         for dtype in DTYPES:
             z = base.to(dtype)
-            expected = ops.quantize_indices(z, levels, form, backend="torch")
+            pivot = "torch" if dtype == torch.float32 else names[0]
+            expected = ops.quantize_indices(z.float(), levels, form, backend=pivot)
             for name in names:
                 found = ops.quantize_indices(z, levels, form, backend=name)
                 different[name, dtype] += int((found != expected).sum())
-                if part == 0:
-                    assert_same(levels, form, z, name)
+                assert_same(levels, form, z[part::100], name)
     assert different == dict.fromkeys(different, 0)
 
 
