@@ -227,7 +227,8 @@ class CrossEntropy(Loss):
 
     def forward(self, pair: Pair) -> Tensor:
         ids = torch.where(pair.valid[:, 0], pair.truth[:, 0], 0).long()
-        miss = F.cross_entropy(pair.guess, ids, reduction="none")
+        logits = torch.where(pair.valid[:, :1], pair.guess, 0.0)
+        miss = F.cross_entropy(logits, ids, reduction="none")
         share = pair.valid[:, 0].float()
         if self.weights is not None:
             share = share * self.weights[ids]

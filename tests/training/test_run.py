@@ -1,0 +1,207 @@
+"""``tmcodec train``: resume, stages, starting points, refusals. Needs the extra ``train``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import SMALL
+
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+
+from click.testing import CliRunner
+
+from tmcodec.cli import cli
+from tmcodec.codec.weights import load_weights, save_weights
+from tmcodec.errors import ConfigError
+from tmcodec.networks.mini import MiniConfig, MiniNet
+from tmcodec.training import run as training
+from tmcodec.training.starting import net_of_checkpoint
+
+Config = Callable[..., Path]
+
+KILLED = """
+import os, signal, sys
+from tmcodec.training import run
+from lightning.pytorch import Callback
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 3 and batch_idx % 2:  # in the middle of an accumulated step
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.modules["killing"] = type(sys)("killing")
+sys.modules["killing"].Kill = Kill
+Kill.__module__ = "killing"
+run.run("fit", ["-c", sys.argv[1], "--trainer.callbacks+=killing.Kill"])
+"""
+
+
+def fit(path: Path, *args: str) -> Any:
+    """Train in this process."""
+    return training.run("fit", ["-c", str(path), *args])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as plain tensors."""
+    return torch.load(path, weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Compare nested states bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(config: Config, tmp_path: Path) -> None:
+    whole, broken = (
+        config(
+            name=n,
+            trainer={
+                "max_steps": 6,
+                "accumulate_grad_batches": 2,
+                "val_check_interval": 2,
+                "check_val_every_n_epoch": None,
+            },
+            data={"epoch": 10},
+            model={"balance": True},
+        )
+        for n in ("whole", "broken")
+    )
+    fit(whole)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(broken)], capture_output=True, timeout=120, check=False
+    )
+    assert killed.returncode == -9, killed.stderr
+    last = tmp_path / "broken" / "last.ckpt"
+    assert load(last)["global_step"] == 3
+    fit(broken, f"--ckpt_path={last}")
+    a, b = load(tmp_path / "whole" / "last.ckpt"), load(last)
+    assert a["global_step"] == b["global_step"] == 6
+    assert same(a["state_dict"], b["state_dict"])
+    assert same(a["moving_average"], b["moving_average"])
+    assert same(a["optimizer_states"], b["optimizer_states"])
+    assert a["tokenizer_config"] == b["tokenizer_config"]
+
+
+def test_the_weights_file_decodes_and_holds_the_average(config: Config, tmp_path: Path) -> None:
+    callbacks = [
+        {"class_path": "MovingAverage"},
+        {"class_path": "WeightsFile", "init_args": {"name": "mine"}},
+        {"class_path": "ModelCheckpoint", "init_args": {"dirpath": str(tmp_path / "run"), "save_last": True}},
+    ]
+    path = config("LULC")
+    fit(path, "--trainer.max_steps=2", f"--trainer.callbacks={callbacks}")
+    net, name, _, notes = load_weights(tmp_path / "run" / "mine.safetensors")
+    assert (name, notes["training"]) == ("mine", "stage mean, 2 steps")
+    average = net_of_checkpoint(tmp_path / "run" / "last.ckpt")
+    for key, value in average.state_dict().items():
+        assert torch.equal(value.half().float(), net.state_dict()[key]), key
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Return weights to go on from; untrained, but with statistics."""
+    torch.manual_seed(1)
+    cfg = MiniConfig("NDVI", 1, (8, 8, 8, 6, 5), **SMALL, mean=(0.3,), std=(0.3,))
+    path = tmp_path / "start.safetensors"
+    save_weights(path, MiniNet(cfg), "start", {})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "moves"), [("decoder", "decoder."), ("denoiser", "denoiser."), ("chain", "denoiser.")]
+)
+def test_stages_move_their_part_alone(
+    stage: str, moves: str, config: Config, trained: Path, tmp_path: Path
+) -> None:
+    before = load_weights(trained)[0]
+    path = config(model={"net": None, "stage": stage, "start": str(trained), "optimizer": {"lr": 0.01}})
+    fit(path, "--trainer.max_steps=2")
+    after = load(tmp_path / "run" / "last.ckpt")["state_dict"]
+    changed = {k for k, v in before.state_dict().items() if not torch.equal(v, after[f"net.{k}"])}
+    assert changed
+    assert all(name.startswith(moves) for name in changed)
+    x = torch.rand(1, 1, 64, 64)
+    later = net_of_checkpoint(tmp_path / "run" / "last.ckpt").eval()
+    tokens = [net.fsq.latents_to_indices(net.latents(x)) for net in (before, later)]
+    assert torch.equal(*tokens)
+
+
+def test_a_run_goes_on_from_a_checkpoint_of_another_stage(config: Config, tmp_path: Path) -> None:
+    fit(config(name="first"), "--trainer.max_steps=1")
+    start = str(tmp_path / "first" / "last.ckpt")
+    second = config(name="second", model={"net": None, "stage": "denoiser", "start": start})
+    module = fit(second, "--trainer.max_steps=1").model
+    assert module.net.cfg.mean == net_of_checkpoint(Path(start)).cfg.mean != ()
+    assert len(module.net.cfg.residual_std) == 1
+
+
+def test_statistics_are_measured_once_and_kept(config: Config, tmp_path: Path) -> None:
+    path = config("S1GRD")
+    result = CliRunner().invoke(cli, ["train", "stats", "-c", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    module = fit(path, "--trainer.max_steps=1").model
+    assert str(list(module.net.cfg.mean))[1:8] in result.output
+    saved = MiniConfig.from_dict(json.loads(load(tmp_path / "run" / "last.ckpt")["tokenizer_config"]))
+    assert saved.mean == module.net.cfg.mean
+
+
+def test_validate_and_test_use_the_averaged_weights(config: Config, tmp_path: Path) -> None:
+    path = config()
+    fit(path)
+    last = str(tmp_path / "run" / "last.ckpt")
+    averaged = training.run("test", ["-c", str(path), f"--ckpt_path={last}"]).trainer.callback_metrics
+    bare = ["--trainer.callbacks=[]"]
+    raw = training.run("test", ["-c", str(path), f"--ckpt_path={last}", *bare]).trainer.callback_metrics
+    assert float(averaged["test/psnr"]) != float(raw["test/psnr"])
+    again = training.run("validate", ["-c", str(path), f"--ckpt_path={last}"]).trainer.callback_metrics
+    assert float(again["val/psnr"]) == pytest.approx(float(averaged["test/psnr"]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"trainer": {"max_stepz": 3}}, "max_stepz"),
+        ({"model": {"losses": [{"name": "lpipz"}]}}, "unknown loss 'lpipz'"),
+        ({"model": {"losses": [{"name": "mse", "options": {"power": 3}}]}}, "no option 'power'"),
+        ({"model": {"losses": [{"name": "ndvi"}]}}, "NDVI"),
+        ({"model": {"stage": "decoder"}}, "model.start"),
+        ({"model": {"net": None}}, "model.net"),
+        ({"data": {"side": 40}}, "data.side"),
+        ({"data": {"wrap": 0.5}}, "wrap"),
+        ({"trainer": {"max_steps": -1, "max_epochs": -1}}, "max_steps"),
+    ],
+)
+def test_wrong_configurations_are_one_line(change: dict[str, Any], says: str, config: Config) -> None:
+    result = CliRunner().invoke(cli, ["train", "fit", "-c", str(config(**change))])
+    assert result.exit_code == 1, result.output
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("tmcodec: error: ")
+    assert says in message
+
+
+def test_data_of_another_modality_are_refused(config: Config, corpus: Callable[[str], Path]) -> None:
+    path = config("NDVI")
+    source = {"class_path": "RasterFolder", "init_args": {"path": str(corpus("DEM")), "modality": "DEM"}}
+    with pytest.raises(ConfigError, match="the data are DEM"):
+        fit(path, f"--data.train=[{source}]", "--data.val=null")
+
+
+def test_fast_dev_run_and_bf16(config: Config) -> None:
+    result = CliRunner().invoke(
+        cli, ["train", "fit", "-c", str(config()), "--fast-dev-run", "--trainer.precision=bf16-mixed"]
+    )
+    assert result.exit_code == 0, result.output
