@@ -240,10 +240,16 @@ class RasterSource:
         # float32 is exact for 16-bit integers; wider ones and float64 are scaled in float64.
         work = np.result_type(stored.dtype, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # nodata such as -3.4e38 may overflow
-            values[...] = stored.astype(work) * work.type(self.scale) + work.type(self.offset)
+            # In place where float32 does: fresh memory for copies costs more than the arithmetic.
+            scaled = values if work == np.float32 else np.empty(stored.shape, work)
+            np.multiply(stored, work.type(self.scale), out=scaled, dtype=work)
+            scaled += work.type(self.offset)
+            if scaled is not values:
+                values[...] = scaled
         finite = np.isfinite(values)
-        valid &= finite
-        values[~finite] = 0
+        if not finite.all():
+            valid &= finite
+            values[~finite] = 0
 
     def _output_nodata(self) -> int | float | None:
         nodata = next((n for n in self._nodatas if n is not None), None)
