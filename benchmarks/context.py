@@ -31,6 +31,7 @@ import numpy.typing as npt
 import torch
 
 import tmcodec
+from tmcodec.codec.models import default_model
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality
 from tmcodec.tokenfile import FileMeta, TokenFile, TokenFileWriter
 from tmcodec.tokenfile.coders import encode_tokens, radix_size
@@ -160,7 +161,7 @@ def line(name: str, rows: list[dict[str, float]], markdown: bool) -> str:
 
 def run(modality: Modality, data: Path, markdown: bool) -> None:
     """Print the rows of one modality."""
-    tokenizer = tmcodec.load_tokenizer(f"mini-{modality.name.lower()}-v1", device="cpu")
+    tokenizer = tmcodec.load_tokenizer(default_model(modality.name), device="cpu")
     levels, weights = tokenizer.levels, tokenizer.sha256
     rows, chips, kinds, dates = [], [], {}, []
     folders = VAL_FOLDERS.get(modality.name, {modality.name: 1.0})
@@ -190,7 +191,7 @@ def run(modality: Modality, data: Path, markdown: bool) -> None:
 def speed(data: Path) -> None:
     """Print tokens a second of processor time of each backend, coding and decoding a full chunk."""
     modality = MODALITIES["S2L2A"]
-    tokenizer = tmcodec.load_tokenizer("mini-s2l2a-v1", device="cpu")
+    tokenizer = tmcodec.load_tokenizer(default_model("S2L2A"), device="cpu")
     scenes = load_scenes(data, "val", modality, {"S2L2A": 1.0})
     found = []
     for s in scenes:

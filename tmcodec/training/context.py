@@ -5,13 +5,15 @@
 Draws crops of the train split, encodes them with the tokenizer, trains a small network to predict each
 digit from the digits known by then, rounds it to integers, chooses the rates of adaptation on the
 validation split, and writes ``tmcodec/tokenfile/tables/<tokenizer>.ctx``. Released tables are never
-overwritten: files in use need them. A better set gets the next ``--number``.
+overwritten: files in use need them. A better set gets the next ``--number``. The hash that is printed
+at the end belongs into ``tests/golden/tables.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -368,7 +370,8 @@ def main() -> None:
     tables = Tables(tokenizer.sha256, args.number, alone, referred)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack_tables(tables))
-    print(f"{path}: {path.stat().st_size} bytes")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    print(f'{path.stat().st_size} bytes\n"{path.name}": "{digest}"')
 
 
 if __name__ == "__main__":
