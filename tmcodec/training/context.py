@@ -210,7 +210,7 @@ def train(net: FloatNetwork, data: tuple[Tensor, Tensor], score: Callable[[], fl
     """Train; of some looks at the validation scenes on the way, the best is kept."""
     near, digits = data
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, weight_decay=1e-4, betas=(0.9, 0.99))
-    total = int(plan.epochs * len(digits) / plan.batch)
+    total = max(1, int(plan.epochs * len(digits) / plan.batch))
     best, kept = math.inf, copy.deepcopy(net.state_dict())
     for step in range(total):
         for group in optimizer.param_groups:
@@ -221,7 +221,7 @@ def train(net: FloatNetwork, data: tuple[Tensor, Tensor], score: Callable[[], fl
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimizer.step()
-        if (step + 1) % (total // plan.looks) == 0:
+        if (step + 1) % max(1, total // plan.looks) == 0:
             found = score()
             print(
                 f"step {step + 1} of {total}: {loss.item():.3f} bits a token, validation {found:.3f}",
