@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -138,6 +137,12 @@ def report(what: str, taken: dict[str, float], work: float, peaks: dict[str, flo
 # --------------------------------------------------------------------------- memory
 
 
+def _resident(what: str) -> float:
+    """Return this process's ``VmRSS`` or ``VmHWM`` in GB; getrusage's peak is the parent's too."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{what}:")[1].split()[0]) / 1e6
+
+
 def _peak(kind: str, path: str, pipe: Any) -> None:
     """Send the peak resident memory in GB of loading weights and encoding, or decoding, one tile."""
     from parity_helpers import import_terratorch
@@ -145,17 +150,17 @@ def _peak(kind: str, path: str, pipe: Any) -> None:
     x, tokens = torch.randn(1, 12, SIZE, SIZE), torch.randint(0, 15360, (1, 16, 16))
     if kind.startswith("theirs"):
         module = import_terratorch()
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        base = _resident("VmRSS")
         net = module.terramind_v1_tokenizer_s2l2a(ckpt_path=path).eval()
         with torch.inference_mode():
             net.tokenize(x) if "encode" in kind else net.decode_tokens(tokens, timesteps=1, verbose=False)
     else:
         import tmcodec
 
-        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        base = _resident("VmRSS")
         tok = tmcodec.load_tokenizer(NAME, "cpu", checkpoint=path, precision=kind.split()[-1])
         tok.encode(x) if "encode" in kind else tok.decode(tokens)
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1e6)
+    pipe.send(_resident("VmHWM") - base)
 
 
 def memory(folder: Path) -> list[list[str]]:
@@ -206,10 +211,9 @@ def main() -> None:
     ap.add_argument("--steps", type=int, default=5)
     ap.add_argument("--markdown", action="store_true")
     args = ap.parse_args()
-    rows = measure(args.batch, args.repeat, args.steps)
+    show(measure(args.batch, args.repeat, args.steps), args.markdown)
     with tempfile.TemporaryDirectory() as folder:
-        rows += memory(Path(folder))
-    show(rows, args.markdown)
+        show(memory(Path(folder)), args.markdown)
 
 
 if __name__ == "__main__":
