@@ -183,7 +183,7 @@ class RasterFolder(CropSource):
         check_derivation(self.source, self.modality)
         absent = [b for b in self.modality.bands if b not in self.source.bands]
         if self.modality.optical and absent and missing_bands == "error":
-            raise ConfigError(f"{self.source.name} has no {absent[0]}; set missing_bands to invalid to mask it")
+            raise ConfigError(f"{self.source.name} has no {absent[0]}; set missing_bands to invalid")
         self.s2_offset, self.scale, self.missing_bands = s2_offset, scale, missing_bands
         self.class_map = parse_class_map(class_map) if class_map else None
         self.files = list_rasters(Path(path))
