@@ -205,3 +205,56 @@ def test_fast_dev_run_and_bf16(config: Config) -> None:
         cli, ["train", "fit", "-c", str(config()), "--fast-dev-run", "--trainer.precision=bf16-mixed"]
     )
     assert result.exit_code == 0, result.output
+
+
+def test_the_learning_rate_finder_leaves_no_other_trace(config: Config, tmp_path: Path) -> None:
+    found = fit(config(), "--lr_find=true")
+    assert found.model.lr != 0.01
+    assert found.trainer.global_step == 5
+    assert found.datamodule.state_dict() == {"given": 5}
+    assert load(tmp_path / "run" / "last.ckpt")["moving_average_step"] == 5
+
+
+def test_pictures_go_to_tensorboard(config: Config, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    callbacks = [{"class_path": "Reconstructions", "init_args": {"count": 2}}]
+    fit(
+        config("S2L2A"),
+        "--trainer.logger=true",
+        f"--trainer.callbacks={callbacks}",
+        "--trainer.max_steps=4",
+        "--trainer.log_every_n_steps=1",
+    )
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "lightning_logs" / "version_0"))
+    events.Reload()
+    assert events.Tags()["images"] == ["val/0", "val/1"]
+    shown = events.Images("val/0")[0]
+    assert (shown.height, shown.width) == (32, 96)
+    assert {"val/psnr", "val/loss", "train/mse", "data/skipped"} <= set(events.Tags()["scalars"])
+
+
+def test_a_missing_package_is_one_line() -> None:
+    code = "import sys; sys.modules['lightning'] = None; from tmcodec.cli import main; main(['train', 'fit'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("tmcodec: error: training needs the package lightning")
+    assert found.stderr.count("\n") == 1
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from tmcodec.cli import cli
+for args in (["--help"], ["train", "--help"], ["train", "fit", "--help"]):
+    try:
+        cli(args)
+    except SystemExit:
+        pass
+print("heavy:", sorted({"torch", "lightning", "jsonargparse", "numpy"} & set(sys.modules)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert found.stdout.endswith("heavy: []\n"), found.stdout + found.stderr

@@ -46,7 +46,8 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Look for a learning rate where it is asked for."""
         if self._get(self.config, "lr_find"):
-            Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule)
+            # No early stop: it compares with a multiple of the best loss, and logarithms go below 0.
+            Tuner(self.trainer).lr_find(self.model, datamodule=self.datamodule, early_stop_threshold=None)
             self.datamodule.load_state_dict({"given": 0})  # what the search saw counts for nothing
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
