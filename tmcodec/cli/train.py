@@ -17,6 +17,7 @@ _FLAGS = {"--fast_dev_run": "--trainer.fast_dev_run=true", "--lr_find": "--lr_fi
 
 
 @click.group("train")
+@debug_option
 def command() -> None:
     """Train a tokenizer by a YAML file; needs the extra ``train``.
 
@@ -58,6 +59,7 @@ def _run(name: str, args: tuple[str, ...]) -> None:
 
 @command.command("fit", cls=Command, context_settings=_FORWARD)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@debug_option
 def fit_command(args: tuple[str, ...]) -> None:
     """Train, or go on with --ckpt_path LAST.ckpt. Flags: --fast-dev-run, --lr-find."""
     _run("fit", args)
@@ -65,6 +67,7 @@ def fit_command(args: tuple[str, ...]) -> None:
 
 @command.command("validate", cls=Command, context_settings=_FORWARD)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@debug_option
 def validate_command(args: tuple[str, ...]) -> None:
     """Compute losses and PSNR on the validation crops, --ckpt_path CKPT."""
     _run("validate", args)
@@ -72,6 +75,7 @@ def validate_command(args: tuple[str, ...]) -> None:
 
 @command.command("test", cls=Command, context_settings=_FORWARD)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@debug_option
 def test_command(args: tuple[str, ...]) -> None:
     """Compute losses and PSNR on the test crops, --ckpt_path CKPT."""
     _run("test", args)
