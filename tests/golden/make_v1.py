@@ -138,7 +138,7 @@ def balanced() -> Case:
         levels=(8, 8, 8, 6, 5), width=100, height=56, dtype="uint16", units="DN", s2_offset="absent",
         bands=("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"),
         times=(datetime(2018, 5, 1), datetime(2018, 8, 1)),
-        balance=Balance(3, 2000.0, 64, 4.0, tuple(values)),
+        balance=Balance(3, 2000.0, 64, 4.0, tuple(values), 128, tuple(i - 26 for i in range(2 * 2 * 13))),
     )  # fmt: skip
     chunks = tuple(Chunk(0, time, 0, 0, scatter(4, 7, 15360, 20 + time)) for time in range(2))
     return Case("balanced", FileMeta((meta,)), chunks, needs_zstd=False)

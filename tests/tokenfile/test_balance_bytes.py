@@ -30,15 +30,25 @@ def balanced(**changes: Any) -> LayerMeta:
 def test_the_bytes_of_the_document() -> None:
     # 1 x 2 nodes, 2 bands: g, o of each band at the first node, then what changes at the second.
     balance = Balance(32, 2000.0, 64, 4.0, (0, -1, 3, 20, 1, -1, 3, 10))
-    assert pack_balance(balance, 2).hex(" ") == "20 80 7d 40 20 00 00 01 06 28 02 00 00 13"
-    assert unpack_balance(Cursor(bytes.fromhex("20807d40200000010628020000 13"), "x"), 2) == balance
+    assert pack_balance(balance, 2).hex(" ") == "20 80 7d 40 20 00 00 00 01 06 28 02 00 00 13"
+    assert unpack_balance(Cursor(bytes.fromhex("20807d4020000000010628020000 13"), "x"), 2) == balance
+
+
+def test_the_bytes_of_a_mixing() -> None:
+    # One component of 2 bands: u = (3, -4), v = (64, 0), then the nodes.
+    balance = Balance(32, 2000.0, 64, 4.0, (0, 0, 0, 1), 128, (3, -4, 64, 0))
+    assert pack_balance(balance, 2).hex(" ") == "20 80 7d 40 20 01 80 01 06 07 80 01 00 00 00 00 00 02"
+    assert unpack_balance(Cursor(pack_balance(balance, 2), "x"), 2) == balance
+    assert balance.mixes(1, 2).tolist() == [[[[3, -4], [64, 0]]]]
 
 
 @given(st.integers(1, 4), st.integers(1, 300), st.data())
 @settings(max_examples=60, deadline=None)
 def test_comes_back(bands: int, nodes: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(INTEGERS, min_size=nodes * bands * 2, max_size=nodes * bands * 2))
-    balance = Balance(5, -0.5, 1, 0.25, tuple(values))
+    mixed = 2 * bands * data.draw(st.integers(1, 3))
+    mix = data.draw(st.lists(INTEGERS, min_size=mixed, max_size=mixed))
+    balance = Balance(5, -0.5, 1, 0.25, tuple(values), data.draw(st.integers(1, 1000)), tuple(mix))
     packed = pack_balance(balance, bands)
     assert unpack_balance(Cursor(packed, "x"), bands) == balance
 
@@ -85,6 +95,10 @@ def test_a_file_keeps_it_and_a_reader_without_it_skips_it() -> None:
         ({"step": float("inf")}, "step inf"),
         ({"values": (1,) * 35}, "35 integers where 36 belong"),
         ({"values": (MAX_VALUE + 1,) * 36}, "beyond 32767"),
+        ({"mix": (1,) * 5}, "5 integers of mixing"),
+        ({"mix": (1,) * 6 * 17}, "102 integers of mixing"),
+        ({"mix": (1, 1, 1, 1, 1, -MAX_VALUE - 1)}, "beyond 32767"),
+        ({"mix_divisor": 0}, "mix_divisor 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
@@ -94,7 +108,7 @@ def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> N
         balanced(balance=replace(good, **change))
 
 
-HEAD = bytes.fromhex("04 80 7d 40 20")
+HEAD = bytes.fromhex("04 80 7d 40 20 00")
 BOMB = zstandard.ZstdCompressor().compress(bytes(2**27))
 
 
@@ -138,11 +152,13 @@ def test_stacking_joins_the_balances_of_dates() -> None:
     from datetime import datetime
 
     one = balanced(times=(datetime(2020, 1, 1),))
-    other = one.replace(times=(datetime(2019, 1, 1),), balance=replace(one.balance, values=(7,) * 36))
+    early = replace(one.balance, values=(7,) * 36, mix=(5, 4, 3, 2, 1, 0))
+    other = one.replace(times=(datetime(2019, 1, 1),), balance=early)
     none = one.replace(times=(datetime(2021, 1, 1),), balance=None)
     files = [io.BytesIO(write_file(m, [random_tokens(m)])) for m in (one, other, none)]
     meta = stack(files, io.BytesIO())
-    assert meta.layers[0].balance == replace(one.balance, values=(7,) * 36 + one.balance.values + (0,) * 36)
+    joined = (7,) * 36 + one.balance.values + (0,) * 36
+    assert meta.layers[0].balance == replace(one.balance, values=joined, mix=(5, 4, 3, 2, 1, 0) + (0,) * 12)
     coarser = one.replace(times=(datetime(2022, 1, 1),), balance=replace(one.balance, step=8.0))
     with pytest.raises(StackError, match="other nodes or steps"):
         stack([files[0], io.BytesIO(write_file(coarser, [random_tokens(coarser)]))], io.BytesIO())

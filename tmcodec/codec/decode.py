@@ -399,7 +399,7 @@ def token_window(area: Window, patch: int) -> tuple[int, int, int, int]:
 def decode_squares(job: Job, watch: Stopwatch) -> Iterator[tuple[Window, Values, Mask | None]]:
     """Yield ``(window in the output, values (C, h, w), valid (C, h, w) or None)`` of each square."""
     layer, patch = job.layer, job.tokenizer.patch
-    balance, nodes = layer.meta.balance, layer_nodes(job)
+    balance, integers = layer.meta.balance, balance_integers(job)
 
     def context_of(square: Window) -> Window:
         return job.tokenizer.decoder_context(square, layer.width, layer.height, job.steps, job.sampler)
@@ -416,17 +416,19 @@ def decode_squares(job: Job, watch: Stopwatch) -> Iterator[tuple[Window, Values,
             valid = np.broadcast_to(read.valid, (len(layer.bands), *read.valid.shape[1:]))[:, rows, cols]
         with watch("network"):
             values = decode_context(job, read, context, valid)[:, rows, cols]
-            if balance is not None and nodes is not None:
-                apply_balance(values, square, balance, nodes, patch)
+            if balance is not None and integers is not None:
+                apply_balance(values, square, balance, *integers, patch)
         yield square.relative_to(job.window), values, valid
 
 
-def layer_nodes(job: Job) -> npt.NDArray[np.int32] | None:
-    """Return the integers of the layer's balance at the wanted time, or None where it has none."""
+def balance_integers(job: Job) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+    """Return nodes and mixing of the layer's balance at the wanted time, or None where it has none."""
     meta = job.layer.meta
     if meta.balance is None:
         return None
-    return meta.balance.nodes(meta.rows, meta.cols, len(meta.times), len(meta.bands))[job.time]
+    times, bands = len(meta.times), len(meta.bands)
+    nodes = meta.balance.nodes(meta.rows, meta.cols, times, bands)[job.time]
+    return nodes, meta.balance.mixes(times, bands)[job.time]
 
 
 def decode_context(job: Job, read: LayerWindow, context: Window, valid: Mask | None) -> Values:

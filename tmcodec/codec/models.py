@@ -41,15 +41,23 @@ class Model:
         return self.path.stat().st_size
 
 
+VERSIONS = {"S2L1C": (1, 2)}
+"""Generations of embedded weights where there is more than the first; files name the one that made them."""
+
+
+def _embedded(modality: str, version: int) -> Model:
+    name = f"mini-{modality.lower()}-v{version}"
+    return Model(name, modality, WEIGHTS / f"{name}.safetensors")
+
+
 EMBEDDED = {
-    f"mini-{m.lower()}-v1": Model(f"mini-{m.lower()}-v1", m, WEIGHTS / f"mini-{m.lower()}-v1.safetensors")
-    for m in MODALITIES
+    model.name: model for m in MODALITIES for model in (_embedded(m, v) for v in VERSIONS.get(m, (1,)))
 }
 
 
 def default_model(modality: str) -> str:
-    """Return the name of the embedded tokenizer of a modality."""
-    return f"mini-{modality.lower()}-v1"
+    """Return the name of the newest embedded tokenizer of a modality."""
+    return _embedded(modality, VERSIONS.get(modality, (1,))[-1]).name
 
 
 def find_weights(name: str) -> Path:

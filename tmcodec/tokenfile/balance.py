@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.errors import MetadataError, StackError
-from tmcodec.tokenfile.binary import Cursor, pack_number, pack_varint
+from tmcodec.tokenfile.binary import Cursor, pack_number, pack_varint, zigzag
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_size, zstd_unpack
 
 MAX_SPACING = 65536
 MAX_VALUE = 2**15 - 1
+MAX_COMPONENTS = 16
+"""Most components of a mixing."""
 MAX_VALUES = 2**24
 """Most integers of one layer: bounds what a compressed field can grow to."""
 
@@ -28,10 +30,12 @@ _VARINTS, _ZSTD = 0, 1
 
 @dataclass(frozen=True)
 class Balance:
-    """Gains and offsets on a coarse grid of nodes.
+    """A mixing of the bands, and gains and offsets on a coarse grid of nodes.
 
-    A decoded value y (physical units) of a band becomes ``y + g / divisor * (y - pivot) + o * step``
-    with the integers g and o of its band, interpolated bilinearly between the nodes.
+    The decoded values y of a pixel (physical units, one a band) first become
+    ``m = y + sum_j u_j / mix_divisor * (v_j / mix_divisor . (y - pivot))`` with the integer vectors u_j and
+    v_j of its time step; then each ``m + g / divisor * (m - pivot) + o * step`` with the integers g and o of
+    its band, interpolated bilinearly between the nodes.
 
     Attributes
     ----------
@@ -46,6 +50,10 @@ class Balance:
         Physical units that one unit of o makes.
     values
         The integers, in the order time, node row, node column, band, (g, o).
+    mix_divisor
+        Units of u and v that make one.
+    mix
+        The integers of the mixing, in the order time, component j, (u, v), band; none where bands stay apart.
     """
 
     spacing: int
@@ -53,6 +61,12 @@ class Balance:
     divisor: int
     step: float
     values: tuple[int, ...]
+    mix_divisor: int = 128
+    mix: tuple[int, ...] = ()
+
+    def mixes(self, times: int, bands: int) -> NDArray[np.int32]:
+        """Return the mixing as an array (times, components, 2, bands)."""
+        return np.array(self.mix, np.int32).reshape(times, -1, 2, bands)
 
     def nodes(self, rows: int, cols: int, times: int, bands: int) -> NDArray[np.int32]:
         """Return the integers as an array (times, node rows, node cols, bands, 2) of a token grid."""
@@ -78,7 +92,12 @@ def check_balance(balance: Balance, rows: int, cols: int, times: int, bands: int
     expected = math.prod(node_counts(rows, cols, balance.spacing)) * times * bands * 2
     if len(balance.values) != expected:
         raise MetadataError(f"balance: {len(balance.values)} integers where {expected} belong")
-    if max(map(abs, balance.values)) > MAX_VALUE:
+    if not 1 <= balance.mix_divisor <= MAX_VALUE:
+        raise MetadataError(f"balance: mix_divisor {balance.mix_divisor} is not in 1..{MAX_VALUE}")
+    size = times * 2 * bands
+    if len(balance.mix) % size or len(balance.mix) > MAX_COMPONENTS * size:
+        raise MetadataError(f"balance: {len(balance.mix)} integers of mixing, each component has {size}")
+    if max(map(abs, (*balance.values, *balance.mix))) > MAX_VALUE:
         raise MetadataError(f"balance: an integer beyond {MAX_VALUE}")
 
 
@@ -95,16 +114,22 @@ def join_balances(steps: Sequence[tuple[Balance | None, int, int]]) -> Balance |
     first = next((balance for balance, _, _ in steps if balance is not None), None)
     if first is None:
         return None
-    joined: list[int] = []
-    size = next(len(b.values) // times for b, _, times in steps if b is not None)
-    for balance, place, _ in steps:
-        if balance is None:
-            joined += [0] * size
-        elif replace(balance, values=()) != replace(first, values=()):
+    for balance, _, _ in steps:
+        if balance is not None and replace(balance, values=(), mix=()) != replace(first, values=(), mix=()):
             raise StackError("the balances of two time steps have other nodes or steps; encode them alike")
-        else:
-            joined += balance.values[place * size : (place + 1) * size]
-    return replace(first, values=tuple(joined))
+    values, mix = (_join([(getattr(b, name, ()), i, n) for b, i, n in steps]) for name in ("values", "mix"))
+    return replace(first, values=values, mix=mix)
+
+
+def _join(steps: Sequence[tuple[tuple[int, ...], int, int]]) -> tuple[int, ...]:
+    """Join the integers of time steps, each with its place and the places there; short ones get zeros."""
+    size = max(len(values) // times for values, _, times in steps)
+    joined: list[int] = []
+    for values, place, times in steps:
+        own = len(values) // times
+        joined += values[place * own : (place + 1) * own]
+        joined += [0] * (size - own)
+    return tuple(joined)
 
 
 def pack_balance(balance: Balance, bands: int) -> bytes:
@@ -117,7 +142,10 @@ def pack_balance(balance: Balance, bands: int) -> bytes:
     frame = zstd_pack(zigzagged.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes())
     kind, data = (_VARINTS, plain) if len(plain) <= len(frame) else (_ZSTD, frame)
     scale = pack_number(balance.pivot) + pack_varint(balance.divisor) + pack_number(balance.step)
-    return pack_varint(balance.spacing) + scale + bytes([kind]) + data
+    mix = pack_varint(len(balance.mix) // (2 * bands))
+    if balance.mix:
+        mix += pack_varint(balance.mix_divisor) + b"".join(pack_varint(zigzag(v)) for v in balance.mix)
+    return pack_varint(balance.spacing) + scale + mix + bytes([kind]) + data
 
 
 def unpack_balance(cursor: Cursor, bands: int) -> Balance:
@@ -129,6 +157,9 @@ def unpack_balance(cursor: Cursor, bands: int) -> Balance:
     """
     spacing, pivot = cursor.varint("spacing", MAX_SPACING), cursor.number("pivot")
     divisor, step = cursor.varint("divisor", MAX_VALUE), cursor.number("step")
+    mixed = 2 * bands * cursor.varint("components", MAX_VALUES // (2 * bands))
+    mix_divisor = cursor.varint("mix divisor", MAX_VALUE) if mixed else 128
+    mix = _unzigzag(cursor.varints(mixed, "mixing")) if mixed else ()
     kind = cursor.u8("kind")
     if kind == _ZSTD:
         zigzagged = _unpack_words(bytes(cursor.rest()), cursor.what)
@@ -141,9 +172,13 @@ def unpack_balance(cursor: Cursor, bands: int) -> Balance:
         raise cursor.fail(f"balance of {len(zigzagged)} integers where each node has {2 * bands}")
     if int(zigzagged.max()) > 4 * MAX_VALUE + 1:  # the largest difference; sums cannot overflow
         raise cursor.fail("balance has a difference out of range")
-    steps = (zigzagged >> 1) ^ -(zigzagged & 1)
+    steps = np.array(_unzigzag(zigzagged), np.int64)
     values = np.cumsum(steps.reshape(-1, 2 * bands), axis=0).reshape(-1)
-    return Balance(spacing, pivot, divisor, step, tuple(values.tolist()))
+    return Balance(spacing, pivot, divisor, step, tuple(values.tolist()), mix_divisor, mix)
+
+
+def _unzigzag(values: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(((values >> 1) ^ -(values & 1)).tolist())
 
 
 def _unpack_words(frame: bytes, what: str) -> NDArray[np.int64]:
