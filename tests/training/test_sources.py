@@ -185,6 +185,21 @@ def test_processes_share_the_stream(corpus: Corpus) -> None:
     assert shared == numbers
 
 
+def test_errors_of_workers_are_as_short_as_others(corpus: Corpus) -> None:
+    folder = corpus("S1GRD")
+    for path in folder.glob("*.tif"):
+        path.write_bytes(path.read_bytes()[:20000])
+    crops = Crops([RasterFolder(str(folder), "S1GRD", by_size=False)], 64, 5)
+    messages = []
+    for workers in (0, 1):
+        with pytest.raises(CorpusError) as caught:
+            list(CropLoader(crops, 2, 2, workers, 0, 1, endless=True))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert ".tif" in messages[0]
+    assert "\n" not in messages[0]
+
+
 def test_validation_crops_are_the_same_every_time(corpus: Corpus) -> None:
     crops = Crops([RasterFolder(str(corpus("NDVI")), "NDVI")], 32, 5)
     loader = CropLoader(crops, 2, 2, 0, 0, 1, endless=False)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tmcodec.errors import TmcodecError
 from tmcodec.training.corpus import AUGMENT, warp_crop
 from tmcodec.training.sources import Crop, CropSource, reflect
 
@@ -86,6 +87,18 @@ class Crops(Dataset[Batch]):
         return (values[:, :, ::-1], valid[:, :, ::-1]) if rng.integers(2) else (values, valid)
 
 
+def named_errors(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """Yield a loader's batches; a worker's error, which torch wraps in its traceback, is unwrapped."""
+    try:
+        yield from loader
+    except TmcodecError as error:
+        last = str(error).strip().splitlines()[-1]
+        name = f"{type(error).__module__}.{type(error).__qualname__}: "
+        if not last.startswith(name):
+            raise
+        raise type(error)(last.removeprefix(name)) from error
+
+
 class CropLoader:
     """Batches of a `Crops` for one of several processes; `given` counts them over all epochs.
 
@@ -122,7 +135,7 @@ class CropLoader:
         first = self.given
         last = (first // self.batches + 1) * self.batches
         order = [self.numbers(i) for i in range(first, last)]
-        for batch in DataLoader(self.crops, batch_sampler=order, num_workers=self.workers):
+        for batch in named_errors(DataLoader(self.crops, batch_sampler=order, num_workers=self.workers)):
             self.given += 1
             yield batch
 

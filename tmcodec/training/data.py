@@ -99,19 +99,19 @@ class TokenizerData(LightningDataModule):
 
     def train_dataloader(self) -> CropLoader:
         """Return the endless stream, from where a checkpoint left it."""
-        self._stream = self._loader("train", self.epoch, endless=True)
+        self._stream = self.loader("train", self.epoch, endless=True)
         self._stream.given, self._given = self._given, 0
         return self._stream
 
     def val_dataloader(self) -> CropLoader | list[Any]:
         """Return the validation crops; nothing where there is no source."""
-        return self._loader("val", self.val_crops, endless=False) if self.sources["val"] else []
+        return self.loader("val", self.val_crops, endless=False) if self.sources["val"] else []
 
     def test_dataloader(self) -> CropLoader:
         """Return the test crops."""
         if not self.sources["test"]:
             raise ConfigError("data.test and data.val name no source; give one to test with")
-        return self._loader("test", self.val_crops, endless=False)
+        return self.loader("test", self.val_crops, endless=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many batches each process has been given: all that the stream's place depends on."""
@@ -121,7 +121,8 @@ class TokenizerData(LightningDataModule):
         """Go on where a checkpoint was saved."""
         self._given = int(state_dict["given"])
 
-    def _loader(self, part: str, count: int, endless: bool) -> CropLoader:
+    def loader(self, part: str, count: int, endless: bool) -> CropLoader:
+        """Return about `count` crops an epoch of ``"train"``, ``"val"`` or ``"test"``, for this process."""
         changes = self.augmentation if endless else {}
         crops = Crops(self.sources[part], self.side, self.seed + (0 if endless else 1), **changes)
         world = self.trainer.world_size if self.trainer is not None else 1

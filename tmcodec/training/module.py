@@ -112,8 +112,6 @@ class TokenizerModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Measure statistics and residual components where they are missing and no checkpoint brings them."""
-        for loss in self._losses:
-            loss.to(self.device)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, TokenizerData):
             return
@@ -137,7 +135,7 @@ class TokenizerModule(LightningModule):
     def _residual_components(self, data: TokenizerData) -> Tensor:
         """Return principal components ``(K, C)`` of what the mean misses, each as long as its deviation."""
         channels, count = self.net.cfg.channels, self.net.cfg.residual_channels
-        loader = data._loader("train", BASIS_BATCHES * data.batch, endless=True)
+        loader = data.loader("train", BASIS_BATCHES * data.batch, endless=True)
         total, weight = torch.zeros(channels, channels), torch.zeros(channels, channels)
         for batch in loader:
             z = self.net.compander.compress(batch["values"])
@@ -151,6 +149,13 @@ class TokenizerModule(LightningModule):
             return torch.diag(covariance.diagonal().clamp_min(1e-8).sqrt())
         variances, vectors = torch.linalg.eigh(covariance)
         return (vectors * variances.clamp_min(1e-8).sqrt()).T.flip(0)[:count].contiguous()
+
+    def on_fit_start(self) -> None:
+        """Move the frozen networks of losses to where the module is by now."""
+        for loss in self._losses:
+            loss.to(self.device)
+
+    on_validation_start = on_test_start = on_fit_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, measured values included."""

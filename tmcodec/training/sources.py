@@ -102,7 +102,7 @@ class CropSource(ABC):
                     return fill_invalid(values, valid, self.modality.mean), valid
             self._require_valid(item)
         except TmcodecError as error:
-            self._refuse(item, error)
+            self.refuse(item, error)
         return None
 
     def _require_valid(self, item: int) -> None:
@@ -110,7 +110,8 @@ class CropSource(ABC):
         if not any(valid.any() for _, valid in self.windows(item)):
             raise CorpusError("it has no valid pixel")
 
-    def _refuse(self, item: int, error: TmcodecError) -> None:
+    def refuse(self, item: int, error: TmcodecError) -> None:
+        """Leave a bad item out, or raise CorpusError that names it."""
         name, reason = self.name_of(item), str(error)
         if not self.skip_bad:
             message = reason if name in reason else f"{name}: {reason}"
@@ -204,7 +205,7 @@ class RasterFolder(CropSource):
                 opened = self.opened(item)
                 sizes[item] = (opened.raster.width * opened.raster.height) ** 0.5
             except TmcodecError as error:
-                self._refuse(item, error)
+                self.refuse(item, error)
         return sizes
 
     @property

@@ -89,7 +89,7 @@ def band_statistics(
             try:
                 count, mean, spread = item_moments(source, int(item), curve)
             except TmcodecError as error:
-                source._refuse(int(item), error)
+                source.refuse(int(item), error)
                 continue
             items += 1
             pixels += count
