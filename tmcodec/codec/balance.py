@@ -29,6 +29,9 @@ MARGIN = 2
 BLOCK = 4
 """Side in tokens of what shares one place between the nodes while moments are gathered."""
 
+STRIP = 32
+"""Rows that are balanced at once: their temporaries stay in the cache."""
+
 SHRINK = 0.02
 """Weight of the whole raster's statistics in each node's, relative: holds nodes with little evidence."""
 
@@ -206,14 +209,16 @@ def apply_balance(
         `values`.
     """
     pivot, step = np.float32(balance.pivot), balance.spacing * patch
-    _mix_bands(values, mix.astype(np.float32) / np.float32(balance.mix_divisor), pivot)
-    rows = _node_places(np.arange(at.row, at.row_end), step, nodes.shape[0])
+    mixing = mix.astype(np.float32) / np.float32(balance.mix_divisor)
     cols = _node_places(np.arange(at.col, at.col_end), step, nodes.shape[1])
-    steps = np.array([1 / balance.divisor, balance.step], np.float32)
-    scaled = nodes.astype(np.float32) * steps
-    for band, plane in enumerate(values):
-        gain, offset = (_interpolate(scaled[:, :, band, k], rows, cols) for k in (0, 1))
-        plane += gain * (plane - pivot) + offset
+    scaled = nodes.astype(np.float32) * np.array([1 / balance.divisor, balance.step], np.float32)
+    for top in range(0, at.height, STRIP):
+        strip = values[:, top : top + STRIP]
+        rows = _node_places(np.arange(at.row + top, at.row + top + strip.shape[1]), step, nodes.shape[0])
+        _mix_bands(strip, mixing, pivot)
+        for band, plane in enumerate(strip):
+            gain, offset = (_interpolate(scaled[:, :, band, k], rows, cols) for k in (0, 1))
+            plane += gain * (plane - pivot) + offset
     return values
 
 
