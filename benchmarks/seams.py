@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 
 import tmcodec
+from tmcodec.codec.models import default_model
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.rasters import open_raster
 from tmcodec.rasters.windows import Window, grid_windows
@@ -67,7 +68,7 @@ def main() -> None:
     }
     print(f"{'':8s}{'steps':>6s}{'source':>9s}{'codec':>9s}{'no context':>12s}{'codec - whole':>15s}")
     for modality, path in scenes.items():
-        tok = tmcodec.load_tokenizer(f"mini-{modality.lower()}-v1", device="cpu")
+        tok = tmcodec.load_tokenizer(default_model(modality), device="cpu")
         offset = "absent" if tok.modality.optical else "auto"
         with open_raster(path, modality, s2_offset=offset) as src:
             side = Window(0, 0, min(src.width, 1024) // TILE * TILE, min(src.height, 1024) // TILE * TILE)
