@@ -258,3 +258,10 @@ print("heavy:", sorted({"torch", "lightning", "jsonargparse", "numpy"} & set(sys
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
     assert found.stdout.endswith("heavy: []\n"), found.stdout + found.stderr
+
+
+def test_early_stopping_ends_a_run(config: Config) -> None:
+    stop = {"monitor": "val/psnr", "mode": "max", "patience": 1, "min_delta": 1000}
+    callbacks = [{"class_path": "EarlyStopping", "init_args": stop}]
+    found = fit(config(), "--trainer.max_steps=100", "--data.epoch=2", f"--trainer.callbacks={callbacks}")
+    assert found.trainer.global_step == 2  # the second validation is no better than the first
