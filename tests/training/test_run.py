@@ -265,3 +265,12 @@ def test_early_stopping_ends_a_run(config: Config) -> None:
     callbacks = [{"class_path": "EarlyStopping", "init_args": stop}]
     found = fit(config(), "--trainer.max_steps=100", "--data.epoch=2", f"--trainer.callbacks={callbacks}")
     assert found.trainer.global_step == 2  # the second validation is no better than the first
+
+
+@pytest.mark.parametrize("modality", ["NDVI", "LULC", "DEM"])
+def test_a_hundred_steps_learn_something(modality: str, config: Config) -> None:
+    path = config(modality, trainer={"callbacks": [], "max_steps": 100}, data={"epoch": 200, "val_crops": 8})
+    score = "val/accuracy" if modality == "LULC" else "val/loss"
+    first = float(fit(path, "--trainer.max_steps=1", "--data.epoch=2").trainer.callback_metrics[score])
+    last = float(fit(path).trainer.callback_metrics[score])
+    assert last > first + 0.02 if modality == "LULC" else last < first - 0.1
