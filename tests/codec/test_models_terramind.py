@@ -525,3 +525,18 @@ def test_keys_of_the_halves_do_not_overlap() -> None:
     encoder, decoder = EncoderHalf(OFFICIAL[S1].config), DecoderHalf(OFFICIAL[S1].config)
     assert all(k.startswith(ENCODER_PREFIXES) for k in encoder.state_dict())
     assert not any(k.startswith(ENCODER_PREFIXES) for k in decoder.state_dict())
+
+
+def test_a_balance_is_fitted_only_where_it_is_asked_for(write: Write, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).uniform(1000, 4000, (12, 300, 280)).astype(np.uint16)
+    tok = tmcodec.load_tokenizer(str(write(S2)), device="cpu")
+    found = {}
+    for balance in (None, True):
+        path = tmp_path / f"{balance}.tmc"
+        tmcodec.encode(values, path, modality="S2L2A", s2_offset="present", tokenizer=tok, balance=balance)
+        with tmcodec.open(path) as file:
+            found[balance] = file["S2L2A"].balance
+        picture, _ = tmcodec.decode_array(path, tokenizer=tok)
+        assert picture.shape == values.shape
+    assert found[None] is None
+    assert found[True] is not None and found[True].nodes(19, 18, 1, 12).shape == (1, 1, 1, 12, 2)

@@ -288,7 +288,9 @@ class BalanceProbe:
             ``(bands, h, w)`` over its pixels: float32 in physical units, bool.
         """
         inner = self.trusted(chunk)
-        decoded = self.tok.decode(torch.from_numpy(tokens)[None])[0].cpu().numpy()
+        # As a raster of its own, so that tokenizers that work in tiles do so.
+        grid = (tokens.shape[0], tokens.shape[1])
+        decoded = self.tok.decode_context(torch.from_numpy(tokens)[None], 1, 0, (0, 0), grid)[0].cpu().numpy()
         rows, cols = inner.relative_to(chunk).slices
         self.fit.add(inner, decoded[:, rows, cols], original[:, rows, cols], valid[:, rows, cols])
 
