@@ -178,7 +178,8 @@ def _rows(layer: dict[str, Any]) -> list[tuple[str, str]]:
                    f"{layer['patch']} pixels, {layer['codebook_size']:,} codes"),
         ("chunks", f"{layer['chunks']:,} of {layer['chunk']} x {layer['chunk']} tokens"
                    + (f", {empty:,} empty" if empty else "")),
-        ("decoding", f"{plural(layer['steps'], 'step')}, seed {layer['seed']} by default"),
+        ("decoding", f"{plural(layer['steps'], 'step')} of {layer['sampler']}, seed {layer['seed']} "
+                     "by default"),
         ("balance", _nodes(layer["balance"], layer["patch"])),
         ("size", _size(layer, "bytes") + (f", {three_digits(bits)} bits per token" if bits else "")),
         ("text", layer["description"]),

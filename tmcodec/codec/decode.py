@@ -141,6 +141,7 @@ def decode(
         height=job.window.height,
         steps=job.steps,
         seed=job.seed,
+        sampler=job.sampler,
         lost_chunks=lost,
         seconds=watch.seconds,
         timings=watch.timings,

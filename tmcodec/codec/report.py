@@ -73,7 +73,7 @@ class DecodeReport:
         Names.
     width, height
         Of the raster written, in pixels.
-    steps, seed
+    steps, seed, sampler
         What was used.
     lost_chunks
         Damaged chunks that salvage turned to nodata.
@@ -89,6 +89,7 @@ class DecodeReport:
     height: int
     steps: int
     seed: int
+    sampler: str
     lost_chunks: int
     seconds: float
     timings: dict[str, float] = field(default_factory=dict)
