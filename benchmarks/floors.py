@@ -272,7 +272,7 @@ def markdown(everything: dict[str, dict[str, dict[str, float]]]) -> list[str]:
     """Return the README's table: means over the validation scenes of each modality."""
     methods = ("ratio", "tokenizer", "k-means", "block means", "JPEG 2000", "headers free")
     lines = [
-        "| modality | scenes | raw : file | mini-…-v1 | k-means | block means | JPEG 2000 | headers free |",
+        "| modality | scenes | raw : file | embedded | k-means | block means | JPEG 2000 | headers free |",
         "|---|" + "---|" * 7,
     ]
     for name, table in everything.items():
