@@ -165,6 +165,8 @@ class RasterWriter:
         }
         if self._cog:
             profile.update(compress="zstd", zstd_level=1)  # read once, then thrown away
+        elif self._compress == "deflate":
+            profile["zlevel"] = 1  # a third of the time of level 6, and files 5 % larger
         if self._transform is not None and self._transform != IDENTITY:
             profile["transform"] = Affine(*self._transform)
         if self._is_rgb():
