@@ -156,4 +156,6 @@ def test_official_checkpoint_through_the_command_line(
         official = build_official(terratorch_tokenizers, "terramind-v1-lulc", seed)
         torch.save(official.state_dict(), tmp_path / f"weights{seed}.pt")
     monkeypatch.setenv("TMCODEC_HOME", str(tmp_path / "home"))
-    round_trip(tmp_path)
+    decoded, after_import, refusal = round_trip(tmp_path)
+    np.testing.assert_array_equal(after_import, decoded)
+    assert "was made by terramind-v1-lulc" in refusal
