@@ -8,9 +8,9 @@ import click
 
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
-from tmcodec.cli.weights_header import WeightsHeader, read_header
+from tmcodec.cli.weights_header import read_header
 from tmcodec.codec.models import EMBEDDED, find_weights
-from tmcodec.codec.store import Stored, read_stored, stored_path
+from tmcodec.codec.store import WeightsHeader, read_stored, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel
 from tmcodec.errors import TokenizerError
 from tmcodec.texts import human_bytes
@@ -124,7 +124,7 @@ def _official_facts(model: OfficialModel) -> dict[str, Any]:
             "repository": model.repo}
 
 
-def _facts(name: str, header: WeightsHeader | Stored) -> dict[str, Any]:
+def _facts(name: str, header: WeightsHeader) -> dict[str, Any]:
     return {
         "name": name,
         "modality": header.config.get("modality"),

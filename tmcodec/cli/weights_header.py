@@ -6,41 +6,14 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tmcodec.codec.store import MAX_HEADER, WeightsHeader
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 
-_MAX_HEADER = 100_000_000  # safetensors' own limit
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
            "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
-
-
-@dataclass(frozen=True)
-class WeightsHeader:
-    """What a weights file says about itself.
-
-    Attributes
-    ----------
-    path, size
-        The file and its bytes.
-    parameters
-        Numbers in all tensors.
-    sha256
-        Content hash in hex, the one that token files store.
-    config
-        Configuration of the network.
-    notes
-        The other strings of the header.
-    """
-
-    path: Path
-    size: int
-    parameters: int
-    sha256: str
-    config: dict[str, Any]
-    notes: dict[str, str]
 
 
 def read_header(path: Path) -> WeightsHeader:
@@ -58,7 +31,7 @@ def read_header(path: Path) -> WeightsHeader:
     data = path.read_bytes()
     try:
         (length,) = struct.unpack_from("<Q", data)
-        if length > min(_MAX_HEADER, len(data) - 8):
+        if length > min(MAX_HEADER, len(data) - 8):
             raise ValueError("cut short")
         header = json.loads(data[8 : 8 + length])
         notes = header.pop("__metadata__")

@@ -13,7 +13,7 @@ from typing import Any
 FORMAT = "tmcodec-terramind-1"
 """Mark of imported weights in their header."""
 
-_MAX_HEADER = 100_000_000  # safetensors' own limit
+MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
 def home() -> Path:
@@ -31,8 +31,8 @@ def stored_path(name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What an imported file's header says; the weights themselves are not read.
+class WeightsHeader:
+    """What a weights file says about itself.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Stored:
     parameters
         Numbers in all tensors.
     sha256
-        Identity of the tokenizer in hex, as recorded when it was imported.
+        Identity of the tokenizer in hex, the one that token files store.
     config
         Configuration of the network.
     notes
@@ -56,12 +56,12 @@ class Stored:
     notes: dict[str, str]
 
 
-def read_stored(path: Path) -> Stored | None:
+def read_stored(path: Path) -> WeightsHeader | None:
     """Read the header of imported weights; None where the file is no such, or damaged."""
     try:
         with open(path, "rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
-            if length > min(_MAX_HEADER, path.stat().st_size - 8):
+            if length > min(MAX_HEADER, path.stat().st_size - 8):
                 return None
             header = json.loads(f.read(length))
         notes = dict(header.pop("__metadata__"))
@@ -71,4 +71,4 @@ def read_stored(path: Path) -> Stored | None:
         parameters = sum(math.prod(tensor["shape"]) for tensor in header.values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
-    return Stored(path, path.stat().st_size, parameters, sha256, config, notes)
+    return WeightsHeader(path, path.stat().st_size, parameters, sha256, config, notes)
