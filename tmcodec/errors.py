@@ -192,3 +192,26 @@ class ConfigError(TmcodecError, ValueError):
 
 class CorpusError(TmcodecError, ValueError):
     """Training data are missing, empty, damaged or of the wrong kind; the message names the file."""
+
+
+# --------------------------------------------------------------------------- generation
+
+
+class GenerationError(TmcodecError, ValueError):
+    """What was asked of a generator cannot be done; the subclasses say why where they can."""
+
+
+class ConditionError(GenerationError):
+    """An input is no condition that the generator knows, or has the wrong form."""
+
+
+class TargetError(GenerationError):
+    """The generator cannot make that target."""
+
+
+class GridMismatchError(GenerationError):
+    """Inputs do not lie on the same pixels: other footprints, resolutions or token grids."""
+
+
+class VocabularyError(GenerationError):
+    """Coordinates or a caption were given, and the generator has no vocabulary for them."""
