@@ -77,5 +77,6 @@ def command(src: str, dst: str, as_json: bool, quiet: bool, **choices: Any) -> N
         echo_json(report.to_dict())
     elif not quiet:
         how = plural(report.steps, "step") + (f", seed {report.seed}" if report.steps > 1 else "")
+        made = f" from tokens of {report.tokens_of}" if report.tokens_of != report.tokenizer else ""
         click.echo(f"{dst}: {report.width} x {report.height} pixels of {report.modality} with "
-                   f"{report.tokenizer}, {how}, in {human_seconds(report.seconds)}")
+                   f"{report.tokenizer}{made}, {how}, in {human_seconds(report.seconds)}")

@@ -137,6 +137,7 @@ def decode(
         layer=job.layer.name,
         modality=job.layer.modality,
         tokenizer=job.tokenizer.name,
+        tokens_of=job.layer.tokenizer,
         width=job.window.width,
         height=job.window.height,
         steps=job.steps,
@@ -312,13 +313,13 @@ def pick_window(layer: Layer, wanted: Wanted) -> Window:
 def matching_tokenizer(
     layer: Layer, tokenizer: str | os.PathLike[str] | Tokenizer | None, device: str, how: Mapping[str, Any]
 ) -> Tokenizer:
-    """Load the tokenizer and refuse one whose weights did not make these tokens."""
+    """Load the tokenizer and refuse one whose encoder did not make these tokens."""
     if isinstance(tokenizer, Tokenizer):
         tok = tokenizer
     else:
         name = os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer
         tok = load_tokenizer(name, device, tile=layer.tile, **how)
-    if tok.sha256 != layer.weights_sha256 or tok.levels != layer.levels or tok.patch != layer.patch:
+    if not tok.reads(layer.weights_sha256) or tok.levels != layer.levels or tok.patch != layer.patch:
         raise TokenizerMismatchError(
             f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
             f"but {tok.name} here has {tok.sha256.hex()}; give the right weights with --tokenizer"
@@ -371,6 +372,9 @@ def raster_tags(job: Job) -> dict[str, str]:
         "TMCODEC_SEED": str(job.seed),
         "TMCODEC_SAMPLER": job.sampler,
     }
+    if job.tokenizer.sha256 != layer.weights_sha256:  # a retrained decoder of the same tokens
+        tags["TMCODEC_DECODER"] = job.tokenizer.name
+        tags["TMCODEC_DECODER_SHA256"] = job.tokenizer.sha256.hex()
     if layer.s2_offset:
         tags["TMCODEC_S2_OFFSET"] = layer.s2_offset
     if acquired is not None:

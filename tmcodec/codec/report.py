@@ -70,7 +70,9 @@ class DecodeReport:
     path
         The raster.
     layer, modality, tokenizer
-        Names.
+        Names; the tokenizer is the one whose decoder ran.
+    tokens_of
+        Name of the tokenizer that made the tokens: another one where the decoder was retrained.
     width, height
         Of the raster written, in pixels.
     steps, seed, sampler
@@ -85,6 +87,7 @@ class DecodeReport:
     layer: str
     modality: str
     tokenizer: str
+    tokens_of: str
     width: int
     height: int
     steps: int

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tmcodec.codec.lineage import parse_decodes
 from tmcodec.codec.terramind_weights import DECODER, ENCODER, Checkpoint
 from tmcodec.codec.tokenizer import Tokenizer, pick_device
 from tmcodec.errors import ShapeError
@@ -72,6 +73,7 @@ class TerraMindTokenizer(Tokenizer):
         pick_dtype(precision, self.device)  # refuses an unknown one
         self.checkpoint, self.cfg = checkpoint, checkpoint.config
         self.name, self.sha256 = checkpoint.name, checkpoint.sha256
+        self.decodes = parse_decodes(checkpoint.notes, checkpoint.path)
         row = get_modality(self.cfg.modality)
         own = row if self.cfg.categorical else replace(row, mean=self.cfg.mean, std=self.cfg.std)
         self.modality = own

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tmcodec.codec.lineage import Origin, parse_decodes
 from tmcodec.codec.weights import load_weights
 from tmcodec.errors import DeviceError, SamplerError, ShapeError, TokenRangeError
 from tmcodec.fsq import codebook_size
@@ -64,6 +65,8 @@ class Tokenizer(ABC):
         FSQ levels.
     sha256
         Content hash of the weights, 32 bytes.
+    decodes
+        Earlier tokenizers whose tokens this one decodes, because its encoder is theirs.
     patch, tile
         Pixels per token and native tile side.
     encoder_halo
@@ -76,6 +79,7 @@ class Tokenizer(ABC):
     modality: Modality
     levels: tuple[int, ...]
     sha256: bytes
+    decodes: tuple[Origin, ...] = ()
     patch: int = PATCH
     tile: int = 256
     encoder_halo: int = 0
@@ -86,6 +90,10 @@ class Tokenizer(ABC):
     def codebook_size(self) -> int:
         """Number of distinct tokens."""
         return codebook_size(self.levels)
+
+    def reads(self, sha256: bytes) -> bool:
+        """Tell whether this tokenizer decodes the tokens of weights with that content hash."""
+        return sha256 == self.sha256 or any(sha256 == origin.sha256 for origin in self.decodes)
 
     @abstractmethod
     def decoder_halo(self, steps: int) -> int:
@@ -239,10 +247,17 @@ class Tokenizer(ABC):
 class MiniTokenizer(Tokenizer):
     """The small convolutional tokenizer of `tmcodec.networks.mini`."""
 
-    def __init__(self, net: MiniNet, name: str, sha256: bytes, device: str = "auto") -> None:
+    def __init__(
+        self,
+        net: MiniNet,
+        name: str,
+        sha256: bytes,
+        device: str = "auto",
+        decodes: tuple[Origin, ...] = (),
+    ) -> None:
         self.device = pick_device(device)
         self.net = net.to(self.device)
-        self.name, self.sha256 = name, sha256
+        self.name, self.sha256, self.decodes = name, sha256, decodes
         self.modality = get_modality(net.cfg.modality)
         self.levels = tuple(net.cfg.levels)
         self.encoder_halo = net.encoder_halo
@@ -251,8 +266,8 @@ class MiniTokenizer(Tokenizer):
     @classmethod
     def from_file(cls, path: Path, device: str = "auto") -> MiniTokenizer:
         """Load a weights file; see `tmcodec.codec.weights.load_weights` for the errors."""
-        net, name, sha256, _ = load_weights(path)
-        return cls(net, name, sha256, device)
+        net, name, sha256, notes = load_weights(path)
+        return cls(net, name, sha256, device, parse_decodes(notes, path))
 
     def decoder_halo(self, steps: int) -> int:
         """Return the context in tokens: the mean decoder's, and the denoiser's once a step."""

@@ -49,10 +49,15 @@ def update_with_tensors(digest: Any, tensors: dict[str, Tensor]) -> None:
         digest.update(t.flatten().view(torch.uint8).numpy())
 
 
+def as_stored(net: MiniNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return configuration and tensors as a weights file holds them: plain JSON types, half precision."""
+    tensors = {k: v.detach().cpu().half().contiguous() for k, v in net.state_dict().items()}
+    return json.loads(json.dumps(net.cfg.to_dict())), tensors
+
+
 def save_weights(path: Path, net: MiniNet, name: str, notes: dict[str, str]) -> bytes:
     """Write `net` in half precision to `path`; return its content hash."""
-    tensors = {k: v.detach().half().contiguous() for k, v in net.state_dict().items()}
-    config = json.loads(json.dumps(net.cfg.to_dict()))
+    config, tensors = as_stored(net)
     meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True), **notes}
     save_file(tensors, path, metadata=meta)
     return content_hash(config, tensors)
