@@ -1,0 +1,1 @@
+"""Any-to-any generation: generators, sampling, token files in and out."""

@@ -1,0 +1,1 @@
+"""TerraMind's any-to-any transformer: configuration, layers, embeddings, model."""
