@@ -22,6 +22,7 @@ from tmcodec.training.losses import LossTerm, make_loss
 from tmcodec.training.mini import band_balance, network_input, residual_fields
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 from tmcodec.training.pair import Pair, masked_mean
+from tmcodec.training.rate import RateModel
 from tmcodec.training.stages import (
     Output,
     StageName,
@@ -32,7 +33,7 @@ from tmcodec.training.stages import (
     sampled_picture,
     trainable,
 )
-from tmcodec.training.starting import CONFIG_KEY, adopt, build_net
+from tmcodec.training.starting import CONFIG_KEY, LINEAGE_KEY, adopt, build_net
 
 BASIS_BATCHES = 16
 """Batches that the components of the residual are estimated from."""
@@ -60,6 +61,9 @@ class TokenizerModule(LightningModule):
         is then applied before the losses, because a crop is smaller than what shares a balance in a file.
     hold
         Weight of the pull on latents beyond 4.
+    rate
+        Weight of the bits a token that a small context model needs (`tmcodec.training.rate`), stage ``mean``;
+        0 leaves it out.
     chain_steps
         Sampling steps of stage ``chain``.
     seed
@@ -80,6 +84,7 @@ class TokenizerModule(LightningModule):
         start: str | None = None,
         balance: bool = False,
         hold: float = 1e-3,
+        rate: float = 0.0,
         chain_steps: int = 4,
         seed: int = 0,
     ) -> None:
@@ -88,7 +93,10 @@ class TokenizerModule(LightningModule):
             raise ConfigError(f"stage {stage} goes on from a trained tokenizer; give model.start")
         if chain_steps < 2:
             raise ConfigError("model.chain_steps must be at least 2; one step never runs the denoiser")
-        self.net, self.copied = build_net(net, start)
+        if rate and stage != "mean":
+            raise ConfigError(f"model.rate shapes tokens, and stage {stage} leaves them; leave it out")
+        self.net, self.copied, self.lineage = build_net(net, start)
+        self.rate, self.rate_model = rate, RateModel(self.net.cfg.levels) if rate else None
         self.stage, self.balance, self.hold, self.seed = stage, balance, hold, seed
         self.chain_steps = chain_steps
         self.modality = get_modality(self.net.cfg.modality)
@@ -158,8 +166,11 @@ class TokenizerModule(LightningModule):
     on_validation_start = on_test_start = on_fit_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration, measured values included."""
+        """Keep the configuration, measured values included, and what the run started from."""
         checkpoint[CONFIG_KEY] = json.dumps(self.net.cfg.to_dict())
+        checkpoint["tokenizer_stage"] = self.stage
+        if self.lineage is not None:
+            checkpoint[LINEAGE_KEY] = self.lineage.to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the measured values of a run that goes on."""
@@ -184,7 +195,7 @@ class TokenizerModule(LightningModule):
         if self.stage in ("chain", "denoiser"):
             steps = self.chain_steps
             return Output(sampled_picture(self.net, z, steps, generator), z.new_zeros(()))
-        return mean_picture(self.net, z, self.stage, self.hold)
+        return mean_picture(self.net, z, self.stage, self.hold, self.rate_model)
 
     def losses_of(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return weighted losses by name, and the picture where there is one."""
@@ -202,6 +213,8 @@ class TokenizerModule(LightningModule):
                 term.name: term.weight * loss(pair).mean()
                 for term, loss in zip(self.terms, self._losses, strict=True)
             }
+        if out.bits is not None:
+            found["rate"] = self.rate * out.bits
         return {**found, "hold": out.extra}, out.picture
 
     def _balanced(self, mean: Tensor, z: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:

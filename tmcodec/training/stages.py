@@ -20,6 +20,7 @@ from tmcodec.networks.height import HeightEncoder
 from tmcodec.networks.mini import MiniNet
 from tmcodec.samplers.sample import sample
 from tmcodec.samplers.schedule import TRAIN_STEPS, terramind_alpha_bar
+from tmcodec.training.rate import RateModel
 
 StageName = Literal["mean", "decoder", "denoiser", "chain"]
 
@@ -42,10 +43,13 @@ class Output:
         ``(B, C, H, W)``, float32: normalised values, or logits.
     extra
         A loss that comes with the stage, a scalar.
+    bits
+        Mean bits a token, where a model of them is trained along.
     """
 
     picture: Tensor
     extra: Tensor
+    bits: Tensor | None = None
 
 
 def freeze(net: MiniNet, stage: StageName) -> None:
@@ -69,8 +73,10 @@ def codes_of(net: MiniNet, z: Tensor, trained: bool) -> tuple[Tensor, Tensor]:
         return net.fsq.quantize(latents), latents
 
 
-def mean_picture(net: MiniNet, z: Tensor, stage: StageName, hold: float) -> Output:
-    """Encode, quantize, decode the mean.
+def mean_picture(
+    net: MiniNet, z: Tensor, stage: StageName, hold: float, rate: RateModel | None = None
+) -> Output:
+    """Encode, quantize, decode the mean; count the bits of the tokens where there is a `rate` model.
 
     Latents far outside the outermost thresholds have no gradient left: beyond 4, `hold` pulls them back.
     """
@@ -78,7 +84,11 @@ def mean_picture(net: MiniNet, z: Tensor, stage: StageName, hold: float) -> Outp
     codes, latents = codes_of(net, z, encodes)
     mean, _ = net.decoder(codes)
     extra = hold * F.relu(latents.float().abs() - 4).square().mean() if encodes else mean.new_zeros(())
-    return Output(mean.float(), extra)
+    if rate is None:
+        return Output(mean.float(), extra)
+    with torch.autocast(z.device.type, enabled=False):
+        bits = rate(latents.float(), codes.float()).mean()
+    return Output(mean.float(), extra, bits)
 
 
 def frozen_mean(net: MiniNet, z: Tensor) -> tuple[Tensor, Tensor]:
