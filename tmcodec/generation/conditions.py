@@ -1,0 +1,323 @@
+"""From what a caller gives to what the encoder is shown: tokens, pixels, coordinates and captions.
+
+An input is known by its modality. Tokens are whole numbers ``(B, rows, cols)``; pixels are ``(B, C, H, W)``
+in physical units, and go in as pixels where the model has an embedding for them, else through the tokenizer
+whose tokens the model knows. What is not known is -1 among tokens, and a patch that is not finite among
+pixels; the encoder does not see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tmcodec.errors import (
+    ConditionError,
+    GridMismatchError,
+    TokenizerMismatchError,
+    TokenRangeError,
+    VocabularyError,
+)
+from tmcodec.generation.decoding import MISSING
+from tmcodec.modalities import get_modality
+from tmcodec.networks.generator.config import SEQUENCES, GeneratorConfig, ModalitySpec
+from tmcodec.networks.generator.model import Part
+
+if TYPE_CHECKING:
+    from tmcodec.codec.tokenizer import Tokenizer
+    from tmcodec.generation.models import LoadedGenerator
+
+Grid = tuple[int, int]
+
+MAX_TOKENS = 4096
+"""Most tokens of an image that are generated at once: 250 MB of logits. Larger rasters go in tiles."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image input, checked.
+
+    Attributes
+    ----------
+    spec
+        Tokens or pixels of the model.
+    values
+        Tokens int64 ``(B, rows * cols)`` without `MISSING`, or normalised pixels ``(B, C, H, W)``.
+    hidden
+        Bool ``(B, rows * cols)``, True where nothing is known.
+    grid
+        Rows and columns.
+    """
+
+    spec: ModalitySpec
+    values: Tensor
+    hidden: Tensor
+    grid: Grid
+
+    def part(self) -> Part:
+        """Return what the encoder takes."""
+        if not bool(self.hidden.any()):
+            return Part(self.spec.key, self.values, None, self.grid)
+        count = self.grid[0] * self.grid[1]
+        positions = torch.arange(count, device=self.values.device).expand(len(self.values), -1)
+        return Part(self.spec.key, self.values, positions, self.grid, self.hidden)
+
+    def known(self) -> Tensor:
+        """Return the tokens with `MISSING` where nothing is known."""
+        return self.values.masked_fill(self.hidden, MISSING)
+
+    def items(self, some: slice) -> Image:
+        """Return some of the items."""
+        return replace(self, values=self.values[some], hidden=self.hidden[some])
+
+
+# --------------------------------------------------------------------------- images
+
+
+def image_inputs(loaded: LoadedGenerator, inputs: Mapping[str, Any]) -> dict[str, Image]:
+    """Return the image inputs by modality, all of one batch and one grid.
+
+    Raises
+    ------
+    ModalityError
+        If a modality is unknown.
+    ConditionError
+        If the model does not take it, or its shape or type is wrong.
+    GridMismatchError
+        If two have different grids or numbers of items.
+    TokenRangeError
+        If a token lies outside the codebook.
+    """
+    images: dict[str, Image] = {}
+    for name, value in inputs.items():
+        if name.lower() in SEQUENCES:
+            continue
+        modality = get_modality(name).name
+        if modality in images:
+            raise ConditionError(f"{modality} is given twice; give it once")
+        images[modality] = image_input(loaded, modality, value)
+    check_grids({name: (len(i.values), i.grid) for name, i in images.items()})
+    return images
+
+
+def check_grids(found: Mapping[str, tuple[int, Grid]]) -> None:
+    """Raise `GridMismatchError` unless all items have one batch size and one grid."""
+    if len(set(found.values())) > 1:
+        sizes = ", ".join(f"{name} {b} x ({r}, {c})" for name, (b, (r, c)) in found.items())
+        raise GridMismatchError(f"inputs have different token grids: {sizes}; cut them to the same pixels")
+    for name, (_, (rows, cols)) in found.items():
+        if rows * cols > MAX_TOKENS:
+            raise ConditionError(
+                f"{name}: {rows} x {cols} tokens, {MAX_TOKENS} go at once; generate from files, in tiles"
+            )
+
+
+def image_input(loaded: LoadedGenerator, modality: str, value: Any) -> Image:
+    """Return one image input; see `image_inputs`."""
+    tensor = torch.as_tensor(value)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise ConditionError(f"{modality}: {tensor.dtype} is neither tokens nor pixels")
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    if tensor.ndim == 3 and not tensor.is_floating_point():
+        return _tokens(loaded, modality, tensor)
+    if tensor.ndim == 4:
+        return _pixels(loaded, modality, tensor.float())
+    raise ConditionError(
+        f"{modality}: give tokens as integers (B, rows, cols) or pixels (B, C, H, W), "
+        f"not {tensor.dtype} {tuple(tensor.shape)}"
+    )
+
+
+def _tokens(loaded: LoadedGenerator, modality: str, tokens: Tensor) -> Image:
+    spec = encoder_spec(loaded.cfg, modality, "tokens")
+    if spec is None:
+        raise _not_taken(loaded.cfg, modality)
+    if tokens.numel() == 0:
+        raise ConditionError(f"{modality}: there are no tokens in {tuple(tokens.shape)}; give some")
+    tokens = tokens.to(loaded_device(loaded), torch.int64)
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < MISSING or high >= spec.vocabulary:
+        raise TokenRangeError(
+            f"{modality}: tokens lie in {low}..{high}, the generator knows 0..{spec.vocabulary - 1}; "
+            "give tokens of its own tokenizer"
+        )
+    flat = tokens.flatten(1)
+    hidden = flat == MISSING
+    return Image(spec, flat.masked_fill(hidden, 0), hidden, (tokens.shape[1], tokens.shape[2]))
+
+
+def _pixels(loaded: LoadedGenerator, modality: str, pixels: Tensor) -> Image:
+    row, patch = get_modality(modality), loaded.cfg.patch
+    bands, (height, width) = len(row.bands), pixels.shape[-2:]
+    if pixels.shape[1] != bands or height % patch or width % patch or not pixels.numel():
+        raise ConditionError(
+            f"{modality}: pixels are (B, {bands}, H, W) with H and W multiples of {patch}, "
+            f"not {tuple(pixels.shape)}"
+        )
+    pixels = pixels.to(loaded_device(loaded))
+    finite = torch.isfinite(pixels)
+    hidden = F.max_pool2d((~finite).float().amax(1, keepdim=True), patch).flatten(1) > 0
+    pixels = pixels.masked_fill(~finite, 0)
+    spec = encoder_spec(loaded.cfg, modality, "pixels")
+    grid = (height // patch, width // patch)
+    if spec is not None:
+        return Image(spec, normalise(modality, pixels), hidden, grid)
+    spec = encoder_spec(loaded.cfg, modality, "tokens")
+    if spec is None:
+        raise _not_taken(loaded.cfg, modality)
+    tokens = tokenizer_of(loaded, modality).encode(pixels).to(pixels.device, torch.int64)
+    return Image(spec, tokens.flatten(1), hidden, grid)
+
+
+def normalise(modality: str, pixels: Tensor) -> Tensor:
+    """Return standardised bands ``(B, C, H, W)``, with TerraMind 1.0's statistics."""
+    row = get_modality(modality)
+    mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (row.mean, row.std))
+    return (pixels - mean) / std
+
+
+def encoder_spec(cfg: GeneratorConfig, modality: str, kind: str) -> ModalitySpec | None:
+    """Return how the encoder takes a modality in that kind, or None."""
+    spec = cfg.find(modality, kind)
+    return spec if spec is not None and spec.encoder else None
+
+
+def _not_taken(cfg: GeneratorConfig, modality: str) -> ConditionError:
+    taken = sorted({s.modality for s in cfg.modalities if s.encoder})
+    return ConditionError(f"the generator takes no {modality} as input; it takes {', '.join(taken)}")
+
+
+# --------------------------------------------------------------------------- coordinates and captions
+
+
+def sequence_inputs(loaded: LoadedGenerator, inputs: Mapping[str, Any], batch: int) -> dict[str, Part]:
+    """Return coordinates and captions as parts.
+
+    Raises
+    ------
+    ConditionError
+        If the model does not take them, or there are not as many as items.
+    VocabularyError
+        If the words of the vocabulary are not there.
+    """
+    parts: dict[str, Part] = {}
+    for given, value in inputs.items():
+        name = given.lower()
+        if name not in SEQUENCES:
+            continue
+        spec = encoder_spec(loaded.cfg, name, "sequence")
+        if spec is None:
+            raise VocabularyError(f"the generator has no vocabulary of {name}; leave {name} out")
+        vocabulary = vocabulary_of(loaded, name)
+        items = _coordinates(value, batch) if name == "coords" else _captions(value, batch)
+        words = [vocabulary.encode(name, item) for item in items]
+        parts[name] = _padded(spec, words, loaded_device(loaded))
+    return parts
+
+
+def vocabulary_of(loaded: LoadedGenerator, name: str) -> Any:
+    """Return the words of coordinates or captions.
+
+    Raises
+    ------
+    VocabularyError
+    """
+    if loaded.vocabulary is None:
+        raise VocabularyError(
+            f"the words of {name} are not on this computer; see docs/generation.md, or leave {name} out"
+        )
+    return loaded.vocabulary
+
+
+def _coordinates(value: Any, batch: int) -> list[tuple[float, float]]:
+    """Return (longitude, latitude) of each item."""
+    try:
+        pairs = torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise ConditionError(f"coords {value!r}; give (longitude, latitude) in degrees") from None
+    pairs = pairs[None].expand(batch, -1) if pairs.ndim == 1 else pairs
+    if pairs.shape != (batch, 2):
+        raise ConditionError(f"coords of shape {tuple(pairs.shape)} for {batch} items; give (lon, lat) each")
+    found = [(float(lon), float(lat)) for lon, lat in pairs]
+    for lon, lat in found:
+        if not (math.isfinite(lon) and -180 <= lon <= 180 and math.isfinite(lat) and -90 <= lat <= 90):
+            raise ConditionError(f"coords ({lon}, {lat}) lie outside -180..180, -90..90; give lon, lat")
+    return found
+
+
+def _captions(value: Any, batch: int) -> list[str]:
+    texts = [value] * batch if isinstance(value, str) else list(value)
+    if len(texts) != batch or not all(isinstance(text, str) for text in texts):
+        raise ConditionError(f"{len(texts)} captions for {batch} items; give one text, or one each")
+    return texts
+
+
+def _padded(spec: ModalitySpec, words: list[list[int]], device: torch.device) -> Part:
+    longest = max(map(len, words))
+    if longest > spec.length:
+        raise ConditionError(f"{spec.modality}: {longest} words, {spec.length} fit; shorten it")
+    if max(map(max, words)) >= spec.vocabulary:
+        raise VocabularyError(f"the words of {spec.modality} are not those of this generator; import others")
+    values = torch.zeros(len(words), longest, dtype=torch.int64)
+    padding = torch.ones(values.shape, dtype=torch.bool)
+    for i, item in enumerate(words):
+        values[i, : len(item)] = torch.tensor(item)
+        padding[i, : len(item)] = False
+    return Part(spec.key, values.to(device), padding=padding.to(device) if bool(padding.any()) else None)
+
+
+# --------------------------------------------------------------------------- the generator's tokenizers
+
+
+def tokenizer_of(loaded: LoadedGenerator, modality: str) -> Tokenizer:
+    """Load the tokenizer whose tokens the generator knows.
+
+    Raises
+    ------
+    ConditionError
+        If it does not say which one.
+    TokenizerMismatchError
+        If the one of that name here has other weights than the generator was trained with.
+    """
+    from tmcodec.codec.models import load_tokenizer
+
+    ref = loaded.tokenizers.get(modality)
+    if ref is None:
+        raise ConditionError(f"the generator does not say which tokenizer made its {modality} tokens")
+    tok = load_tokenizer(ref.name, str(loaded_device(loaded)))
+    check_tokenizer(loaded, modality, tok.name, tok.sha256)
+    return tok
+
+
+def check_tokenizer(loaded: LoadedGenerator, modality: str, name: str, sha256: bytes) -> None:
+    """Refuse tokens of another tokenizer than the one that the generator was trained with.
+
+    A reference without a hash means any weights under that name.
+
+    Raises
+    ------
+    TokenizerMismatchError
+    """
+    ref = loaded.tokenizers.get(modality)
+    if ref is None:
+        return
+    wanted = bytes.fromhex(ref.sha256) if isinstance(ref.sha256, str) else ref.sha256
+    if (wanted is None and name == ref.name) or wanted == sha256:
+        return
+    own = "" if wanted is None else f" ({wanted.hex()[:12]})"
+    raise TokenizerMismatchError(
+        f"the {modality} tokens were made by {name} ({sha256.hex()[:12]}), but generator {loaded.name} was "
+        f"trained with those of {ref.name}{own}; encode with {ref.name}"
+    )
+
+
+def loaded_device(loaded: LoadedGenerator) -> torch.device:
+    """Return where the generator runs."""
+    return next((p.device for p in loaded.net.parameters()), torch.device("cpu"))

@@ -1,0 +1,67 @@
+"""Which conditions each pass of classifier-free guidance sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from tmcodec.errors import GenerationError
+
+
+class Passes(NamedTuple):
+    """Sets of conditions, by name, whose logits are combined.
+
+    Attributes
+    ----------
+    without
+        What every pass sees.
+    conditional
+        (weight, conditions) of the passes that are weighed against it; none where guidance is off, and then
+        `without` holds all conditions.
+    """
+
+    without: frozenset[str]
+    conditional: tuple[tuple[float, frozenset[str]], ...]
+
+
+def passes(guidance: float | Mapping[str, float] | None, names: Iterable[str]) -> Passes:
+    """Return the passes that guidance takes.
+
+    Parameters
+    ----------
+    guidance
+        None or 1: one pass with all conditions. A number w: all conditions against none of them. A mapping
+        of conditions to weights: each named condition on its own, with those that are not named, against
+        those that are not named.
+    names
+        Conditions at hand.
+    """
+    every = frozenset(names)
+    if guidance is None or guidance == 1 or not every:
+        return Passes(every, ())
+    if not isinstance(guidance, Mapping):
+        return Passes(frozenset(), ((float(guidance), every),))
+    without = every - set(guidance)
+    named = [(float(w), without | {name}) for name, w in guidance.items() if name in every]
+    return Passes(without, tuple(named))
+
+
+def check_guidance(guidance: float | Mapping[str, float] | None, known: Iterable[str]) -> None:
+    """Refuse weights that are not finite, and names that are neither conditions nor targets.
+
+    Raises
+    ------
+    GenerationError
+    """
+    if guidance is None:
+        return
+    names = set(known)
+    weights = dict(guidance) if isinstance(guidance, Mapping) else {"": guidance}
+    for name, weight in weights.items():
+        if isinstance(guidance, Mapping) and name not in names:
+            raise GenerationError(
+                f"guidance names {name!r}, which is no condition here; name one of {', '.join(sorted(names))}"
+            )
+        if not math.isfinite(weight):
+            raise GenerationError(f"guidance weight {weight}; give a finite number, 1 for none")

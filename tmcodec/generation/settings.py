@@ -1,0 +1,123 @@
+"""What a caller asks of the decoding loop, checked, and turned into a plan for each target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tmcodec.errors import GenerationError, TargetError
+from tmcodec.generation.decoding import Plan
+from tmcodec.generation.guidance import check_guidance
+from tmcodec.generation.sampling import Sampling
+from tmcodec.generation.schedules import token_schedule
+from tmcodec.modalities import get_modality
+from tmcodec.networks.generator.config import SEQUENCES, GeneratorConfig, ModalitySpec
+
+CHAINING = ("chained", "independent")
+MAX_SAMPLES = 64
+DECODING_STEPS = 8
+"""Default decoding steps. TerraTorch's is 1."""
+TOP_P = 0.8
+"""Default share of the nucleus, TerraTorch's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to generate; the parameters are those of `tmcodec.generation.generate.generate`.
+
+    Raises
+    ------
+    GenerationError
+        If a name is unknown or a number out of its range.
+    """
+
+    order: str = "chained"
+    schedule: str = "roar"
+    token_schedule: str | None = None
+    decoding_steps: int | Mapping[str, int] | Sequence[int] = DECODING_STEPS
+    temperature: float = 1.0
+    top_p: float | None = TOP_P
+    top_k: int | None = None
+    filtering: str = "tempered"
+    guidance: float | Mapping[str, float] | None = None
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        if self.order not in CHAINING:
+            raise GenerationError(f"unknown order {self.order!r}; choose one of {', '.join(CHAINING)}")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise GenerationError(f"{self.samples} samples; give 1 to {MAX_SAMPLES}")
+        token_schedule(self.token_schedule, self.schedule, 1, 1)  # refuses unknown names
+        self.sampling  # noqa: B018  (refuses what is out of range)
+
+    @property
+    def chained(self) -> bool:
+        """Whether each target is a condition of the next."""
+        return self.order == "chained"
+
+    @property
+    def sampling(self) -> Sampling:
+        """Temperature and filters."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.filtering)
+
+    def plans(self, cfg: GeneratorConfig, targets: Sequence[str], conditions: Sequence[str]) -> list[Plan]:
+        """Return a plan for each target.
+
+        Parameters
+        ----------
+        cfg
+            Of the network.
+        targets, conditions
+            Names of what to make and of what is given.
+
+        Raises
+        ------
+        ModalityError
+            If a target is no modality.
+        TargetError
+            If the network has no such target, there is none, or it is named twice.
+        GenerationError
+            If steps are out of range or guidance names something else.
+        """
+        specs = [target_spec(cfg, name) for name in targets]
+        names = [spec.modality for spec in specs]
+        if not names or len(set(names)) < len(names):
+            raise TargetError(f"targets {', '.join(names) or 'none'}; name each once, one at least")
+        check_guidance(self.guidance, [*conditions, *names])
+        steps = self._steps(names)
+        for count in steps:
+            token_schedule(self.token_schedule, self.schedule, 1, count)
+        return [
+            Plan(spec, count, self.schedule, self.token_schedule, self.sampling, self.guidance)
+            for spec, count in zip(specs, steps, strict=True)
+        ]
+
+    def _steps(self, names: list[str]) -> list[int]:
+        """Return the decoding steps of each target."""
+        steps = self.decoding_steps
+        if isinstance(steps, int):
+            return [steps] * len(names)
+        if isinstance(steps, Mapping):
+            strange = sorted(set(steps) - set(names))
+            if strange:
+                raise GenerationError(f"decoding_steps names {', '.join(strange)}, which is no target here")
+            return [steps.get(name, DECODING_STEPS) for name in names]
+        if len(steps) != len(names):
+            raise GenerationError(f"{len(steps)} decoding_steps for {len(names)} targets; give one each")
+        return list(steps)
+
+
+def target_spec(cfg: GeneratorConfig, name: str) -> ModalitySpec:
+    """Return how a target comes out of the network.
+
+    Raises
+    ------
+    ModalityError, TargetError
+    """
+    sequence = name.lower() in SEQUENCES
+    modality = name.lower() if sequence else get_modality(name).name
+    spec = cfg.find(modality, "sequence" if sequence else "tokens")
+    if spec is None or not spec.decoder:
+        made = [s.modality for s in cfg.modalities if s.decoder]
+        raise TargetError(f"the generator does not make {modality}; it makes {', '.join(made)}")
+    return spec
