@@ -33,7 +33,7 @@ def test_integers_code_as_well_as_the_network() -> None:
     torch.manual_seed(0)
     pairs = [(stripes(i), None) for i in range(60)]
     base = replace(generic_model(LEVELS), rates=np.zeros((6, 64), np.int32))
-    net = context.FloatNetwork(LEVELS, base.order, NEAR)
+    net = context.FloatNetwork(base, NEAR)
     data = context.samples(base, NEAR, pairs)
     context.train(net, data, lambda: 0.0, context.Schedule(epochs=4, batch=512, looks=1))
     held = [(stripes(100 + i), None) for i in range(8)]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.errors import ChunkError, LimitExceededError, TokenRangeError
 from tmcodec.tokenfile.binary import Cursor, pack_varint
-from tmcodec.tokenfile.coders import MAX_ID, REFERRED, Tokens, decode_tokens, encode_tokens
-from tmcodec.tokenfile.context.coder import context_decode, context_encode
+from tmcodec.tokenfile.coders import (
+    BESIDE,
+    EARLIER,
+    MAX_ID,
+    REFERRING,
+    Tokens,
+    decode_tokens,
+    encode_tokens,
+)
+from tmcodec.tokenfile.context.coder import Source, context_decode, context_encode
 from tmcodec.tokenfile.masks import Mask, mask_pack, mask_unpack
 from tmcodec.tokenfile.metadata import LayerMeta
 
@@ -42,8 +50,15 @@ class RawChunk(NamedTuple):
 
 EMPTY_CHUNK = RawChunk(EMPTY, b"")
 
-Reference = Callable[[int], Tokens]
-"""Returns the tokens of the same place so many time steps before; raises `ChunkError` where it cannot."""
+
+class References(Protocol):
+    """Finds the tokens of the same place elsewhere in the file; raises `ChunkError` where it cannot."""
+
+    def earlier_date(self, back: int) -> Tokens:
+        """Return those of so many time steps before."""
+
+    def earlier_layer(self, layers: int, time: int) -> tuple[Tokens, LayerMeta]:
+        """Return those of a time step of so many layers before, and that layer's metadata."""
 
 
 def pack_chunk(
@@ -73,7 +88,7 @@ def pack_chunk(
 
 
 def unpack_tokens(
-    meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int, reference: Reference | None = None
+    meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int, references: References | None = None
 ) -> Tokens:
     """Return the tokens of a chunk, int32 (rows, cols); zeros where it is empty.
 
@@ -85,14 +100,25 @@ def unpack_tokens(
     if raw.tag == EMPTY:
         return np.zeros(shape, np.int32)
     data = _split(raw)[1]
-    if raw.coder != REFERRED.id or reference is None:
+    if raw.coder not in REFERRING or references is None:
         return decode_tokens(raw.coder, data, shape, meta.levels, meta.weights_sha256)
-    cursor = Cursor(data, "chunk", ChunkError)
-    other = reference(cursor.varint("reference"))
-    return context_decode(bytes(cursor.rest()), shape, meta.levels, meta.weights_sha256, other)
+    cursor, source = Cursor(data, "chunk", ChunkError), None
+    if raw.coder == EARLIER.id:
+        other = references.earlier_date(cursor.varint("reference"))
+    else:
+        other, layer = references.earlier_layer(cursor.varint("layer"), cursor.varint("time"))
+        source = Source(layer.levels, layer.weights_sha256)
+    return context_decode(bytes(cursor.rest()), shape, meta.levels, meta.weights_sha256, other, source)
 
 
-def refer_chunk(meta: LayerMeta, raw: RawChunk, tokens: Tokens, other: Tokens, back: int) -> RawChunk:
+def refer_chunk(
+    meta: LayerMeta,
+    raw: RawChunk,
+    tokens: Tokens,
+    other: Tokens,
+    place: tuple[int, ...],
+    layer: LayerMeta | None = None,
+) -> RawChunk:
     """Return the chunk coded with a reference, or as it was where that is not shorter.
 
     Parameters
@@ -102,17 +128,21 @@ def refer_chunk(meta: LayerMeta, raw: RawChunk, tokens: Tokens, other: Tokens, b
     raw, tokens
         The chunk, and its tokens.
     other
-        Tokens of the same place at an earlier time step, whose chunk has no reference itself.
-    back
-        How many time steps earlier.
+        Tokens of the reference: a chunk at the same place that has no reference itself.
+    place
+        How many time steps earlier it is; or how many layers earlier, and its time step.
+    layer
+        Metadata of its layer, where that is another.
     """
     mask, data = _split(raw)
-    coded = context_encode(tokens, meta.levels, meta.weights_sha256, other)
-    if coded is None or len(coded) + len(pack_varint(back)) >= len(data):
+    source = None if layer is None else Source(layer.levels, layer.weights_sha256)
+    coded = context_encode(tokens, meta.levels, meta.weights_sha256, other, source)
+    where = b"".join(map(pack_varint, place))
+    if coded is None or len(coded) + len(where) >= len(data):
         return raw
     before = b"" if mask is None else pack_varint(len(mask)) + mask
-    tag = 1 + 2 * REFERRED.id + (mask is not None)
-    return RawChunk(tag, before + pack_varint(back) + coded)
+    coder = EARLIER if layer is None else BESIDE
+    return RawChunk(1 + 2 * coder.id + (mask is not None), before + where + coded)
 
 
 def plain_chunk(meta: LayerMeta, raw: RawChunk, tokens: Tokens) -> RawChunk:

@@ -299,15 +299,18 @@ CONTEXT = register_coder(Coder(2, "context", context_encode, context_decode, tra
 """Coder 2: see `tmcodec.tokenfile.context`."""
 
 
-# --------------------------------------------------------------------------- 3: with a reference
+# --------------------------------------------------------------------------- 3, 4: with a reference
 
 
 def _not_alone(tokens: Tokens, levels: Levels) -> None:
-    """Coder 3 needs a reference; see `tmcodec.tokenfile.chunks.refer_chunk`."""
+    """Coders 3 and 4 need a reference; see `tmcodec.tokenfile.references`."""
 
 
 def _no_reference(data: bytes, shape: tuple[int, int], levels: Levels) -> Tokens:
     raise ChunkError("this chunk is coded with another as its reference, which is not at hand")
 
 
-REFERRED = register_coder(Coder(3, "context with reference", _not_alone, _no_reference))
+EARLIER = register_coder(Coder(3, "context with an earlier date", _not_alone, _no_reference))
+BESIDE = register_coder(Coder(4, "context with an earlier layer", _not_alone, _no_reference))
+REFERRING = frozenset((EARLIER.id, BESIDE.id))
+"""Coders that need another chunk, which is not coded by one of them."""

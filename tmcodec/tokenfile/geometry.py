@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tmcodec.errors import WindowError
+from tmcodec.errors import LimitExceededError, WindowError
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -171,3 +171,17 @@ def _overlap(
         chunk.append(slice(start - c0, stop - c0))
         window.append(slice(start - w0, stop - w0))
     return Overlap((chunk[0], chunk[1]), (window[0], window[1]))
+
+
+def check_limit(pixels: int, limit: int) -> None:
+    """Raise where one call would return more pixels than the caller allows.
+
+    Raises
+    ------
+    LimitExceededError
+    """
+    if pixels > limit:
+        raise LimitExceededError(
+            f"the window has {pixels} pixels, more than max_pixels={limit};"
+            " read smaller windows, or pass a higher max_pixels if you trust the file"
+        )

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.errors import ChunkError
+from tmcodec.tokenfile.geometry import TokenGrid, TokenWindow, check_limit
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_unpack
 
 Mask = NDArray[np.bool_]
@@ -76,3 +77,30 @@ def _xor_up(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     filtered: NDArray[np.uint8] = rows.copy()
     filtered[:, 1:] ^= rows[:, :-1]
     return filtered
+
+
+class MaskCanvas:
+    """The mask of a window, put together chunk by chunk; allocated only where it is needed."""
+
+    def __init__(self, grid: TokenGrid, place: TokenWindow, limit: int) -> None:
+        self._grid, self._place, self._limit = grid, place, limit
+        self.mask: Mask | None = None
+
+    def paint(self, at: tuple[int, int], mask: Mask | None) -> None:
+        """Put the mask of one chunk, (planes, h, w), or (1, 1, 1) for all alike, in its place."""
+        if mask is None:
+            return
+        overlap = self._grid.pixel_overlap(self._place, *at)
+        rows, cols = overlap.window
+        part = mask if mask.size == 1 else mask[:, overlap.chunk[0], overlap.chunk[1]]
+        self._canvas(len(mask))[:, rows, cols] = part
+
+    def _canvas(self, planes: int) -> Mask:
+        """Return the canvas with at least that many planes."""
+        _, _, width, height = self._grid.pixel_window(self._place)
+        check_limit(planes * width * height, self._limit)
+        if self.mask is None:
+            self.mask = np.ones((planes, height, width), np.bool_)
+        elif len(self.mask) < planes:
+            self.mask = np.repeat(self.mask, planes, axis=0)
+        return self.mask

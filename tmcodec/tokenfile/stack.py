@@ -12,8 +12,9 @@ from typing import IO, Any
 
 from tmcodec.errors import StackError
 from tmcodec.tokenfile.balance import join_balances
+from tmcodec.tokenfile.layer import Layer
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
-from tmcodec.tokenfile.reader import Layer, TokenFile
+from tmcodec.tokenfile.reader import TokenFile
 from tmcodec.tokenfile.writer import TokenFileWriter
 
 Source = str | os.PathLike[str] | IO[bytes]

@@ -8,7 +8,8 @@ from typing import IO
 
 from tmcodec.errors import ChunkError, LimitExceededError, TruncatedFileError
 from tmcodec.tokenfile.header import MAX_HEADER
-from tmcodec.tokenfile.reader import MAX_PIXELS, Layer, TokenFile
+from tmcodec.tokenfile.layer import MAX_PIXELS, Layer
+from tmcodec.tokenfile.reader import TokenFile
 
 
 @dataclass(frozen=True)

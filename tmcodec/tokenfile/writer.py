@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Collection
+from functools import lru_cache
 from itertools import pairwise
 from typing import IO, Any, NamedTuple, cast
 
@@ -27,14 +28,15 @@ from tmcodec.tokenfile.chunks import (
     refer_chunk,
     unpack_tokens,
 )
-from tmcodec.tokenfile.coders import REFERRED, Tokens
+from tmcodec.tokenfile.coders import REFERRING, Tokens
 from tmcodec.tokenfile.header import pack_header, pack_index, pack_prelude
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
+from tmcodec.tokenfile.references import Place, candidates, groups
 
 SPOOL = 16 * 2**20
 """Payload beyond this goes from memory to a temporary file."""
-CANDIDATES = 2
-"""How many earlier chunks are tried as references."""
+CACHED = 64
+"""So many chunks of one place are kept decoded while references are tried."""
 
 
 class _Entry(NamedTuple):
@@ -208,10 +210,11 @@ class TokenFileWriter:
             If the path has come into being meanwhile.
         """
         self._check_complete()
-        if self._coders is None or REFERRED.id in self._coders:
-            for layer, entries in zip(self.meta.layers, self._entries, strict=True):
-                for place in range(layer.grid.chunks if len(layer.times) > 1 else 0):
-                    self._refer(layer, entries, place)
+        if self._coders is None or REFERRING & set(self._coders):
+            for group in groups(self.meta.layers, self._coders):
+                layers = [self.meta.layers[number] for number in group]
+                for place in range(layers[0].grid.chunks if sum(len(la.times) for la in layers) > 1 else 0):
+                    self._refer(group, place)
         ordered = [[entries[i] for i in sorted(entries)] for entries in self._entries]
         header = pack_header(self.meta, [_index(entries) for entries in ordered])
         payload = [entry for entries in ordered for entry in entries if entry.length]
@@ -226,27 +229,35 @@ class TokenFileWriter:
         self.size = self.header_bytes + self.payload_bytes
         self.close()
 
-    def _refer(self, layer: LayerMeta, entries: dict[int, _Entry], place: int) -> None:
+    def _refer(self, group: list[int], place: int) -> None:
         """Code the chunks of one place with earlier ones as references, where that is shorter.
 
         A chunk that has a reference is none itself, so that reading one reads one other.
         """
-        at = divmod(place, layer.grid.chunk_cols)
-        known: list[tuple[int, Tokens]] = []
-        for time in range(len(layer.times)):
-            ordinal = layer.grid.ordinal(time, *at)
-            entry = entries[ordinal]
-            raw = self._kept(entry)
-            if raw.tag == EMPTY or raw.coder not in (0, 1, 2):
+        layers = self.meta.layers
+        at = divmod(place, layers[group[0]].grid.chunk_cols)
+        known: dict[int, list[int]] = {}
+
+        @lru_cache(maxsize=CACHED)
+        def decoded(chunk: Place) -> tuple[RawChunk, Tokens]:
+            layer = layers[chunk.layer]
+            raw = self._kept(self._entries[chunk.layer][layer.grid.ordinal(chunk.time, *at)])
+            return raw, unpack_tokens(layer, raw, *at)
+
+        for chunk in (Place(n, time) for n in group for time in range(len(layers[n].times))):
+            layer, ordinal = layers[chunk.layer], layers[chunk.layer].grid.ordinal(chunk.time, *at)
+            tag = self._entries[chunk.layer][ordinal].tag
+            if tag == EMPTY or RawChunk(tag, b"").coder not in (0, 1, 2):
                 continue
-            tokens, best = unpack_tokens(layer, raw, *at), raw
-            for earlier, other in known[-CANDIDATES:]:
-                tried = refer_chunk(layer, raw, tokens, other, time - earlier)
+            raw, tokens = decoded(chunk)
+            best = raw
+            for one in candidates(layers, chunk, known, self._coders):
+                tried = refer_chunk(layer, raw, tokens, decoded(one.chunk)[1], one.numbers, one.layer)
                 best = tried if len(tried.payload) < len(best.payload) else best
             if best is raw:
-                known.append((time, tokens))
+                known.setdefault(chunk.layer, []).append(chunk.time)
             else:
-                entries[ordinal] = self._keep(best, crc32c(best.payload))
+                self._entries[chunk.layer][ordinal] = self._keep(best, crc32c(best.payload))
 
     def _kept(self, entry: _Entry) -> RawChunk:
         """Read a chunk back."""

@@ -32,7 +32,7 @@ from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.context.backends import choose
 from tmcodec.tokenfile.context.coder import _planes, _to_coded
 from tmcodec.tokenfile.context.heights import Levels, Tokens, neighbours, reflected_to_number
-from tmcodec.tokenfile.context.model import REACH, ContextModel, Network
+from tmcodec.tokenfile.context.model import REACH, ContextModel, Network, slot_rows
 from tmcodec.tokenfile.context.tables import FOLDER, Tables, overflow, pack_tables, with_rates
 from tmcodec.training.corpus import AUGMENT, CropSampler, Scene, load_scenes
 from tmcodec.training.mini import VAL_FOLDERS
@@ -147,12 +147,11 @@ def fit_predictor(tokens: Tokens, levels: Levels, rounds: int = 30) -> tuple[int
 class FloatNetwork(nn.Module):
     """`tmcodec.tokenfile.context.model.Network` with real numbers, for training."""
 
-    def __init__(self, levels: Levels, order: tuple[int, ...], slots: npt.NDArray[np.int32]) -> None:
+    def __init__(self, model: ContextModel, slots: npt.NDArray[np.int32]) -> None:
         super().__init__()
         h1, h2, hg = WIDTHS
-        self.levels, self.order, self.slots = levels, order, slots
-        self.rows = sum(levels) + len(levels)
-        self.first = nn.EmbeddingBag(len(slots) * self.rows, h1, mode="sum")
+        levels, self.order, self.slots = model.levels, model.order, slots
+        self.first = nn.EmbeddingBag(slot_rows(model, slots)[1], h1, mode="sum")
         self.first_bias = nn.Parameter(torch.zeros(h1))
         self.second = nn.Linear(h1, h2)
         self.heads = nn.ModuleList(nn.Linear(h2, hg) for _ in levels)
@@ -180,15 +179,13 @@ class FloatNetwork(nn.Module):
 
 def samples(model: ContextModel, slots: npt.NDArray[np.int32], pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Return what the network sees and what it must say: rows (n, slots * d) and digits (n, d)."""
-    starts = np.concatenate([[0], np.cumsum(np.array(model.levels) + 1)])
+    starts = slot_rows(model, slots)[0]
     near, own = [], []
     for tokens, reference in pairs:
         rows, cols = tokens.shape
         planes = _planes(model, tokens.shape, _to_coded(model, tokens), reference)
         cells = [
-            planes[source, REACH + dy : REACH + dy + rows, REACH + dx : REACH + dx + cols]
-            + starts[:-1]
-            + s * starts[-1]
+            planes[source, REACH + dy : REACH + dy + rows, REACH + dx : REACH + dx + cols] + starts[s]
             for s, (source, dy, dx) in enumerate(slots.tolist())
         ]
         near.append(np.concatenate(cells, -1).reshape(rows * cols, -1))
@@ -315,7 +312,19 @@ def train_model(
     plan: Schedule,
 ) -> ContextModel:
     """Train one model on grids and their references (or None)."""
-    net = FloatNetwork(base.levels, base.order, slots)
+    return fit(FloatNetwork(base, slots), base, train_pairs, val_pairs, plan)
+
+
+def fit(
+    net: FloatNetwork,
+    base: ContextModel,
+    train_pairs: Pairs,
+    val_pairs: Pairs,
+    plan: Schedule,
+    finish: Callable[[Network], Network] = lambda network: network,
+) -> ContextModel:
+    """Train a network from where it stands, round it, change it by `finish`, and choose the rates."""
+    slots = net.slots
     held = [samples(base, slots, [pair]) for pair in val_pairs]
 
     @torch.no_grad()
@@ -323,7 +332,7 @@ def train_model(
         return float(np.mean([net.bits(*x).sum(1).mean() for x in held]))
 
     train(net, samples(base, slots, train_pairs), score, plan)
-    model, bits = choose_rates(replace(base, network=to_integers(net)), val_pairs)
+    model, bits = choose_rates(replace(base, network=finish(to_integers(net))), val_pairs)
     if why := overflow(model):
         raise SystemExit(f"{why}; train again with a larger weight decay")
     rates = [(int(r[-1]), int(r[0])) for r in model.rates]

@@ -1,4 +1,4 @@
-"""Chunk coders 2 and 3: the context coder around its kernels, with a checksum of the tokens.
+"""Chunk coders 2, 3 and 4: the context coder around its kernels, with a checksum of the tokens.
 
 A payload is a byte that names the tables (0: none), the coded digits, and the CRC32C of the tokens as
 little-endian u32.
@@ -10,6 +10,7 @@ import math
 import struct
 from dataclasses import replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,11 +33,26 @@ from tmcodec.tokenfile.context.model import (
     generic_model,
 )
 from tmcodec.tokenfile.context.reference import Planes, pad_planes
-from tmcodec.tokenfile.context.tables import find_tables, rates_of
+from tmcodec.tokenfile.context.tables import find_pair_tables, find_tables, rates_of
 
 MAX_SIDE = 256
 """Longest side of a chunk, in tokens."""
 _CRC = 4
+
+
+class Source(NamedTuple):
+    """Of which layer a reference is, where it is another than the chunk's.
+
+    Attributes
+    ----------
+    levels
+        Its FSQ levels; coding needs as many as the chunk has.
+    tokenizer
+        SHA-256 of its tokenizer's weights.
+    """
+
+    levels: Levels
+    tokenizer: bytes
 
 
 def context_encode(
@@ -44,6 +60,7 @@ def context_encode(
     levels: Levels,
     tokenizer: bytes = b"",
     reference: Tokens | None = None,
+    source: Source | None = None,
     backend: str | None = None,
 ) -> bytes | None:
     """Code a chunk.
@@ -57,7 +74,9 @@ def context_encode(
     tokenizer
         SHA-256 of its weights, which finds the tables.
     reference
-        int32 (rows, cols): the chunk of another time step at the same place, or None.
+        int32 (rows, cols): the chunk of another time step or layer at the same place, or None.
+    source
+        The reference's layer, where it is another.
     backend
         See `tmcodec.tokenfile.context.backends.choose`.
 
@@ -66,9 +85,9 @@ def context_encode(
     bytes or None
         None where the coder does not apply.
     """
-    if max(tokens.shape) > MAX_SIDE:
+    if max(tokens.shape) > MAX_SIDE or (source is not None and len(source.levels) != len(levels)):
         return None
-    number, model = _newest(tokenizer, levels, reference is not None)
+    number, model = _newest(tokenizer, levels, reference is not None, source)
     chosen = choose(backend)
     planes = _planes(model, tokens.shape, _to_coded(model, tokens), reference)
     coded = chosen.code_chunk(model, planes, None)
@@ -82,6 +101,7 @@ def context_decode(
     levels: Levels,
     tokenizer: bytes = b"",
     reference: Tokens | None = None,
+    source: Source | None = None,
     backend: str | None = None,
 ) -> Tokens:
     """Invert `context_encode`; whatever `data` holds, tokens of another checksum are never returned.
@@ -95,7 +115,9 @@ def context_decode(
     """
     if len(data) < 1 + _CRC or max(shape) > MAX_SIDE:
         raise ChunkError(f"{len(data)} bytes of context-coded tokens are too few")
-    model = _numbered(data[0], tokenizer, levels, reference is not None)
+    if source is not None and len(source.levels) != len(levels):
+        raise ChunkError(f"its reference has {len(source.levels)} digits, not {len(levels)}")
+    model = _numbered(data[0], tokenizer, levels, reference is not None, source)
     chosen = choose(backend)
     planes = _planes(model, shape, None, reference)
     if chosen.code_chunk(model, planes, data[1:-_CRC]) is None:
@@ -111,37 +133,48 @@ def context_decode(
     return tokens
 
 
-def _newest(tokenizer: bytes, levels: Levels, referred: bool) -> tuple[int, ContextModel]:
+def _newest(
+    tokenizer: bytes, levels: Levels, referred: bool, source: Source | None
+) -> tuple[int, ContextModel]:
     """Return the tables to code with, and their number."""
-    model = _trained(tokenizer, None, levels, referred)
-    if model is None:
-        return 0, generic_model(levels, referred)
-    tables = find_tables(tokenizer)
-    assert tables is not None
-    return tables.number, model
+    return _trained(tokenizer, None, levels, referred, source) or (0, _generic(levels, referred, source))
 
 
-def _numbered(number: int, tokenizer: bytes, levels: Levels, referred: bool) -> ContextModel:
+def _numbered(
+    number: int, tokenizer: bytes, levels: Levels, referred: bool, source: Source | None
+) -> ContextModel:
     """Return the tables that a payload names."""
     if number == 0:
-        return generic_model(levels, referred)
-    model = _trained(tokenizer, number, levels, referred)
-    if model is None:
+        return _generic(levels, referred, source)
+    found = _trained(tokenizer, number, levels, referred, source)
+    if found is None:
+        pair = "" if source is None else f" after {source.tokenizer.hex()[:12]}"
         raise ChunkError(
-            f"the chunk needs context tables {number} of tokenizer {tokenizer.hex()[:12]};"
+            f"the chunk needs context tables {number} of tokenizer {tokenizer.hex()[:12]}{pair};"
             " a newer tmcodec may have them"
         )
-    return model
+    return found[1]
 
 
-def _trained(tokenizer: bytes, number: int | None, levels: Levels, referred: bool) -> ContextModel | None:
-    """Return a tokenizer's model, of the newest tables without a number; None where there is none."""
+def _generic(levels: Levels, referred: bool, source: Source | None) -> ContextModel:
+    return generic_model(levels, referred, None if source is None else source.levels)
+
+
+def _trained(
+    tokenizer: bytes, number: int | None, levels: Levels, referred: bool, source: Source | None
+) -> tuple[int, ContextModel] | None:
+    """Return (number, model) of a tokenizer or a pair, the newest without a number; None if there is none."""
+    if source is not None:
+        pair = find_pair_tables(tokenizer, source.tokenizer, number)
+        if pair is None or pair.model.source_levels != (levels, source.levels):
+            return None
+        return pair.number, pair.model
     tables = find_tables(tokenizer, number)
     if tables is None or tables.alone.levels != levels:
         return None
     if not referred:
-        return tables.alone
-    return tables.referred or _with_reference(tables.alone)
+        return tables.number, tables.alone
+    return tables.number, tables.referred or _with_reference(tables.alone)
 
 
 @lru_cache(maxsize=16)
@@ -184,5 +217,9 @@ def _planes(
 ) -> Planes:
     """Return the digits of the chunk (if known) and of its reference, as the kernels take them."""
     own = None if coded is None else _digits(coded, model.levels)
-    other = None if reference is None else _digits(_to_coded(model, reference), model.levels)
-    return pad_planes(model.levels, (shape[0], shape[1]), (own, other))
+    other = None
+    if reference is not None and model.reference_levels is not None:
+        other = _digits(reference, model.reference_levels)
+    elif reference is not None:
+        other = _digits(_to_coded(model, reference), model.levels)
+    return pad_planes(model.levels, (shape[0], shape[1]), (own, other), model.reference_levels)

@@ -33,6 +33,7 @@ V_LIMIT = 2**19 - 1
 LOGIT_LIMIT = 2**30
 """Largest adapted sum of one context, Q16; never met, but sums cannot overflow."""
 
+NO_SLOTS: Int32 = np.zeros((0, 3), np.int32)
 EXP2: Int32 = np.array([round(65536 * 2 ** (-i / 1024)) for i in range(1024)], np.int32)
 """65536 * 2 ** (-i / 1024), rounded to nearest."""
 
@@ -94,6 +95,9 @@ class ContextModel:
     predictor
         Weights (W, N, NW, NE, WW, NN) in 256ths that predict a token whose digits are a reflected
         number, or None; see `tmcodec.tokenfile.context.heights`.
+    reference_levels
+        FSQ levels of the reference, as many as `levels`, where it is another layer's chunk; None where
+        it is the same layer's.
     """
 
     levels: tuple[int, ...]
@@ -102,6 +106,12 @@ class ContextModel:
     rates: Int32
     last_rate: int
     predictor: tuple[int, ...] | None = None
+    reference_levels: tuple[int, ...] | None = None
+
+    @property
+    def source_levels(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Levels of the two sources: the chunk itself, and its reference."""
+        return self.levels, self.reference_levels or self.levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +147,19 @@ class Layout:
     count_size: int
 
 
+def slot_rows(model: ContextModel, slots: Int32) -> tuple[Int32, int]:
+    """Return the row of digit value 0 in `Network.first`, int32 (slots, d), and how many rows it has."""
+    counts = [level + 1 for source in slots[:, 0].tolist() for level in model.source_levels[source]]
+    ends = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return ends[:-1].reshape(len(slots), len(model.levels)), int(ends[-1])
+
+
 @lru_cache(maxsize=64)
 def layout(model: ContextModel) -> Layout:
     """Return the layout of a model."""
     levels, d = np.array(model.levels, np.int32), len(model.levels)
-    outside = levels + 1
-    starts = np.concatenate([[0], np.cumsum(outside)])
-    slots = 0 if model.network is None else len(model.network.slots)
-    first = (np.arange(slots)[:, None] * starts[-1] + starts[:-1]).astype(np.int32)
+    outside, beside = levels + 1, np.array(model.source_levels[1], np.int32) + 1
+    first, _ = slot_rows(model, NO_SLOTS if model.network is None else model.network.slots)
     previous, row = np.full((d, d), -1, np.int32), 0
     for n, k in enumerate(model.order):
         for j in model.order[:n]:
@@ -154,7 +169,7 @@ def layout(model: ContextModel) -> Layout:
     for n, k in enumerate(model.order):
         before = 1 if n == 0 else model.levels[model.order[n - 1]]
         pair = int(outside[k]) ** 2 if model.levels[k] <= MAX_PAIR else 0
-        values = (1, int(outside[k]), int(outside[k]), before, pair, int(outside[k]))
+        values = (1, int(outside[k]), int(outside[k]), before, pair, int(beside[k]))
         for c, count in enumerate(values):
             if count and model.rates[c].any():
                 states[k, c], counts[k, c] = sizes
@@ -168,10 +183,13 @@ GENERIC_RATES = ((1890, 9454), (2836, 28360), (2836, 28360), (2836, 28360), (283
 
 
 @lru_cache(maxsize=64)
-def generic_model(levels: tuple[int, ...], referred: bool = False) -> ContextModel:
+def generic_model(
+    levels: tuple[int, ...], referred: bool = False, reference_levels: tuple[int, ...] | None = None
+) -> ContextModel:
     """Return the start for tokenizers without trained tables: no network, all contexts adaptive."""
     rates = [[max(low, high // (n + 1)) for n in range(COUNTS)] for low, high in GENERIC_RATES]
     if not referred:
         rates[REFERENCE] = [0] * COUNTS
     order = tuple(reversed(range(len(levels))))
-    return ContextModel(levels, order, None, np.array(rates, np.int32), 0)
+    rows = np.array(rates, np.int32)
+    return ContextModel(levels, order, None, rows, 0, reference_levels=reference_levels)

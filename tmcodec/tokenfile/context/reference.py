@@ -173,7 +173,12 @@ class Predictor:
             self._last[row : row + count] = np.clip(moved, -V_LIMIT - 1, V_LIMIT)
 
 
-def pad_planes(levels: tuple[int, ...], shape: tuple[int, int], sources: tuple[Int32 | None, ...]) -> Planes:
+def pad_planes(
+    levels: tuple[int, ...],
+    shape: tuple[int, int],
+    sources: tuple[Int32 | None, ...],
+    reference_levels: tuple[int, ...] | None = None,
+) -> Planes:
     """Return int16 (sources, rows + 4, cols + 4, digits): digits with a border that says "outside".
 
     Parameters
@@ -184,10 +189,13 @@ def pad_planes(levels: tuple[int, ...], shape: tuple[int, int], sources: tuple[I
         (rows, cols) of the chunk.
     sources
         Digits, (rows, cols, d) each; None for what is not there or not known yet.
+    reference_levels
+        Levels of the second source, where they are others.
     """
     rows, cols = shape
     planes = np.empty((len(sources), rows + 2 * REACH, cols + 2 * REACH, len(levels)), np.int16)
     planes[:] = levels
+    planes[1:] = reference_levels or levels
     for plane, digits in zip(planes, sources, strict=True):
         if digits is not None:
             plane[REACH : REACH + rows, REACH : REACH + cols] = digits

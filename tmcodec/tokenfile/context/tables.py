@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from tmcodec.errors import MetadataError
 from tmcodec.tokenfile.binary import Cursor, crc32c, pack_varint
-from tmcodec.tokenfile.context.model import COUNTS, REACH, TOP, ContextModel, Network
+from tmcodec.tokenfile.context.model import COUNTS, REACH, TOP, ContextModel, Network, slot_rows
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_size, zstd_unpack
 
 FOLDER = Path(__file__).resolve().parent.parent / "tables"
 MAGIC = b"\x89TMX\r\n\x1a\n"
-VERSION = 1
+VERSION, PAIR_VERSION = 1, 2
 HEAD = struct.Struct("<8sBB32s")  # magic, version, number, tokenizer
+PAIR_HEAD = struct.Struct("<8sBB32s32s")  # the same, and the reference's tokenizer
 MAX_BODY = 4 * 2**20
 MAX_WIDTH, MAX_SLOTS = 256, 32
 
@@ -51,6 +52,26 @@ class Tables:
     referred: ContextModel | None
 
 
+@dataclass(frozen=True, eq=False)
+class PairTables:
+    """What was trained for one tokenizer's chunks after another's at the same place.
+
+    Attributes
+    ----------
+    tokenizer, reference
+        SHA-256 of the weights of the two, 32 bytes each.
+    number
+        1 to 255: which of the pair's tables these are.
+    model
+        The model; its `ContextModel.reference_levels` are set.
+    """
+
+    tokenizer: bytes
+    reference: bytes
+    number: int
+    model: ContextModel
+
+
 def pack_tables(tables: Tables) -> bytes:
     """Return the bytes of a table file."""
     body = _pack_model(tables.alone)
@@ -69,20 +90,52 @@ def unpack_tables(data: bytes) -> Tables:
     MetadataError
         If the file is damaged, or its numbers could overflow.
     """
-    if len(data) < HEAD.size + 4 or not data.startswith(MAGIC) or data[8] != VERSION:
-        raise MetadataError("context tables: not a table file of version 1; install tmcodec again")
-    if struct.unpack("<I", data[-4:])[0] != crc32c(data[:-4]):
-        raise MetadataError("context tables: wrong checksum; install tmcodec again")
-    _, _, number, tokenizer = HEAD.unpack_from(data)
-    frame = data[HEAD.size : -4]
-    size = zstd_size(frame, "context tables", MetadataError)
-    if size > MAX_BODY:
-        raise MetadataError(f"context tables: {size} bytes, more than {MAX_BODY}")
-    cursor = Cursor(zstd_unpack(frame, size, "context tables", MetadataError), "context tables")
+    cursor = _body(data, VERSION, HEAD.size)
     alone = _unpack_model(cursor, 1)
     referred = _unpack_model(cursor, 2) if cursor.left else None
     cursor.end()
+    _, _, number, tokenizer = HEAD.unpack_from(data)
     return Tables(tokenizer, number, alone, referred)
+
+
+def pack_pair_tables(tables: PairTables) -> bytes:
+    """Return the bytes of a table file of a pair."""
+    levels = tables.model.reference_levels
+    assert levels is not None
+    head = PAIR_HEAD.pack(MAGIC, PAIR_VERSION, tables.number, tables.tokenizer, tables.reference)
+    data = head + zstd_pack(b"".join(map(pack_varint, (len(levels), *levels))) + _pack_model(tables.model))
+    return data + struct.pack("<I", crc32c(data))
+
+
+def unpack_pair_tables(data: bytes) -> PairTables:
+    """Invert `pack_pair_tables`.
+
+    Raises
+    ------
+    MetadataError
+        If the file is damaged, or its numbers could overflow.
+    """
+    cursor = _body(data, PAIR_VERSION, PAIR_HEAD.size)
+    levels = tuple(cursor.varint("level", 256) for _ in range(cursor.varint("digits", 30)))
+    if not levels or min(levels) < 2:
+        raise cursor.fail("the reference's levels are invalid")
+    model = _unpack_model(cursor, 2, levels)
+    cursor.end()
+    _, _, number, tokenizer, reference = PAIR_HEAD.unpack_from(data)
+    return PairTables(tokenizer, reference, number, model)
+
+
+def _body(data: bytes, version: int, head: int) -> Cursor:
+    """Return what lies in the frame of a table file, after checking all around it."""
+    if len(data) < head + 4 or not data.startswith(MAGIC) or data[8] != version:
+        raise MetadataError(f"context tables: not a table file of version {version}; install tmcodec again")
+    if struct.unpack("<I", data[-4:])[0] != crc32c(data[:-4]):
+        raise MetadataError("context tables: wrong checksum; install tmcodec again")
+    frame = data[head:-4]
+    size = zstd_size(frame, "context tables", MetadataError)
+    if size > MAX_BODY:
+        raise MetadataError(f"context tables: {size} bytes, more than {MAX_BODY}")
+    return Cursor(zstd_unpack(frame, size, "context tables", MetadataError), "context tables")
 
 
 def _signed(value: int) -> bytes:
@@ -116,7 +169,8 @@ def rates_of(lasting: int, opening: int) -> list[int]:
     return [max(lasting, opening // (n + 1)) for n in range(COUNTS)]
 
 
-def _unpack_model(cursor: Cursor, sources: int) -> ContextModel:
+def _unpack_model(cursor: Cursor, sources: int, beside: tuple[int, ...] | None = None) -> ContextModel:
+    """Read a model whose neighbours lie in so many sources; `beside` are the levels of another layer."""
     count = cursor.varint("digits", 30)
     levels = tuple(cursor.varint("level", 256) for _ in range(count))
     order = tuple(cursor.varint("order", 29) for _ in range(count))
@@ -129,19 +183,22 @@ def _unpack_model(cursor: Cursor, sources: int) -> ContextModel:
     h1, h2, hg = (cursor.varint("width", MAX_WIDTH) for _ in range(3))
     if not count or min(levels) < 2 or sorted(order) != list(range(count)) or len(predictor) not in (0, 6):
         raise cursor.fail("levels, order or predictor is invalid")
+    if beside is not None and len(beside) != count:
+        raise cursor.fail("the reference has another number of digits")
     for source, dy, dx in slots.tolist():
         if not 0 <= source < sources or (source == 0 and (dy, dx) >= (0, 0)):
             raise cursor.fail("a neighbour is not known yet when it is needed")
     if not (len(slots) and h1 and h2 and hg) or h1 % 16 or h2 % 16 or hg % 16:
         raise cursor.fail("a width is not a multiple of 16")
-    rows = len(slots) * (sum(levels) + count)
+    empty = ContextModel(levels, order, None, rates, last_rate, predictor or None, beside)
+    rows = slot_rows(empty, slots)[1]
     before = sum(levels[j] for n in range(count) for j in order[:n])
     short, long = _reader(cursor, "<i2"), _reader(cursor, "<i4")
     net = Network(
         slots.astype(np.int32), short(rows, h1), short(h1), short(h1, h2), long(h2), short(count, h2, hg),
         long(count, hg), short(before, hg), short(sum(levels), hg), long(sum(levels)),
     )  # fmt: skip
-    model = ContextModel(levels, order, net, rates, last_rate, predictor or None)
+    model = replace(empty, network=net)
     if why := overflow(model):
         raise cursor.fail(why)
     return model
@@ -168,9 +225,9 @@ def _reader(cursor: Cursor, dtype: str) -> Callable[..., Any]:
 
 def overflow(model: ContextModel) -> str | None:
     """Return which sum of the network could leave its integer type, or None."""
-    net, starts = model.network, np.concatenate([[0], np.cumsum(np.array(model.levels) + 1)])
+    net = model.network
     assert net is not None
-    blocks = [int(s * starts[-1] + a) for s in range(len(net.slots)) for a in starts[:-1]]
+    blocks = slot_rows(model, net.slots)[0].ravel()
     largest = np.maximum.reduceat(np.abs(net.first.astype(np.int64)), blocks, axis=0)
     if int((largest.sum(0) + np.abs(net.first_bias.astype(np.int64))).max()) > 32767:
         return "the first layer's sums leave int16"
@@ -190,24 +247,37 @@ def overflow(model: ContextModel) -> str | None:
 
 @lru_cache(maxsize=1)
 def _index() -> dict[bytes, dict[int, Path]]:
-    """Return the table files by tokenizer and number; only their heads are read."""
+    """Return the table files by tokenizer (of a pair: by both) and number; only their heads are read."""
     found: dict[bytes, dict[int, Path]] = {}
     for path in sorted(FOLDER.glob("*.ctx")):
         with open(path, "rb") as file:
-            head = file.read(HEAD.size)
-        if len(head) == HEAD.size:
-            _, _, number, tokenizer = HEAD.unpack(head)
-            found.setdefault(tokenizer, {})[number] = path
+            head = file.read(PAIR_HEAD.size)
+        size = PAIR_HEAD.size if head[8:9] == bytes([PAIR_VERSION]) else HEAD.size
+        if len(head) >= size:
+            found.setdefault(head[10:size], {})[head[9]] = path
     return found
+
+
+def _file(key: bytes, number: int | None) -> bytes | None:
+    """Return a table file, the newest without a number; None where there is none."""
+    known = _index().get(key, {})
+    if not known or (number is not None and number not in known):
+        return None
+    return known[max(known) if number is None else number].read_bytes()
 
 
 @lru_cache(maxsize=16)
 def find_tables(tokenizer: bytes, number: int | None = None) -> Tables | None:
     """Return a tokenizer's tables of a number, the newest without one; None where there are none."""
-    known = _index().get(tokenizer, {})
-    if not known or (number is not None and number not in known):
-        return None
-    return unpack_tables(known[max(known) if number is None else number].read_bytes())
+    data = _file(tokenizer, number)
+    return None if data is None else unpack_tables(data)
+
+
+@lru_cache(maxsize=32)
+def find_pair_tables(tokenizer: bytes, reference: bytes, number: int | None = None) -> PairTables | None:
+    """Return the tables of a tokenizer's chunks after another's, as `find_tables` does."""
+    data = _file(tokenizer + reference, number)
+    return None if data is None else unpack_pair_tables(data)
 
 
 def with_rates(model: ContextModel, rates: list[tuple[int, int]], last_rate: int) -> ContextModel:
