@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from tmcodec.codec.encode import encode as encode
     from tmcodec.codec.models import load_tokenizer as load_tokenizer
     from tmcodec.comparison import compare as compare
+    from tmcodec.evaluation.run import evaluate as evaluate
+    from tmcodec.generation.models import load_generator as load_generator
     from tmcodec.tokenfile import open as open
     from tmcodec.tokenfile import stack as stack
     from tmcodec.tokenfile import verify as verify
@@ -27,6 +29,8 @@ _HOME = {
     "decode": "tmcodec.codec.decode",
     "decode_array": "tmcodec.codec.decode",
     "encode": "tmcodec.codec.encode",
+    "evaluate": "tmcodec.evaluation.run",
+    "load_generator": "tmcodec.generation.models",
     "load_tokenizer": "tmcodec.codec.models",
     "open": "tmcodec.tokenfile",
     "stack": "tmcodec.tokenfile",

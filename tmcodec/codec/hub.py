@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from tmcodec.codec.terramind_models import REVISION, OfficialModel
+from tmcodec.codec.terramind_models import REVISION
 from tmcodec.errors import DownloadError, MissingDependencyError
 
 
-def fetch(model: OfficialModel) -> Path:
+class HubFile(Protocol):
+    """A file on the Hub, and the name that it gets here."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def repo(self) -> str: ...
+    @property
+    def filename(self) -> str: ...
+    @property
+    def gated(self) -> bool: ...
+
+
+def fetch(model: HubFile) -> Path:
     """Return the checkpoint in the Hub's cache, fetched first where it is not there.
 
     ``HF_HOME``, ``HF_HUB_OFFLINE``, ``HF_ENDPOINT`` and ``HF_TOKEN`` have the meaning that
@@ -30,7 +43,7 @@ def fetch(model: OfficialModel) -> Path:
     return Path(found)
 
 
-def cached(model: OfficialModel) -> Path | None:
+def cached(model: HubFile) -> Path | None:
     """Return the checkpoint if the Hub's cache has it, without any network."""
     try:
         found = _hub().try_to_load_from_cache(model.repo, model.filename, revision=REVISION)
@@ -57,7 +70,7 @@ def _hub() -> Any:
     return huggingface_hub
 
 
-def _reason(hub: Any, model: OfficialModel, err: Exception) -> str:
+def _reason(hub: Any, model: HubFile, err: Exception) -> str:
     """Return what went wrong, in a few words."""
     errors = hub.errors
     where = f"{model.repo}/{model.filename}"
@@ -75,6 +88,6 @@ def _reason(hub: Any, model: OfficialModel, err: Exception) -> str:
     return f"cannot fetch {where} ({type(err).__name__})"
 
 
-def _way_out(model: OfficialModel) -> str:
+def _way_out(model: HubFile) -> str:
     file = model.filename
     return f"to go on offline, copy {file} here and run `tmcodec models import {file} --as {model.name}`"

@@ -13,6 +13,9 @@ from typing import Any
 FORMAT = "tmcodec-terramind-1"
 """Mark of imported weights in their header."""
 
+GENERATOR_FORMAT = "tmcodec-any2any-1"
+"""Mark of a generator's weights, embedded or imported."""
+
 MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
@@ -56,8 +59,8 @@ class WeightsHeader:
     notes: dict[str, str]
 
 
-def read_stored(path: Path) -> WeightsHeader | None:
-    """Read the header of imported weights; None where the file is no such, or damaged."""
+def read_stored(path: Path, form: str = FORMAT) -> WeightsHeader | None:
+    """Read the header of weights of that format; None where the file is no such, or damaged."""
     try:
         with open(path, "rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
@@ -65,7 +68,7 @@ def read_stored(path: Path) -> WeightsHeader | None:
                 return None
             header = json.loads(f.read(length))
         notes = dict(header.pop("__metadata__"))
-        if notes.get("format") != FORMAT:
+        if notes.get("format") != form:
             return None
         config, sha256 = json.loads(notes.pop("config")), notes.pop("sha256")
         parameters = sum(math.prod(tensor["shape"]) for tensor in header.values())

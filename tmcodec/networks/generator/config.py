@@ -15,7 +15,7 @@ VOCABULARY = 30_000
 SEQUENCES = {"coords": 4, "caption": 256}
 """Sequence modalities, and tokens that one may have."""
 
-MAX_DIM, MAX_DEPTH, MAX_GRID, MAX_MODALITIES = 4096, 64, 64, 64
+MAX_DIM, MAX_DEPTH, MAX_GRID, MAX_MODALITIES = 4096, 64, 32, 64
 MAX_VOCABULARY, MAX_CHANNELS, MAX_LENGTH = 1 << 17, 256, 512
 """Far above every published size, far below what would hurt: a header cannot make us allocate."""
 

@@ -210,12 +210,15 @@ class CodeTable(nn.Module):
         self.enter = nn.Parameter(torch.empty(total, hidden).normal_(std=len(levels) ** -0.5))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.leave = nn.Parameter(torch.empty(dim, hidden).normal_(std=std * hidden**-0.5))
-        digits = indices_to_digits(np.arange(math.prod(levels)), levels)
-        # Each digit has rows of its own in `linear` and `enter`.
-        rows = digits.astype(np.int64) + np.cumsum([0, *levels[:-1]])
-        self.register_buffer("digits", torch.from_numpy(rows), persistent=False)
+        self.make_digits()
         self._lock = threading.Lock()
         self._kept: tuple[tuple[int, ...], Tensor] | None = None
+
+    def make_digits(self) -> None:
+        """Compute, per token, the rows of its digits; `linear` and `enter` have a row for each digit."""
+        digits = indices_to_digits(np.arange(math.prod(self.levels)), self.levels)
+        rows = digits.astype(np.int64) + np.cumsum([0, *self.levels[:-1]])
+        self.register_buffer("digits", torch.from_numpy(rows), persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ``(B, n)`` to ``(B, n, D)``."""

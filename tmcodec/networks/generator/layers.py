@@ -1,7 +1,7 @@
 """Layers of the any-to-any transformer; names of submodules are those of the official checkpoints' keys.
 
-Pre-norm blocks with PyTorch's scaled dot product attention. Masks are True where a key may be seen. Norms have
-no trained bias, and yet a buffer of that name, which the checkpoints store.
+Pre-norm blocks with PyTorch's scaled dot product attention. Masks are True where a key may be seen. Norms
+have no trained bias, and yet a buffer of that name, which the checkpoints store.
 
 Legend: B samples, N tokens of the context, M of the queries, D = ``dim``.
 """

@@ -1,7 +1,7 @@
 """The transformer: an encoder over all visible parts together, a decoder that asks it about targets.
 
-Weight-compatible with TerraMind 1.0 (arXiv 2504.11171), whose halves are those of 4M (arXiv 2312.06647). What is
-visible of each modality enters the encoder once per set of conditions; any number of targets can then be
+Weight-compatible with TerraMind 1.0 (arXiv 2504.11171), whose halves are those of 4M (arXiv 2312.06647). What
+is visible of each modality enters the encoder once per set of conditions; any number of targets can then be
 asked for. The decoder sees the encoder's output, projected, plus position and modality once more.
 
 Legend: B samples, N visible values of all parts, m values asked for, D = ``dim``, V tokens of a vocabulary.
@@ -260,16 +260,20 @@ class Generator(nn.Module):
         words of a sequence see themselves and earlier ones, and are given: the logits are those of the next.
         """
         with self._computing():
+            return [
+                self._target(query[0]).logits(part).float()
+                for query, part in zip(queries, self.look(encoded, queries), strict=True)
+            ]
+
+    def look(self, encoded: Encoded, queries: Sequence[Query]) -> list[Tensor]:
+        """Return what `predict_many` makes its logits of, ``(B, m, D)`` each: training may want some only."""
+        with self._computing():
             asked = [self._ask(encoded, query) for query in queries]
             y = torch.cat([x for x, _ in asked], 1)
             segments = [segment for _, segment in asked]
             for block in self.decoder:
                 y = block(y, encoded.context, segments, encoded.mask)
-            parts = self.decoder_norm(y).split([segment.size for segment in segments], 1)
-            return [
-                self._target(query[0]).logits(part).float()
-                for query, part in zip(queries, parts, strict=True)
-            ]
+            return list(self.decoder_norm(y).split([segment.size for segment in segments], 1))
 
     def _ask(self, encoded: Encoded, query: Query) -> tuple[Tensor, Segment]:
         """Return the decoder's input ``(B, m, D)`` for a target, and who sees whom in it."""

@@ -1,0 +1,273 @@
+"""Which generators there are, and loading them by name. No torch until one is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tmcodec.codec.store import GENERATOR_FORMAT, read_stored, stored_path
+from tmcodec.errors import TokenizerNotFoundError
+from tmcodec.generation.vocabulary import VOCABULARIES, OfficialVocabulary, Vocabulary, vocabulary_path
+from tmcodec.networks.generator.config import SIZES, official_config
+
+if TYPE_CHECKING:
+    import torch
+
+    from tmcodec.generation.weights import GeneratorWeights, TokenizerRef
+    from tmcodec.networks.generator.config import GeneratorConfig
+    from tmcodec.networks.generator.model import Generator
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+EMBEDDED_GENERATORS = {name: WEIGHTS / f"{name}.safetensors" for name in ("mini-any2any-v1",)}
+DEFAULT_GENERATOR = "mini-any2any-v1"
+
+
+@dataclass(frozen=True)
+class OfficialGenerator:
+    """One of TerraMind 1.0's transformers; attributes as `tmcodec.codec.terramind_models.OfficialModel`."""
+
+    name: str
+    repo: str
+    filename: str
+    size: str
+    gated: bool = False
+
+    @property
+    def config(self) -> GeneratorConfig:
+        """Sizes, and all modalities that there are."""
+        return official_config(self.size)
+
+
+OFFICIAL_GENERATORS = {
+    g.name: g
+    for g in (
+        OfficialGenerator(
+            name=f"terramind-v1-{size}",
+            repo=f"ibm-esa-geospatial/TerraMind-1.0-{size}",
+            filename=f"TerraMind_v1_{size}.pt",
+            size=size,
+        )
+        for size in SIZES
+    )
+}
+
+
+@dataclass
+class LoadedGenerator:
+    """A generator ready for use.
+
+    Attributes
+    ----------
+    net
+        The network, on its device, for inference: its layers may have no parameters to train.
+    name, sha256
+        Name and identity, 32 bytes.
+    cfg
+        Sizes and modalities.
+    tokenizers
+        Whose tokens it speaks, by modality.
+    vocabulary
+        Words of coordinates and captions; None where it takes neither.
+    device
+        Where it runs.
+    weights
+        What it was loaded from.
+    """
+
+    net: Generator
+    name: str
+    sha256: bytes
+    cfg: GeneratorConfig
+    tokenizers: dict[str, TokenizerRef]
+    vocabulary: Vocabulary | None
+    device: torch.device
+    weights: GeneratorWeights = field(repr=False)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate modalities from others; see `tmcodec.generation.generate.generate`."""
+        from tmcodec.generation.generate import generate
+
+        return generate(self, *args, **kwargs)
+
+    def trainable(self) -> Generator:
+        """Return the network anew in float32 on the CPU, with weights of its own that can be trained."""
+        return self.weights.build(copy=True)
+
+
+def load_generator(
+    name: str = DEFAULT_GENERATOR,
+    device: str = "auto",
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+) -> LoadedGenerator:
+    """Load an any-to-any transformer by name or from a weights file.
+
+    Parameters
+    ----------
+    name
+        ``"mini-any2any-v1"``, which is embedded; an official name such as ``"terramind-v1-base"``; or the
+        path of a weights file.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    checkpoint
+        Weights of an official name, ``.pt`` or ``.safetensors``. None takes those imported before, or
+        fetches them from the Hugging Face Hub and imports them.
+    precision
+        ``"fp32"``, ``"bf16"`` or ``"auto"``: bfloat16 products where the hardware has them, except for the
+        embedded model, which is small. Softmax, norms and sums of the residual stream stay in float32.
+    compile
+        Whether ``torch.compile`` compiles the blocks: worth its minute for many tiles on a GPU.
+
+    Raises
+    ------
+    TokenizerNotFoundError, WeightsError, DeviceError, PrecisionError
+    DownloadError, MissingDependencyError
+        Where weights must be fetched and cannot.
+    """
+    from tmcodec.codec.tokenizer import pick_device
+    from tmcodec.networks.terramind.inference import pick_dtype, prepare
+
+    where = pick_device(device)
+    embedded = name in EMBEDDED_GENERATORS and checkpoint is None
+    dtype = pick_dtype("fp32" if embedded and precision == "auto" else precision, where)
+    weights = _open(name, checkpoint)
+    net = weights.build().to(where).requires_grad_(False)
+    if compile or where.type != "cpu":
+        net.autocast = dtype if dtype.itemsize == 2 else None
+        if compile:
+            net.compile_blocks()
+    elif not embedded:
+        net = prepare(net, dtype)
+    words = any(spec.kind == "sequence" for spec in weights.config.modalities)
+    return LoadedGenerator(
+        net, weights.name, weights.sha256, weights.config, dict(weights.tokenizers),
+        Vocabulary() if words else None, where, weights,
+    )  # fmt: skip
+
+
+def _open(name: str, checkpoint: str | os.PathLike[str] | None) -> GeneratorWeights:
+    """Open the weights given, embedded, imported before, or fetched now."""
+    from tmcodec.generation.weights import open_weights
+
+    if name in OFFICIAL_GENERATORS:
+        official = OFFICIAL_GENERATORS[name]
+        if checkpoint is not None:
+            return open_weights(Path(checkpoint), name, official.config)
+        if not stored_path(name).is_file():
+            return pull_generator(name)
+        return open_weights(stored_path(name), name, official.config)
+    if checkpoint is not None:
+        raise TokenizerNotFoundError(
+            f"checkpoint goes with one of {', '.join(OFFICIAL_GENERATORS)}, not with {name!r}; "
+            "give the file as the name"
+        )
+    return open_weights(find_generator(name))
+
+
+def find_generator(name: str) -> Path:
+    """Return the weights file of an embedded or imported name, or of a path; nothing is fetched.
+
+    Raises
+    ------
+    TokenizerNotFoundError
+        If `name` is none of them.
+    """
+    if name in EMBEDDED_GENERATORS:
+        path = EMBEDDED_GENERATORS[name]
+        if path.is_file():
+            return path
+        raise TokenizerNotFoundError(f"{path.name} is not in this package; reinstall tmcodec")
+    if name in OFFICIAL_GENERATORS:
+        if stored_path(name).is_file():
+            return stored_path(name)
+        raise TokenizerNotFoundError(
+            f"{name} is not on this computer; run `tmcodec models pull {name}` first"
+        )
+    path = Path(name)
+    if path.suffix in (".safetensors", ".pt", ".pth") and path.is_file():
+        return path
+    known = ", ".join((*EMBEDDED_GENERATORS, *OFFICIAL_GENERATORS))
+    raise TokenizerNotFoundError(
+        f"no generator {name!r}; pass a .safetensors or .pt file or one of {known}"
+    )
+
+
+# --------------------------------------------------------------------------- fetching and importing
+
+
+def pull_generator(name: str) -> GeneratorWeights:
+    """Fetch an official transformer from the Hub (or its cache) and import it.
+
+    Raises
+    ------
+    TokenizerNotFoundError
+        If `name` is not official.
+    DownloadError, MissingDependencyError, WeightsError
+    """
+    if name not in OFFICIAL_GENERATORS:
+        raise TokenizerNotFoundError(
+            f"no official generator {name!r}; choose one of {', '.join(OFFICIAL_GENERATORS)}"
+        )
+    from tmcodec.codec.hub import commit_of, fetch
+    from tmcodec.generation.weights import import_generator
+
+    official = OFFICIAL_GENERATORS[name]
+    path = fetch(official)
+    notes = {"source_repo": official.repo, "source_revision": commit_of(path)}
+    return import_generator(path, stored_path(name), name, official.config, notes)
+
+
+def import_generator_file(path: str | os.PathLike[str], name: str) -> GeneratorWeights:
+    """Convert a checkpoint to safetensors under the name of an official transformer.
+
+    Raises
+    ------
+    TokenizerNotFoundError, WeightsError
+    """
+    from tmcodec.generation.weights import import_generator
+
+    return import_generator(Path(path), stored_path(name), name, OFFICIAL_GENERATORS[name].config)
+
+
+def generator_of_file(path: Path) -> OfficialGenerator | None:
+    """Return the generator whose checkpoint has this file name (with any suffix), or None."""
+    for official in OFFICIAL_GENERATORS.values():
+        if path.stem in (Path(official.filename).stem, official.name):
+            return official
+    header = read_stored(path, GENERATOR_FORMAT) if path.suffix == ".safetensors" else None
+    return None if header is None else OFFICIAL_GENERATORS.get(header.notes.get("name", ""))
+
+
+def pull_vocabulary(name: str) -> Path:
+    """Fetch the words of coordinates or captions; return where they were stored.
+
+    Raises
+    ------
+    DownloadError, MissingDependencyError, VocabularyError
+    """
+    from tmcodec.codec.hub import fetch
+
+    return import_vocabulary(fetch(VOCABULARIES[name]), VOCABULARIES[name])
+
+
+def import_vocabulary(path: Path, official: OfficialVocabulary) -> Path:
+    """Store a vocabulary file under its name, after reading it; return where.
+
+    Raises
+    ------
+    VocabularyError, MissingDependencyError
+    """
+    from tmcodec.atomic import atomic_path
+    from tmcodec.generation.vocabulary import read_vocabulary
+
+    read_vocabulary(path)
+    target = vocabulary_path(official.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target, overwrite=True) as temporary:
+        temporary.write_bytes(path.read_bytes())
+    return target
