@@ -17,20 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tmcodec.errors import (
-    ConditionError,
-    GridMismatchError,
-    TokenizerMismatchError,
-    TokenRangeError,
-    VocabularyError,
-)
+from tmcodec.errors import ConditionError, GridMismatchError, TokenRangeError, VocabularyError
 from tmcodec.generation.decoding import MISSING
+from tmcodec.generation.tokenizers import tokenizer_of
 from tmcodec.modalities import get_modality
 from tmcodec.networks.generator.config import SEQUENCES, GeneratorConfig, ModalitySpec
 from tmcodec.networks.generator.model import Part
 
 if TYPE_CHECKING:
-    from tmcodec.codec.tokenizer import Tokenizer
     from tmcodec.generation.models import LoadedGenerator
 
 Grid = tuple[int, int]
@@ -136,12 +130,13 @@ def image_input(loaded: LoadedGenerator, modality: str, value: Any) -> Image:
 
 
 def _tokens(loaded: LoadedGenerator, modality: str, tokens: Tensor) -> Image:
+    check_taken(loaded.cfg, modality)
     spec = encoder_spec(loaded.cfg, modality, "tokens")
     if spec is None:
-        raise _not_taken(loaded.cfg, modality)
+        raise ConditionError(f"the generator takes {modality} as pixels, not as tokens; give pixels")
     if tokens.numel() == 0:
         raise ConditionError(f"{modality}: there are no tokens in {tuple(tokens.shape)}; give some")
-    tokens = tokens.to(loaded_device(loaded), torch.int64)
+    tokens = tokens.to(loaded.device, torch.int64)
     low, high = int(tokens.min()), int(tokens.max())
     if low < MISSING or high >= spec.vocabulary:
         raise TokenRangeError(
@@ -154,6 +149,7 @@ def _tokens(loaded: LoadedGenerator, modality: str, tokens: Tensor) -> Image:
 
 
 def _pixels(loaded: LoadedGenerator, modality: str, pixels: Tensor) -> Image:
+    check_taken(loaded.cfg, modality)
     row, patch = get_modality(modality), loaded.cfg.patch
     bands, (height, width) = len(row.bands), pixels.shape[-2:]
     if pixels.shape[1] != bands or height % patch or width % patch or not pixels.numel():
@@ -161,7 +157,7 @@ def _pixels(loaded: LoadedGenerator, modality: str, pixels: Tensor) -> Image:
             f"{modality}: pixels are (B, {bands}, H, W) with H and W multiples of {patch}, "
             f"not {tuple(pixels.shape)}"
         )
-    pixels = pixels.to(loaded_device(loaded))
+    pixels = pixels.to(loaded.device)
     finite = torch.isfinite(pixels)
     hidden = F.max_pool2d((~finite).float().amax(1, keepdim=True), patch).flatten(1) > 0
     pixels = pixels.masked_fill(~finite, 0)
@@ -170,8 +166,7 @@ def _pixels(loaded: LoadedGenerator, modality: str, pixels: Tensor) -> Image:
     if spec is not None:
         return Image(spec, normalise(modality, pixels), hidden, grid)
     spec = encoder_spec(loaded.cfg, modality, "tokens")
-    if spec is None:
-        raise _not_taken(loaded.cfg, modality)
+    assert spec is not None  # `check_taken`
     tokens = tokenizer_of(loaded, modality).encode(pixels).to(pixels.device, torch.int64)
     return Image(spec, tokens.flatten(1), hidden, grid)
 
@@ -189,9 +184,11 @@ def encoder_spec(cfg: GeneratorConfig, modality: str, kind: str) -> ModalitySpec
     return spec if spec is not None and spec.encoder else None
 
 
-def _not_taken(cfg: GeneratorConfig, modality: str) -> ConditionError:
+def check_taken(cfg: GeneratorConfig, modality: str) -> None:
+    """Raise `ConditionError` where the encoder takes a modality neither as tokens nor as pixels."""
     taken = sorted({s.modality for s in cfg.modalities if s.encoder})
-    return ConditionError(f"the generator takes no {modality} as input; it takes {', '.join(taken)}")
+    if modality not in taken:
+        raise ConditionError(f"the generator takes no {modality} as input; it takes {', '.join(taken)}")
 
 
 # --------------------------------------------------------------------------- coordinates and captions
@@ -218,7 +215,7 @@ def sequence_inputs(loaded: LoadedGenerator, inputs: Mapping[str, Any], batch: i
         vocabulary = vocabulary_of(loaded, name)
         items = _coordinates(value, batch) if name == "coords" else _captions(value, batch)
         words = [vocabulary.encode(name, item) for item in items]
-        parts[name] = _padded(spec, words, loaded_device(loaded))
+        parts[name] = _padded(spec, words, loaded.device)
     return parts
 
 
@@ -271,53 +268,3 @@ def _padded(spec: ModalitySpec, words: list[list[int]], device: torch.device) ->
         values[i, : len(item)] = torch.tensor(item)
         padding[i, : len(item)] = False
     return Part(spec.key, values.to(device), padding=padding.to(device) if bool(padding.any()) else None)
-
-
-# --------------------------------------------------------------------------- the generator's tokenizers
-
-
-def tokenizer_of(loaded: LoadedGenerator, modality: str) -> Tokenizer:
-    """Load the tokenizer whose tokens the generator knows.
-
-    Raises
-    ------
-    ConditionError
-        If it does not say which one.
-    TokenizerMismatchError
-        If the one of that name here has other weights than the generator was trained with.
-    """
-    from tmcodec.codec.models import load_tokenizer
-
-    ref = loaded.tokenizers.get(modality)
-    if ref is None:
-        raise ConditionError(f"the generator does not say which tokenizer made its {modality} tokens")
-    tok = load_tokenizer(ref.name, str(loaded_device(loaded)))
-    check_tokenizer(loaded, modality, tok.name, tok.sha256)
-    return tok
-
-
-def check_tokenizer(loaded: LoadedGenerator, modality: str, name: str, sha256: bytes) -> None:
-    """Refuse tokens of another tokenizer than the one that the generator was trained with.
-
-    A reference without a hash means any weights under that name.
-
-    Raises
-    ------
-    TokenizerMismatchError
-    """
-    ref = loaded.tokenizers.get(modality)
-    if ref is None:
-        return
-    wanted = bytes.fromhex(ref.sha256) if isinstance(ref.sha256, str) else ref.sha256
-    if (wanted is None and name == ref.name) or wanted == sha256:
-        return
-    own = "" if wanted is None else f" ({wanted.hex()[:12]})"
-    raise TokenizerMismatchError(
-        f"the {modality} tokens were made by {name} ({sha256.hex()[:12]}), but generator {loaded.name} was "
-        f"trained with those of {ref.name}{own}; encode with {ref.name}"
-    )
-
-
-def loaded_device(loaded: LoadedGenerator) -> torch.device:
-    """Return where the generator runs."""
-    return next((p.device for p in loaded.net.parameters()), torch.device("cpu"))

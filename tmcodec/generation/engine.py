@@ -148,7 +148,7 @@ def run(
     conditions = request.conditions()
     rows, cols = request.grid
     shape = (request.batch, request.samples, rows, cols)
-    empty = torch.full((shape[0] * shape[1], rows * cols), MISSING, device=_device(request.net))
+    empty = torch.full((shape[0] * shape[1], rows * cols), MISSING, device=request.net.mask_token.device)
     made = {}
     for plan in request.plans:
         name = plan.spec.modality
@@ -199,7 +199,3 @@ def generators(streams: Sequence[Stream], samples: int, name: str) -> list[torch
         for seed, row, col in streams
         for sample in range(samples)
     ]
-
-
-def _device(net: torch.nn.Module) -> torch.device:
-    return next((p.device for p in net.parameters()), torch.device("cpu"))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tmcodec.errors import ConditionError, GenerationError, GridMismatchError
-from tmcodec.generation.conditions import MAX_TOKENS, Grid, Image, image_inputs, sequence_inputs, tokenizer_of
+from tmcodec.generation.conditions import MAX_TOKENS, Grid, Image, image_inputs, sequence_inputs
 from tmcodec.generation.engine import Request, Stream, run_in_batches
 from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings
+from tmcodec.generation.tokenizers import tokenizer_of
 from tmcodec.networks.generator.config import SEQUENCES
 
 if TYPE_CHECKING:

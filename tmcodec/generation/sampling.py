@@ -69,6 +69,12 @@ class Sampling:
                 f"unknown filtering {self.filtering!r}; choose one of {', '.join(FILTERINGS)}"
             )
 
+    def describe(self) -> str:
+        """Return a short text for tags."""
+        filters = [("top-k", self.top_k), ("top-p", self.top_p)]
+        kept = "".join(f" {name} {value:g}" for name, value in filters if value is not None)
+        return f"temperature {self.temperature:g}{kept} {self.filtering}"
+
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""

@@ -1,0 +1,248 @@
+"""Runs a generator over a large grid tile by tile, and writes token files as their chunks are finished.
+
+Memory holds the tiles at work and one strip of the grid as high as a chunk and a tile, not the raster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rasterio.errors import RasterioError
+from rasterio.warp import transform as warp
+
+from tmcodec.codec.encode import neutral_token
+from tmcodec.codec.report import Stopwatch
+from tmcodec.errors import ConditionError, TargetError
+from tmcodec.generation.conditions import image_inputs, sequence_inputs
+from tmcodec.generation.decoding import MISSING, Plan, check_shown
+from tmcodec.generation.engine import BATCH, Request, Stream, run
+from tmcodec.generation.sources import MapGrid, Source, some_valid
+from tmcodec.generation.tiles import Strip, tile_windows
+from tmcodec.rasters import Window
+from tmcodec.rasters.windows import IDENTITY
+from tmcodec.tokenfile import LayerMeta, TokenFileWriter
+
+if TYPE_CHECKING:
+    from tmcodec.generation.models import LoadedGenerator
+
+Mask = npt.NDArray[np.bool_]
+Progress = Callable[[int, int], None]
+Coordinates = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TileJob:
+    """What to generate for a whole grid.
+
+    Attributes
+    ----------
+    loaded
+        The generator.
+    sources
+        Conditions, all on the same pixels.
+    plans
+        Targets in their order.
+    layers
+        Their layers, in the same order.
+    chained, samples, seed
+        As for `generate`.
+    overlap
+        Tokens that neighbouring tiles share.
+    coords
+        (longitude, latitude) for all tiles, ``"auto"`` for the centre of each, or None.
+    batch_size
+        Tiles at once where they do not depend on each other.
+    """
+
+    loaded: LoadedGenerator
+    sources: Sequence[Source]
+    plans: Sequence[Plan]
+    layers: Sequence[LayerMeta]
+    chained: bool
+    samples: int
+    seed: int
+    overlap: int
+    coords: Coordinates | str | None
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        meta = self.layers[0]
+        tile = self.loaded.cfg.grid
+        if max(meta.rows, meta.cols) > tile:
+            for plan in self.plans:
+                check_shown(plan.spec)
+        taken = {source.modality for source in self.sources}
+        for plan in self.plans:
+            if plan.spec.modality in taken:
+                raise TargetError(
+                    f"{plan.spec.modality} is source and target; choose other layers with --layer, or targets"
+                )
+
+
+class Tiler:
+    """Goes over the tiles and hands finished chunks to the writers, one a sample."""
+
+    def __init__(self, job: TileJob, writers: Sequence[TokenFileWriter], watch: Stopwatch) -> None:
+        self.job, self.writers, self.watch = job, writers, watch
+        self.meta = job.layers[0]
+        self.grid = (self.meta.rows, self.meta.cols)
+        self.strips = [Strip(job.samples, self.meta.cols) for _ in job.plans]
+        self.waiting: list[Window] = []
+        self.next_chunk = 0
+        self.tokens = 0
+
+    def run(self, progress: Progress | None) -> int:
+        """Generate everything; return the number of tokens that one sample of all targets has."""
+        rows = list(tile_windows(*self.grid, self.job.loaded.cfg.grid, self.job.overlap))
+        total, done = sum(map(len, rows)), 0
+        for i, row in enumerate(rows):
+            for window in row:
+                self.add(window)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            self.work()
+            last = i + 1 == len(rows)
+            self.flush(self.grid[0] if last else rows[i + 1][0].row, last)
+        return self.tokens
+
+    # ----------------------------------------------------------------- tiles
+
+    def add(self, window: Window) -> None:
+        """Take the next tile; run those that wait first, where it depends on them."""
+        if any(window.intersect(other) for other in self.waiting):
+            self.work()
+        if not self._anything(window):
+            return  # its tokens stay missing, and `flush` writes neutral ones
+        fresh = all(bool((strip.read(window) == MISSING).all()) for strip in self.strips)
+        if self.waiting and not fresh:
+            self.work()
+        self.waiting.append(window)
+        if not fresh or len(self.waiting) >= self._at_once():
+            self.work()
+
+    def work(self) -> None:
+        """Run the tiles that wait, as one batch."""
+        windows, self.waiting = self.waiting, []
+        if not windows:
+            return
+        with self.watch("read"):
+            tiles = {s.modality: np.stack([s.tile(w) for w in windows]) for s in self.sources}
+        with self.watch("network"), torch.inference_mode():
+            request, known = self._request(windows, tiles), self._known(windows)
+            streams = [Stream(self.job.seed, window.row, window.col) for window in windows]
+            made = run(request, streams, known)
+        for strip, plan in zip(self.strips, self.job.plans, strict=True):
+            tokens = made[plan.spec.modality].tokens.to("cpu", torch.int32).numpy()
+            for index, window in enumerate(windows):
+                strip.place(window, tokens[:, index])
+
+    @property
+    def sources(self) -> Sequence[Source]:
+        """The conditions."""
+        return self.job.sources
+
+    def _at_once(self) -> int:
+        return max(1, min(self.job.batch_size, BATCH // self.job.samples))
+
+    def _request(self, windows: list[Window], tiles: dict[str, Any]) -> Request:
+        job = self.job
+        images = image_inputs(job.loaded, tiles)
+        coords = tile_coordinates(job.coords, self.sources[0].map_grid, windows, self.meta.patch)
+        words = {} if coords is None else sequence_inputs(job.loaded, {"coords": coords}, len(windows))
+        grid = (windows[0].height, windows[0].width)
+        return Request(
+            job.loaded.net, images, words, job.plans, job.chained, job.samples, len(windows), grid
+        )
+
+    def _known(self, windows: list[Window]) -> dict[str, torch.Tensor]:
+        """Return the settled tokens of each target, ``(tiles * samples, rows * cols)``."""
+        found = {}
+        for strip, plan in zip(self.strips, self.job.plans, strict=True):
+            tokens = np.stack([strip.read(window) for window in windows]).reshape(
+                len(windows) * self.job.samples, -1
+            )
+            found[plan.spec.modality] = torch.from_numpy(tokens).to(self.job.loaded.device, torch.int64)
+        return found
+
+    # ----------------------------------------------------------------- pixels
+
+    def valid(self, window: Window) -> Mask | None:
+        """Return which pixels ``(h, w)`` are valid in all sources, None where all are."""
+        masks = [mask for mask in (source.valid(window) for source in self.sources) if mask is not None]
+        return np.logical_and.reduce(masks) if masks else None
+
+    def _anything(self, window: Window) -> bool:
+        mask = self.valid(window)
+        return mask is None or bool(mask.any())
+
+    # ----------------------------------------------------------------- chunks
+
+    def flush(self, row: int, last: bool) -> None:
+        """Write the rows of chunks that end before token row `row`, or all."""
+        chunk = self.meta.chunk
+        while self.next_chunk * chunk < self.grid[0]:
+            top = self.next_chunk * chunk
+            bottom = min(top + chunk, self.grid[0])
+            if bottom > row and not last:
+                return
+            with self.watch("write"):
+                for number, left in enumerate(range(0, self.grid[1], chunk)):
+                    width = min(chunk, self.grid[1] - left)
+                    self._write(number, Window(left, top, width, bottom - top))
+            self.next_chunk += 1
+            for strip in self.strips:
+                strip.drop(bottom)
+
+    def _write(self, number: int, window: Window) -> None:
+        """Write one chunk of every target and sample."""
+        mask = self.valid(window)
+        nothing = mask is not None and not mask.any()
+        planes = None if mask is None or mask.all() else mask[None]
+        for index, (strip, layer) in enumerate(zip(self.strips, self.job.layers, strict=True)):
+            tokens = strip.read(window).copy()
+            gone = tokens == MISSING
+            if mask is not None:
+                gone |= ~some_valid(mask, layer.patch)
+            tokens[gone] = neutral_token(layer.levels)
+            self.tokens += 0 if nothing else tokens[0].size
+            for writer, sample in zip(self.writers, tokens, strict=True):
+                writer.write_chunk(index, 0, self.next_chunk, number, None if nothing else sample, planes)
+
+
+def tile_coordinates(
+    coords: Coordinates | str | None, grid: MapGrid, windows: Sequence[Window], patch: int
+) -> list[Coordinates] | None:
+    """Return (longitude, latitude) of each tile, or None where there are none.
+
+    Raises
+    ------
+    ConditionError
+        If `coords` is another text than ``"auto"``.
+    """
+    if coords is None or (coords == "auto" and grid.crs is None):
+        return None
+    if not isinstance(coords, str):
+        return [coords] * len(windows)
+    if coords != "auto":
+        raise ConditionError(f"coords {coords!r}; give auto, or longitude and latitude")
+    found = [centre(grid, window, patch) for window in windows]
+    return None if None in found else [pair for pair in found if pair is not None]
+
+
+def centre(grid: MapGrid, window: Window, patch: int) -> Coordinates | None:
+    """Return (longitude, latitude) of the centre of a window in tokens; None where the CRS has none."""
+    col = (window.col * patch + min(window.col_end * patch, grid.width)) / 2
+    row = (window.row * patch + min(window.row_end * patch, grid.height)) / 2
+    a, b, c, d, e, f = grid.transform or IDENTITY
+    try:
+        lon, lat = warp(grid.crs, "EPSG:4326", [a * col + b * row + c], [d * col + e * row + f])[:2]
+    except (RasterioError, ValueError):  # a local CRS, without a place on the globe
+        return None
+    inside = -180 <= lon[0] <= 180 and -90 <= lat[0] <= 90
+    return (float(lon[0]), float(lat[0])) if inside else None

@@ -1,0 +1,70 @@
+"""The tokenizers that belong to a generator: found by name, checked by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tmcodec.errors import ConditionError, TokenizerMismatchError
+
+if TYPE_CHECKING:
+    from tmcodec.codec.tokenizer import Tokenizer
+    from tmcodec.generation.models import LoadedGenerator
+
+
+def tokenizer_of(
+    loaded: LoadedGenerator, modality: str, given: Mapping[str, Tokenizer] | None = None
+) -> Tokenizer:
+    """Load the tokenizer whose tokens the generator knows.
+
+    Parameters
+    ----------
+    loaded
+        The generator.
+    modality
+        Key of the modality table.
+    given
+        Loaded tokenizers by modality, instead of those found by name.
+
+    Raises
+    ------
+    ConditionError
+        If the generator does not say which one it is.
+    TokenizerMismatchError
+        If it has other weights than those that the generator was trained with.
+    TokenizerError
+        If it cannot be had.
+    """
+    tok = (given or {}).get(modality)
+    if tok is None:
+        ref = loaded.tokenizers.get(modality)
+        if ref is None:
+            raise ConditionError(
+                f"generator {loaded.name} does not say which tokenizer its {modality} tokens are of; give one"
+            )
+        from tmcodec.codec.models import load_tokenizer
+
+        # TerraMind's tokens are of tiles as large as the generator's grid; others do not look at it.
+        tile = loaded.cfg.grid * loaded.cfg.patch
+        tok = load_tokenizer(ref.name, str(loaded.device), tile=tile if tile in (224, 256) else 256)
+    check_tokenizer(loaded, modality, tok.name, tok.sha256)
+    return tok
+
+
+def check_tokenizer(loaded: LoadedGenerator, modality: str, name: str, sha256: bytes) -> None:
+    """Refuse tokens of another tokenizer than the one that the generator was trained with.
+
+    A reference without a hash means any weights under its name; a generator without a reference takes all.
+
+    Raises
+    ------
+    TokenizerMismatchError
+    """
+    ref = loaded.tokenizers.get(modality)
+    if ref is None or ref.sha256 == sha256 or (ref.sha256 is None and ref.name == name):
+        return
+    own = "any weights" if ref.sha256 is None else ref.sha256.hex()[:12]
+    raise TokenizerMismatchError(
+        f"the {modality} tokens are of {name} ({sha256.hex()[:12]}), but generator {loaded.name} was trained "
+        f"with those of {ref.name} ({own}); encode with {ref.name}"
+    )
