@@ -172,9 +172,35 @@ def context() -> Case:
     return Case("context", FileMeta((plain, dem)), tuple(chunks), needs_zstd=True, coders=None)
 
 
+def layers() -> Case:
+    """Two dates of a picture, land cover of other levels that follows from it, a layer of another grid."""
+    crs, transform = "EPSG:32632", (10.0, 0.0, 399960.0, 0.0, -10.0, 4900020.0)
+    times = (datetime(2020, 2, 29), datetime(2020, 3, 1))
+    picture = LayerMeta(
+        name="picture", modality="S2RGB", tokenizer="mine", weights_sha256=b"\x04" * 32,
+        levels=(8, 8, 8, 6, 5), width=470, height=150, dtype="uint8", bands=("B04", "B03", "B02"), units="1",
+        chunk=20, times=times, crs=crs, transform=transform,
+    )  # fmt: skip
+    cover = picture.replace(
+        name="LULC", modality="LULC", weights_sha256=b"\x05" * 32, levels=(7, 5, 5, 5, 5), bands=("LULC",),
+        units="class", times=(times[1], times[1].replace(year=2031)),
+    )  # fmt: skip
+    coarse = picture.replace(name="coarse", width=235, height=75, times=(None,))
+    chunks = []
+    for time, row, col in np.ndindex(2, picture.grid.chunk_rows, picture.grid.chunk_cols):
+        below = scatter(*picture.grid.token_shape(row, col), 15360, 50 + 3 * row + col + 9 * time)
+        digits = [below // 8**k % 8 % level for k, level in enumerate((7, 5, 5))]
+        alike = digits[0] + 7 * digits[1] + 35 * digits[2] + 175 * (below // 512 % 6 % 5)
+        y, x = np.mgrid[tuple(slice(0, n) for n in picture.grid.pixel_shape(row, col))]
+        chunks.append(Chunk(0, time, row, col, None if (time, row, col) == (0, 0, 1) else below))
+        chunks.append(Chunk(1, time, row, col, alike, (x * y > 99)[None] if (time, col) == (1, 0) else None))
+    chunks.append(Chunk(2, 0, 0, 0, scatter(5, 15, 15360, 80)))
+    return Case("layers", FileMeta((picture, cover, coarse)), tuple(chunks), needs_zstd=True, coders=None)
+
+
 def cases() -> Iterator[Case]:
     """Yield every golden file of version 1."""
-    yield from (tiny(), chip(), masked(), stacked(), balanced(), context())
+    yield from (tiny(), chip(), masked(), stacked(), balanced(), context(), layers())
 
 
 def write(case: Case) -> bytes:

@@ -1,4 +1,4 @@
-"""Coders 2 and 3 a second time, written from docs/format.md with Python's integers and nothing of tmcodec."""
+"""Coders 2 to 4 a second time, from docs/format.md alone, with Python's integers and nothing of tmcodec."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class Model:
     slots: list[tuple[int, int, int]] = field(default_factory=list)
     net: dict[str, list[int]] = field(default_factory=dict)
     widths: tuple[int, int, int] = (0, 0, 0)
+    beside: list[int] = field(default_factory=list)
+
+    def of_source(self, source: int) -> list[int]:
+        """Return the levels of a source; those of the reference may be others (coder 4)."""
+        return self.beside if source == 1 and self.beside else self.levels
 
 
 class Cursor:
@@ -65,22 +70,24 @@ class Cursor:
         return list(found)
 
 
-def read_tables(tokenizer: bytes, number: int) -> list[Model]:
-    """Return the models of a tokenizer's table file."""
+def read_tables(tokenizer: bytes, number: int, reference: bytes = b"") -> list[Model]:
+    """Return the models of a tokenizer's table file, or of a pair's."""
+    head = bytes([2 if reference else 1, number]) + tokenizer + reference
     for path in TABLES.glob("*.ctx"):
         data = path.read_bytes()
-        if data[9] == number and data[10:42] == tokenizer:
-            assert data[:9] == b"\x89TMX\r\n\x1a\n\x01"
+        if data[8 : 8 + len(head)] == head:
+            assert data[:8] == b"\x89TMX\r\n\x1a\n"
             assert struct.unpack("<I", data[-4:])[0] == google_crc32c.value(data[:-4])
-            cursor = Cursor(zstandard.ZstdDecompressor().decompress(data[42:-4]))
+            cursor = Cursor(zstandard.ZstdDecompressor().decompress(data[8 + len(head) : -4]))
+            beside = [cursor.varint() for _ in range(cursor.varint())] if reference else []
             models = []
             while cursor.at < len(cursor.data):
-                models.append(read_model(cursor))
+                models.append(read_model(cursor, beside))
             return models
     raise AssertionError("no such tables")
 
 
-def read_model(c: Cursor) -> Model:
+def read_model(c: Cursor, beside: list[int]) -> Model:
     """Read one model."""
     d = c.varint()
     levels, order = [c.varint() for _ in range(d)], [c.varint() for _ in range(d)]
@@ -89,7 +96,7 @@ def read_model(c: Cursor) -> Model:
     rates = [(c.varint(), c.varint()) for _ in range(6)]
     slots = [(c.signed(), c.signed(), c.signed()) for _ in range(c.varint())]
     h1, h2, hg = c.varint(), c.varint(), c.varint()
-    rows = len(slots) * (sum(levels) + d)
+    rows = sum(sum(beside if source and beside else levels) + d for source, _, _ in slots)
     before = sum(levels[m] for n in range(d) for m in order[:n])
     shapes = {
         "first": ("h", rows * h1), "first_bias": ("h", h1), "second": ("h", h1 * h2),
@@ -99,7 +106,7 @@ def read_model(c: Cursor) -> Model:
         "last": ("h", sum(levels) * hg), "bias": ("i", sum(levels)),
     }  # fmt: skip
     net = {name: c.array(*shape) for name, shape in shapes.items()}
-    return Model(levels, order, predictor, last_rate, rates, slots, net, (h1, h2, hg))
+    return Model(levels, order, predictor, last_rate, rates, slots, net, (h1, h2, hg), beside)
 
 
 class Decoder:
@@ -119,14 +126,14 @@ class Decoder:
     def cell(self, source: int, r: int, c: int) -> list[int]:
         grid = self.grids[source]
         if grid is None or not (0 <= r < self.shape[0] and 0 <= c < self.shape[1]):
-            return self.m.levels
+            return self.m.of_source(source)
         return grid[r][c]
 
     def hidden(self, r: int, c: int) -> list[int]:
         m, (h1, h2, _) = self.m, self.m.widths
         sums, row = list(m.net["first_bias"]), 0
         for source, dy, dx in m.slots:
-            for level, digit in zip(m.levels, self.cell(source, r + dy, c + dx), strict=True):
+            for level, digit in zip(m.of_source(source), self.cell(source, r + dy, c + dx), strict=True):
                 at = (row + digit) * h1
                 sums = [s + w for s, w in zip(sums, m.net["first"][at : at + h1], strict=True)]
                 row += level + 1
@@ -253,18 +260,26 @@ def decode(
     levels: list[int],
     tokenizer: bytes,
     reference: list[list[int]] | None,
+    source: tuple[list[int], bytes] | None = None,
 ) -> list[int]:
-    """Decode coder 2, or coder 3 after its varint; `reference` holds that chunk's tokens."""
+    """Decode coder 2, or coders 3 and 4 after their varints; `reference` holds that chunk's tokens.
+
+    `source` has the levels and the tokenizer of the reference's layer (coder 4).
+    """
+    beside, tokenizer_beside = source or ([], b"")
     if data[0]:
-        models = read_tables(tokenizer, data[0])
+        models = read_tables(tokenizer, data[0], tokenizer_beside)
         model = models[-1] if reference else models[0]
-        assert reference is None or len(models) == 2
+        assert source is None or (len(models) == 1 and beside == model.beside)
+        assert reference is None or source is not None or len(models) == 2
     else:
-        model = Model(levels, list(range(len(levels)))[::-1])
+        model = Model(levels, list(range(len(levels)))[::-1], beside=beside)
         model.rates = list(GENERIC) if reference else model.rates
+    seen = beside or levels
     places = [math.prod(levels[:k]) for k in range(len(levels))]
+    theirs = [math.prod(seen[:k]) for k in range(len(seen))]
     other = reference and [
-        [[t // p % n for p, n in zip(places, levels, strict=True)] for t in row] for row in reference
+        [[t // p % n for p, n in zip(theirs, seen, strict=True)] for t in row] for row in reference
     ]
     grid = Decoder(model, shape, other).digits(data[1:-4])
     tokens = [[sum(x * p for x, p in zip(cell, places, strict=True)) for cell in row] for row in grid]

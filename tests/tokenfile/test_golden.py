@@ -150,16 +150,21 @@ def decode_index(data: bytes, count: int) -> list[tuple[int, int, int]]:
     return list(zip(tags, lengths, sums, strict=True))
 
 
-def decode_any(coder: int, data: bytes, shape: Any, facts: dict[str, Any], before: Any) -> list[int]:
-    """Decode with any coder; `before` are the tokens of earlier time steps at the same place."""
+def decode_any(
+    coder: int, data: bytes, shape: Any, facts: dict[str, Any], before: Any, layers: list[Any]
+) -> list[int]:
+    """Decode with any coder; `before` are earlier time steps at the same place, `layers` (facts, tokens)."""
+    levels, cursor = list(facts["levels"]), Bytes(data)
     if coder < 2:
         return decode_tokens(coder, data, shape[0] * shape[1], facts["levels"])
-    back = None
+    reference = source = None
     if coder == 3:
-        cursor = Bytes(data)
-        back, data = cursor.varint(), data[cursor.at :]
-    reference = None if back is None else before[-back].tolist()
-    return second_context.decode(data, shape, list(facts["levels"]), facts["weights"], reference)
+        reference = before[-cursor.varint()].tolist()
+    elif coder == 4:
+        other, tokens = layers[-cursor.varint()]
+        assert all(other[key] == facts[key] for key in ("patch", "chunk", "width", "height"))
+        reference, source = tokens[cursor.varint()].tolist(), (list(other["levels"]), other["weights"])
+    return second_context.decode(data[cursor.at :], shape, levels, facts["weights"], reference, source)
 
 
 def decode_tokens(coder: int, data: bytes, count: int, levels: tuple[int, ...]) -> list[int]:
@@ -209,6 +214,7 @@ def test_second_reader(name: str) -> None:
     sections = Bytes(header).sections()
     layers = [layer_facts(body) for number, body in sections if number == 3]
     indexes = [body for number, body in sections if number == 5]
+    done: list[tuple[Any, np.ndarray]] = []
     for facts, index, content in zip(layers, indexes, expected(name)["layers"].values(), strict=True):
         patch, chunk, side = facts["patch"], facts["chunk"], facts["patch"] * facts["chunk"]
         rows, cols = -(-facts["height"] // patch), -(-facts["width"] // patch)
@@ -227,10 +233,12 @@ def test_second_reader(name: str) -> None:
                 cursor = Bytes(body)
                 part[:] = decode_mask(cursor.take(cursor.varint()), facts["bands"], *part.shape[1:])
                 body = cursor.data[cursor.at :]
-            place = tokens[:, row * chunk : (row + 1) * chunk, col * chunk : (col + 1) * chunk]
-            here = place[time]
-            flat = decode_any((tag - 1) // 2, body, here.shape, facts, place[:time])
+            at = np.s_[:, row * chunk : (row + 1) * chunk, col * chunk : (col + 1) * chunk]
+            here = tokens[at][time]
+            layers_there = [(other, grids[at]) for other, grids in done]
+            flat = decode_any((tag - 1) // 2, body, here.shape, facts, tokens[at][:time], layers_there)
             here[:] = np.reshape(flat, here.shape)
+        done.append((facts, tokens))
         assert tokens.tolist() == content["tokens"]
         assert hashlib.sha256(np.packbits(masks)).hexdigest() == content["valid"]
     assert payload.at == payload_length
