@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tmcodec.cli.command import Command
+from tmcodec.cli.generators import generator_facts, generator_header, import_other, pull_other
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
 from tmcodec.cli.weights_header import read_header
 from tmcodec.codec.models import EMBEDDED, find_weights
@@ -21,18 +23,18 @@ if TYPE_CHECKING:
 
 @click.group("models")
 def command() -> None:
-    """List, show, fetch and import tokenizers."""
+    """List, show, fetch and import tokenizers and generators."""
 
 
 @command.command("list", cls=Command)
 @options(json_option, debug_option)
 def list_command(as_json: bool) -> None:
-    """List the tokenizers in the package, those on this computer, and those to be had.
+    """List the tokenizers and generators in the package, those on this computer, and those to be had.
 
     embedded: in the package. imported: on this computer, ready. cached: fetched by another program,
     imported at the first use. obtainable: `tmcodec models pull` fetches it; gated ones need HF_TOKEN.
     """
-    facts = [*map(_embedded_facts, EMBEDDED), *map(_official_facts, OFFICIAL.values())]
+    facts = [*map(_embedded_facts, EMBEDDED), *map(_official_facts, OFFICIAL.values()), *generator_facts()]
     if as_json:
         echo_json(facts)
         return
@@ -44,10 +46,11 @@ def list_command(as_json: bool) -> None:
 @click.argument("name", metavar="NAME|PATH")
 @options(json_option, debug_option)
 def show_command(name: str, as_json: bool) -> None:
-    """Show what is known about a tokenizer: its weights, training and configuration."""
-    path = find_weights(name)
-    stored = read_stored(path)
-    header = stored or read_header(path)
+    """Show what is known about a tokenizer or generator: its weights, training and configuration."""
+    header = generator_header(name)
+    if header is None:
+        path = find_weights(name)
+        header = read_stored(path) or read_header(path)
     label = header.notes.get("name", name)
     if as_json:
         echo_json({**_facts(label, header), "config": header.config, "notes": header.notes})
@@ -69,19 +72,19 @@ def show_command(name: str, as_json: bool) -> None:
 @click.argument("name", metavar="NAME")
 @options(json_option, debug_option)
 def pull_command(name: str, as_json: bool) -> None:
-    """Fetch an official tokenizer from the Hugging Face Hub and import it.
+    """Fetch an official tokenizer or generator from the Hugging Face Hub and import it.
 
     HF_HUB_OFFLINE, HF_HOME and HF_TOKEN count; the weights of version 0.1 are gated and need the token.
     """
     from tmcodec.codec.models import pull
 
-    _echo_imported(pull(name), as_json)
+    _echo_imported(pull_other(name) or _imported(pull(name)), as_json)
 
 
 @command.command("import", cls=Command)
 @click.argument("path", metavar="PATH", type=click.Path(exists=True, dir_okay=False))
 @click.option("--as", "name", metavar="NAME",
-              help="Official tokenizer that it is; not needed where the file name or its header says so.")
+              help="Official name of what it is; not needed where the file name or its header says so.")
 @options(json_option, debug_option)
 def import_command(path: str, name: str | None, as_json: bool) -> None:
     """Convert a checkpoint, .pt or .safetensors, to safetensors on this computer.
@@ -90,16 +93,21 @@ def import_command(path: str, name: str | None, as_json: bool) -> None:
     """
     from tmcodec.codec.models import import_weights
 
-    _echo_imported(import_weights(path, name), as_json)
+    _echo_imported(import_other(Path(path), name) or _imported(import_weights(path, name)), as_json)
 
 
-def _echo_imported(found: Checkpoint, as_json: bool) -> None:
+def _imported(found: Checkpoint) -> dict[str, Any]:
+    return {"name": found.name, "bytes": found.path.stat().st_size, "sha256": found.sha256.hex(),
+            "path": str(found.path)}
+
+
+def _echo_imported(facts: dict[str, Any], as_json: bool) -> None:
     """Report what was written."""
-    size = found.path.stat().st_size
     if as_json:
-        echo_json({"name": found.name, "bytes": size, "sha256": found.sha256.hex(), "path": str(found.path)})
+        echo_json(facts)
         return
-    click.echo(f"{found.name}: {human_bytes(size)}, weights {found.sha256.hex()[:12]}, in {found.path}")
+    size, sha256 = human_bytes(facts["bytes"]), facts["sha256"][:12]
+    click.echo(f"{facts['name']}: {size}, weights {sha256}, in {facts['path']}")
 
 
 def _embedded_facts(name: str) -> dict[str, Any]:
@@ -145,5 +153,5 @@ def _cells(facts: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     """Return a setting as text, numbers of a list with four digits."""
     if isinstance(value, list):
-        return " ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
+        return " ".join(v["key"] if isinstance(v, dict) else _short(v) for v in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

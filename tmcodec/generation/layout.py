@@ -163,6 +163,10 @@ def _specs(tensors: Tensors) -> list[ModalitySpec]:
 def _spec(key: str, known: ModalitySpec | None, halves: set[str], tensors: Tensors) -> ModalitySpec:
     """Return a modality's specification, of unknown ones by shapes."""
     takes, gives = "encoder" in halves, "decoder" in halves
+    half = "encoder" if takes else "decoder"
+    words = tensors.get(f"{half}_embeddings.{key}.token_emb.weight")
+    if known is not None and known.kind == "sequence" and words is not None:
+        known = replace(known, vocabulary=int(words.shape[0]))
     if known is not None:
         return replace(known, encoder=takes, decoder=gives)
     name = key.split("@")[0]
@@ -170,8 +174,7 @@ def _spec(key: str, known: ModalitySpec | None, halves: set[str], tensors: Tenso
     if pixels is not None:
         channels = int(pixels.shape[1]) // 256
         return ModalitySpec(key, name, "pixels", channels=channels, encoder=takes, decoder=gives)
-    half = "encoder" if takes else "decoder"
-    vocabulary = int(tensors[f"{half}_embeddings.{key}.token_emb.weight"].shape[0])
+    vocabulary = 0 if words is None else int(words.shape[0])
     places = tensors.get(f"{half}_embeddings.{key}.pos_emb")
     if places is not None and places.shape[1] == MAX_LENGTH:
         return ModalitySpec(key, name, "sequence", vocabulary, length=256, encoder=takes, decoder=gives)
