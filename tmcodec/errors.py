@@ -215,3 +215,10 @@ class GridMismatchError(GenerationError):
 
 class VocabularyError(GenerationError):
     """Coordinates or a caption were given, and the generator has no vocabulary for them."""
+
+
+# --------------------------------------------------------------------------- evaluation
+
+
+class EvaluationError(TmcodecError, ValueError):
+    """An evaluation cannot be made: unknown baselines, tokenizers of two modalities, unusable rasters."""

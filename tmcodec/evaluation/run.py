@@ -1,0 +1,438 @@
+"""`tmcodec.evaluate`: every scene through every tokenizer and baseline, then the report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tmcodec.codec.decode import decode_array
+from tmcodec.codec.encode import encode
+from tmcodec.codec.models import default_model, load_tokenizer
+from tmcodec.codec.terramind_models import OFFICIAL
+from tmcodec.codec.tokenizer import Tokenizer
+from tmcodec.errors import EvaluationError, TmcodecError
+from tmcodec.evaluation.baselines import (
+    BASELINES,
+    Floor,
+    baseline_methods,
+    check_baselines,
+    codebook_bytes,
+    floor_picture,
+    make_searches,
+    train_floor,
+    unquantized_blocks,
+)
+from tmcodec.evaluation.folder import check_folder, report_folder
+from tmcodec.evaluation.machine import machine, versions
+from tmcodec.evaluation.measures import beyond_sigma, measure, score, torchmetrics_image
+from tmcodec.evaluation.perception import NO_COMPOSITE, NO_WEIGHTS, Perception, has_composite
+from tmcodec.evaluation.report import EQUAL, Entry, Method, Report, SceneFacts
+from tmcodec.evaluation.scenes import MAX_PIXELS, Reading, Scene, find_rasters, read_scene
+from tmcodec.evaluation.tiles import KEPT, Tile, add_picture, worst_tile
+from tmcodec.evaluation.tokens import TokenCount
+from tmcodec.fsq import codebook_size
+from tmcodec.metrics import PEAKS
+from tmcodec.modalities import Modality, get_modality
+from tmcodec.texts import plural
+from tmcodec.tokenfile import TokenFile
+
+Progress = Callable[[int, int], None]
+PathLike = str | os.PathLike[str]
+Float = npt.NDArray[np.float32]
+
+
+def evaluate(
+    data: PathLike | Sequence[PathLike],
+    *,
+    tokenizers: Sequence[str | Tokenizer] = (),
+    modality: str | None = None,
+    steps: Sequence[int] = (1,),
+    baselines: Sequence[str] = BASELINES,
+    train: Sequence[PathLike] = (),
+    report: PathLike | None = None,
+    overwrite: bool = False,
+    checkpoints: Sequence[str] = (),
+    lpips: PathLike | None = None,
+    s2_offset: str = "auto",
+    s2_offset_of: Sequence[tuple[str, str]] = (),
+    scale: float | None = None,
+    class_map: Mapping[int, int] | str | None = None,
+    device: str = "auto",
+    batch_size: int = 16,
+    seed: int = 0,
+    skip_bad: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    progress: Progress | None = None,
+) -> Report:
+    """Evaluate tokenizers of one modality on rasters, beside what one could use at the same file size.
+
+    Parameters
+    ----------
+    data
+        Folders (searched below, too) or files.
+    tokenizers
+        Names, weights files or loaded tokenizers; none takes the embedded one of `modality`.
+    modality
+        Needed where no tokenizer says it.
+    steps
+        Sampling steps, each a row of the report; class maps have one only.
+    baselines
+        Of ``jp2``, ``jxl``, ``avif``, ``webp``, ``blocks``, ``kmeans``; ``("none",)`` for none.
+    train
+        Folders that the k-means codebook is learnt from; without any it is left out.
+    report
+        Folder to write: ``report.json``, ``report.html`` and PNG plots. None writes nothing.
+    overwrite
+        Replace a folder that holds a report.
+    checkpoints
+        Weights of TerraMind's tokenizers: ``PATH`` for the only one, or ``NAME=PATH``.
+    lpips
+        Trunk weights for LPIPS, see `tmcodec.evaluation.perception.Perception`; None leaves it out.
+    s2_offset, scale, class_map
+        As for `tmcodec.encode`.
+    s2_offset_of
+        ``(pattern, "present" or "absent")`` for files whose names match, before `s2_offset`.
+    device, batch_size, seed
+        As for `tmcodec.encode` and `tmcodec.decode`.
+    skip_bad
+        Leave out rasters that cannot be used, and list them, instead of raising.
+    max_pixels
+        Cap on one raster; it is held in memory.
+    progress
+        Called with (scenes done, scenes in all).
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    EvaluationError
+        If something cannot be evaluated; the message names the raster.
+    MissingDependencyError
+        If a package of the extra ``evaluate`` is missing.
+    TmcodecError
+        As from `tmcodec.load_tokenizer`.
+    """
+    if report is not None:
+        check_folder(report, overwrite)
+    torchmetrics_image()
+    folders = [data] if isinstance(data, str | os.PathLike) else list(data)
+    paths = find_rasters(folders)
+    toks = load_tokenizers(tokenizers, modality, checkpoints, device)
+    row = get_modality(toks[0].modality.name)
+    reading = Reading(row, s2_offset, tuple(s2_offset_of), scale, class_map, max_pixels)
+    job = Job(
+        toks, row, reading, check_steps(steps, row), check_baselines(baselines, bool(train)), device,
+        batch_size, seed, _perception(lpips, row),
+    )
+    run = Run(job, skip_bad)
+    if "kmeans" in job.baselines:
+        run.learn_floors(find_rasters(train))
+    run.warm_up(paths)
+    for done, path in enumerate(paths, 1):
+        run.add(path)
+        if progress is not None:
+            progress(done, len(paths))
+    settings = {
+        "data": [Path(f).name for f in folders], "train": [Path(f).name for f in train],
+        "steps": list(job.steps), "baselines": list(job.baselines), "seed": seed, "s2_offset": s2_offset,
+        "s2_offset_of": [list(pair) for pair in s2_offset_of],
+    }
+    found = run.report(settings, lpips is None)
+    if report is not None:
+        with report_folder(report, overwrite) as folder:
+            from tmcodec.evaluation.page import write_report
+
+            write_report(folder, found, run.tiles, row)
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to evaluate, settled before the first raster is read."""
+
+    tokenizers: tuple[Tokenizer, ...]
+    modality: Modality
+    reading: Reading
+    steps: tuple[int, ...]
+    baselines: tuple[str, ...]
+    device: str
+    batch_size: int
+    seed: int
+    perception: Perception | None
+
+
+def load_tokenizers(
+    wanted: Sequence[str | Tokenizer], modality: str | None, checkpoints: Sequence[str], device: str
+) -> tuple[Tokenizer, ...]:
+    """Load all tokenizers.
+
+    Raises
+    ------
+    EvaluationError
+        If there is none, they are of several modalities, or share a name.
+    """
+    if not wanted and modality is None:
+        raise EvaluationError("no tokenizer; give --tokenizer, or --modality for the embedded one")
+    named = list(wanted) or [default_model(get_modality(modality or "").name)]
+    weights = _checkpoints(checkpoints, [n for n in named if isinstance(n, str) and n in OFFICIAL])
+    toks = tuple(
+        load_tokenizer(os.fspath(n), device, checkpoint=weights.get(os.fspath(n)))
+        if not isinstance(n, Tokenizer) else n
+        for n in named
+    )
+    kinds = {t.modality.name for t in toks} | ({get_modality(modality).name} if modality else set())
+    if len(kinds) > 1:
+        both = " and ".join(sorted(kinds))
+        raise EvaluationError(f"{both} in one evaluation; give tokenizers of one modality")
+    if len({t.name for t in toks}) < len(toks):
+        raise EvaluationError("two tokenizers have the same name; export one of them under another")
+    return toks
+
+
+def _checkpoints(given: Sequence[str], official: Sequence[str]) -> dict[str, str]:
+    """Return the weights file of each official tokenizer that was given one."""
+    found = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals:
+            if len(official) != 1:
+                raise EvaluationError(f"checkpoint {text}: which tokenizer is it of? give NAME=PATH")
+            name, path = official[0], text
+        if name not in official:
+            raise EvaluationError(f"checkpoint {text}: {name} is none of the official tokenizers evaluated")
+        found[name] = path
+    return found
+
+
+def check_steps(steps: Sequence[int], modality: Modality) -> tuple[int, ...]:
+    """Return the step counts in order, without repetition; class maps have one."""
+    if not steps or any(not 1 <= s <= 1000 for s in steps):
+        raise EvaluationError(f"steps {list(steps)}: give at least one number in 1..1000")
+    return (1,) if modality.categorical else tuple(dict.fromkeys(steps))
+
+
+def _perception(weights: PathLike | None, modality: Modality) -> Perception | None:
+    if weights is None or not has_composite(modality):
+        return None
+    return Perception(weights, modality)
+
+
+@dataclass
+class Through:
+    """One scene through one tokenizer's file."""
+
+    file_bytes: int
+    payload_bytes: int
+    encode_seconds: float
+    pictures: dict[int, tuple[Float, float]] = field(default_factory=dict)
+
+
+class Run:
+    """Collects what is found, scene by scene."""
+
+    def __init__(self, job: Job, skip_bad: bool) -> None:
+        self.job, self.skip_bad = job, skip_bad
+        self.methods = [
+            Method(f"{t.name}@{s}", f"{t.name}, {plural(s, 'step')}", "tokenizer", t.name, steps=s)
+            for t in job.tokenizers for s in job.steps
+        ]
+        for tok in job.tokenizers:
+            self.methods += baseline_methods(job.modality, job.baselines, tok.name)
+        self.scenes: list[SceneFacts] = []
+        self.entries: list[Entry] = []
+        self.skipped: dict[str, str] = {}
+        self.notes: list[str] = []
+        self.tiles: list[Tile] = []
+        self.floors: dict[int, Floor] = {}
+        self.counts = {t.name: TokenCount(t) for t in job.tokenizers}
+
+    # ----------------------------------------------------------------------- before the scenes
+
+    def learn_floors(self, paths: Sequence[Path]) -> None:
+        """Learn a codebook for each size that the tokenizers have."""
+        scenes = [s for s in map(self._read, paths) if s is not None]
+        for size in {codebook_size(t.levels) for t in self.job.tokenizers}:
+            floor = train_floor(scenes, self.job.modality, size)
+            if floor is None:
+                self.notes.append("k-means left out: no training raster has a whole valid patch")
+            else:
+                self.floors[size] = floor
+
+    def warm_up(self, paths: Sequence[Path]) -> None:
+        """Take a corner of the first usable raster there and back, so that no time has loading in it."""
+        for path in paths:
+            try:
+                scene = read_scene(path, self.job.reading)
+                height, width = (min(n, 64) for n in scene.values.shape[1:])
+                for tok in self.job.tokenizers:
+                    self._through(scene, tok, (0, 0, width, height))
+                return
+            except TmcodecError:
+                continue  # the loop over all scenes will say it
+
+    # ----------------------------------------------------------------------- scenes
+
+    def add(self, path: Path) -> None:
+        """Evaluate one raster, or skip it."""
+        scene = self._read(path)
+        if scene is None:
+            return
+        try:
+            through = {t.name: self._through(scene, t, None) for t in self.job.tokenizers}
+        except TmcodecError as err:
+            self._bad(path, f"{path}: {err}", err)
+            return
+        modality = self.job.modality
+        _, height, width = scene.values.shape
+        sigma = None if modality.categorical else 100 * beyond_sigma(scene.values, scene.valid, modality)
+        self.scenes.append(
+            SceneFacts(scene.name, width, height, float(scene.valid.mean()), scene.raw_bytes, sigma)
+        )
+        first = next(iter(through.values())).pictures[self.job.steps[0]][0]
+        tile = worst_tile(scene, first, modality)
+        for tok in self.job.tokenizers:
+            self._tokenizer_entries(scene, tok.name, through[tok.name], tile)
+        searches = make_searches(scene, modality, self.job.baselines)
+        for tok in self.job.tokenizers:
+            for method in (m for m in self.methods if m.kind != "tokenizer" and m.tokenizer == tok.name):
+                self._baseline_entry(scene, method, through[tok.name], searches, tile)
+        self.tiles = sorted([*self.tiles, tile], key=lambda t: -t.error)[:KEPT]
+
+    def _read(self, path: Path) -> Scene | None:
+        try:
+            return read_scene(path, self.job.reading)
+        except EvaluationError as err:
+            self._bad(path, str(err), err)
+            return None
+
+    def _bad(self, path: Path, message: str, err: BaseException) -> None:
+        if not self.skip_bad:
+            raise EvaluationError(f"{message}; --skip-bad leaves such rasters out") from err
+        self.skipped[f"{path.parent.name}/{path.name}"] = message.removeprefix(f"{path}: ")
+
+    def _through(self, scene: Scene, tok: Tokenizer, window: tuple[int, int, int, int] | None) -> Through:
+        """Encode to a real file and decode it in each step count."""
+        reading, job = self.job.reading, self.job
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "scene.tmc"
+            begin = time.perf_counter()
+            done = encode(
+                scene.path, file, modality=job.modality.name, tokenizer=tok, window=window,
+                s2_offset=reading.offset_of(scene.path), scale=reading.scale, class_map=reading.class_map,
+                batch_size=job.batch_size,
+            )
+            seconds = time.perf_counter() - begin
+            with TokenFile.open(file) as opened:
+                layer = opened[next(iter(opened))]
+                meta, payload = layer.meta, layer.payload_bytes
+                if window is None:
+                    self.counts[tok.name].add(layer, done.file_bytes)
+            found = Through(done.file_bytes, payload, seconds)
+            for steps in job.steps:
+                begin = time.perf_counter()
+                array, _ = decode_array(
+                    file, tokenizer=tok, steps=steps, seed=job.seed, batch_size=job.batch_size
+                )
+                values = array.astype(np.float32) * np.float32(meta.scale) + np.float32(meta.offset)
+                found.pictures[steps] = values, time.perf_counter() - begin
+        return found
+
+    def _tokenizer_entries(self, scene: Scene, name: str, through: Through, tile: Tile) -> None:
+        for steps, (values, seconds) in through.pictures.items():
+            key = f"{name}@{steps}"
+            whole, bands = measure(scene.values, values, scene.valid, self.job.modality, self.job.perception)
+            self.entries.append(Entry(
+                scene.name, key, None, through.file_bytes, through.payload_bytes,
+                encode_seconds=through.encode_seconds, decode_seconds=seconds, values=whole, bands=bands,
+            ))
+            add_picture(tile, key, values)
+
+    def _baseline_entry(
+        self, scene: Scene, method: Method, through: Through, searches: Mapping[str, Any], tile: Tile
+    ) -> None:
+        modality, entry = self.job.modality, Entry(scene.name, method.key)
+        if method.headers == "none":
+            values = self._floor(scene, method)
+            if values is None:
+                return
+            size = self._floor_bytes(scene, method)
+            entry = replace(entry, bytes=size, payload_bytes=size)
+        else:
+            limit = int(through.file_bytes * method.factor)
+            entry = replace(entry, size_limit=limit)
+            found = searches[method.baseline].best(limit, method.headers == "free")
+            if found is None:
+                self.entries.append(replace(entry, note=f"nothing fits {limit} bytes"))
+                return
+            values = found.values
+            entry = replace(entry, bytes=found.bytes, forgiven_bytes=found.forgiven, setting=found.setting)
+        if method.factor != EQUAL:  # a point of the rate-distortion plot
+            found_score = score(scene.values, values, scene.valid, modality)
+            self.entries.append(replace(entry, values=found_score))
+            return
+        whole, bands = measure(scene.values, values, scene.valid, modality, self.job.perception)
+        self.entries.append(replace(entry, values=whole, bands=bands))
+        add_picture(tile, method.key, values)
+
+    def _floor(self, scene: Scene, method: Method) -> Float | None:
+        if method.baseline == "blocks":
+            return unquantized_blocks(scene, self.job.modality)
+        floor = self.floors.get(self._codebook(method))
+        return None if floor is None else floor_picture(scene, self.job.modality, floor)
+
+    def _floor_bytes(self, scene: Scene, method: Method) -> int | None:
+        if method.baseline == "blocks":
+            return None
+        tokens = -(-scene.values.shape[1] // 16) * -(-scene.values.shape[2] // 16)
+        return codebook_bytes(tokens, self._codebook(method))
+
+    def _codebook(self, method: Method) -> int:
+        return next(codebook_size(t.levels) for t in self.job.tokenizers if t.name == method.tokenizer)
+
+    # ----------------------------------------------------------------------- after the scenes
+
+    def report(self, settings: dict[str, Any], no_weights: bool) -> Report:
+        """Return everything found.
+
+        Raises
+        ------
+        EvaluationError
+            If no raster could be used.
+        """
+        if not self.scenes:
+            reason = next(iter(self.skipped.values()), "no raster")
+            raise EvaluationError(f"none of the rasters can be used (the first: {reason}); see --modality")
+        row = self.job.modality
+        if not row.categorical and self.job.perception is None:
+            self.notes.append(f"LPIPS {NO_WEIGHTS if no_weights else NO_COMPOSITE}")
+        if self.job.perception is not None:
+            settings = {**settings, "lpips": self.job.perception.name}
+        used = {e.method for e in self.entries}
+        return Report(
+            modality=row.name,
+            units=row.units,
+            peak=PEAKS.get(row.name),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            settings=settings,
+            versions=versions(),
+            machine=machine(str(self.job.tokenizers[0].device)),
+            methods=tuple(m for m in self.methods if m.key in used),
+            scenes=tuple(self.scenes),
+            entries=tuple(self.entries),
+            token_use=tuple(count.result() for count in self.counts.values()),
+            skipped=self.skipped,
+            notes=tuple(self.notes),
+        )
+
+
