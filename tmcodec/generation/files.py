@@ -10,32 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmcodec.codec.decode import MAX_PIXELS, decode
-from tmcodec.codec.encode import encode
 from tmcodec.codec.report import Stopwatch
-from tmcodec.errors import (
-    LayerNotFoundError,
-    LimitExceededError,
-    MissingDependencyError,
-    VocabularyError,
-)
-from tmcodec.generation.conditions import check_taken, encoder_spec, sequence_inputs
+from tmcodec.errors import LimitExceededError
 from tmcodec.generation.ensemble import write_spread
 from tmcodec.generation.outputs import Outputs, plan_outputs, staging, target_layer
-from tmcodec.generation.settings import Settings
-from tmcodec.generation.sources import (
-    LayerSource,
-    PixelSource,
-    Source,
-    check_sources,
-    is_token_file,
-    open_layers,
-    open_pixels,
-    split_modality,
-)
+from tmcodec.generation.settings import Settings, target_spec
+from tmcodec.generation.sources import Opener, Source
 from tmcodec.generation.tiles import OVERLAP
-from tmcodec.generation.tiling import Coordinates, Progress, TileJob, Tiler, tile_coordinates
+from tmcodec.generation.tiling import (
+    Coordinates,
+    Progress,
+    TileJob,
+    Tiler,
+    usable_coordinates,
+    write_tile_texts,
+)
 from tmcodec.generation.tokenizers import tokenizer_of
-from tmcodec.rasters import Window
 from tmcodec.tokenfile import FileMeta, TokenFileWriter
 
 if TYPE_CHECKING:
@@ -63,6 +53,8 @@ class GenerateReport:
         Tokens generated for one sample of all targets, those of empty chunks left out.
     samples, seed
         As asked for.
+    texts
+        Coordinates and captions by name, of the tile in the middle.
     seconds, timings
         Wall clock, and the share of each stage.
     """
@@ -76,6 +68,7 @@ class GenerateReport:
     tokens: int
     samples: int
     seed: int
+    texts: dict[str, str]
     seconds: float
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -87,13 +80,15 @@ class GenerateReport:
 def generate_files(
     loaded: LoadedGenerator | str,
     srcs: Sources,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
     targets: Sequence[str],
     *,
+    texts: Sequence[str] = (),
     settings: Settings | None = None,
     format: str | None = None,
     seed: int = 0,
     coords: Coordinates | str | None = None,
+    caption: str | None = None,
     steps: int = 1,
     overlap: int = OVERLAP,
     layers: Sequence[str] = (),
@@ -122,8 +117,11 @@ def generate_files(
         embedding for them, else it is encoded first.
     out
         A token file; a GeoTIFF; or a folder for several. See `format`.
+        None where there are only texts.
     targets
         Modalities, in order.
+    texts
+        ``"coords"`` and ``"caption"``: written from the tile in the middle, into the report.
     settings
         How to generate; None takes the defaults.
     format
@@ -135,6 +133,8 @@ def generate_files(
     coords
         (longitude, latitude) as a condition; ``"auto"``: the centre of each tile, where the generator takes
         coordinates and the raster has a CRS; None: none.
+    caption
+        A text as a condition.
     steps
         Sampling steps of the tokenizers' decoders, for rasters; stored as default in token files.
     overlap
@@ -171,12 +171,12 @@ def generate_files(
         A subclass for each way to fail; then nothing is written.
     """
     watch, how = Stopwatch(), settings or Settings()
-    names = [name.upper() for name in targets]
+    names, words = list(targets), list(texts)
     outputs = plan_outputs(out, names, how.samples, format, overwrite)
     paths = [srcs] if isinstance(srcs, str | os.PathLike) else list(srcs)
     generator = _loaded(loaded, device)
     given = {tok.modality.name: tok for tok in tokenizers}
-    how.plans(generator.cfg, names, [])  # refuses targets before any work is done
+    specs = {name: target_spec(generator.cfg, name) for name in (*names, *words)}
     with staging(outputs, overwrite) as stage, ExitStack() as stack:
         opener = Opener(generator, given, stage, stack, watch, layers, time, s2_offset, scale)
         sources = opener.open(paths)
@@ -187,10 +187,11 @@ def generate_files(
                 "raise max_pixels if you trust the file"
             )
         toks = {name: tokenizer_of(generator, name, given) for name in names}
-        settled = _coordinates(generator, coords, sources)
-        job = _tile_job(generator, sources, toks, how, seed, settled, steps, overlap, batch_size)
+        settled = usable_coordinates(generator, coords, sources)
+        job = _tile_job(generator, sources, toks, how, seed, (settled, caption), steps, overlap, batch_size)
         drafts = [stage / f"sample{k}.tmc" for k in range(how.samples)]
-        tokens = _write_tokens(job, drafts, watch, progress)
+        tokens = _write_tokens(job, drafts, watch, progress) if names else 0
+        said = write_tile_texts(job, [specs[name] for name in words], how.sampling) if words else {}
         where = {"steps": steps, "seed": seed, "device": str(generator.device), "max_pixels": max_pixels}
         with watch("decode"):
             _write_rasters(outputs, stage, drafts, toks, where)
@@ -200,96 +201,16 @@ def generate_files(
         paths=tuple(map(str, outputs.paths)),
         generator=generator.name,
         sources=tuple(source.modality for source in sources),
-        targets=tuple(names),
+        targets=(*names, *words),
         width=first.width,
         height=first.height,
         tokens=tokens,
         samples=how.samples,
         seed=seed,
+        texts=said,
         seconds=watch.seconds,
         timings=watch.timings,
     )
-
-
-# --------------------------------------------------------------------------- in
-
-
-@dataclass
-class Opener:
-    """Opens sources in one `ExitStack`; the attributes are parameters of `generate_files`."""
-
-    loaded: LoadedGenerator
-    given: Mapping[str, Tokenizer]
-    stage: Path
-    stack: ExitStack
-    watch: Stopwatch
-    layers: Sequence[str]
-    time: int
-    s2_offset: str
-    scale: float | None
-
-    def open(self, paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
-        """Open and check all sources.
-
-        Raises
-        ------
-        TmcodecError
-        """
-        sources: list[Source] = []
-        for path in paths:
-            file, modality = split_modality(path)
-            sources += self._layers(file) if is_token_file(file) else [self._raster(file, modality)]
-        check_sources(sources)
-        found = {source.layer for source in sources if isinstance(source, LayerSource)}
-        missing = [name for name in self.layers if name not in found]
-        if missing:
-            known = ", ".join(sorted(found)) or "none"
-            raise LayerNotFoundError(f"no source has a layer {missing[0]!r}; they have {known}")
-        return sources
-
-    def _layers(self, path: str) -> list[LayerSource]:
-        name = Path(path).name
-        return open_layers(self.loaded, path, self.stack, name=name, layers=self.layers, time=self.time)
-
-    def _raster(self, path: str, modality: str | None) -> Source:
-        """Open a raster as pixels where the generator takes them, else encode it."""
-        name = Path(path).name
-        raster = open_pixels(path, modality, self.stack, s2_offset=self.s2_offset, scale=self.scale)
-        found = raster.modality.name
-        if encoder_spec(self.loaded.cfg, found, "pixels") is not None:
-            return PixelSource(name, raster, self.loaded.cfg.patch)
-        check_taken(self.loaded.cfg, found)
-        draft = self.stage / f"source-{found}.tmc"
-        with self.watch("encode"):
-            encode(
-                path, draft, modality=found, tokenizer=tokenizer_of(self.loaded, found, self.given),
-                s2_offset=self.s2_offset, scale=self.scale, balance=False, overwrite=True,
-            )  # fmt: skip
-        return open_layers(self.loaded, draft, self.stack, name=name)[0]
-
-
-def _coordinates(
-    loaded: LoadedGenerator, coords: Coordinates | str | None, sources: Sequence[Source]
-) -> Coordinates | str | None:
-    """Return the coordinates to use: none for ``"auto"`` where the generator has no words for them.
-
-    Raises
-    ------
-    VocabularyError, ConditionError
-        If coordinates were given and cannot be used.
-    """
-    if coords is None:
-        return None
-    pairs = tile_coordinates(coords, sources[0].map_grid, [Window(0, 0, 1, 1)], loaded.cfg.patch)
-    if pairs is None:
-        return None
-    try:
-        sequence_inputs(loaded, {"coords": pairs}, 1)
-    except (VocabularyError, MissingDependencyError):
-        if coords == "auto":
-            return None
-        raise
-    return coords
 
 
 # --------------------------------------------------------------------------- out
@@ -301,16 +222,17 @@ def _tile_job(
     toks: Mapping[str, Tokenizer],
     how: Settings,
     seed: int,
-    coords: Coordinates | str | None,
+    words: tuple[Coordinates | str | None, str | None],
     steps: int,
     overlap: int,
     batch_size: int,
 ) -> TileJob:
-    """Put everything together that the tiles need."""
-    conditions = [source.modality for source in sources] + (["coords"] if coords is not None else [])
-    plans = how.plans(loaded.cfg, list(toks), conditions)
+    """Put everything together that the tiles need; `words` are coordinates and caption."""
+    coords, caption = words
+    given = [name for name, value in (("coords", coords), ("caption", caption)) if value is not None]
+    plans = how.plans(loaded.cfg, list(toks), [*(source.modality for source in sources), *given], none=True)
     masked = any(source.masked for source in sources)
-    tags = provenance(loaded, sources, how, coords, overlap)
+    tags = provenance(loaded, sources, how, words, overlap)
     metas = [
         target_layer(
             plan.spec.modality, toks[plan.spec.modality], sources[0], masked, steps, seed,
@@ -319,7 +241,7 @@ def _tile_job(
         for plan in plans
     ]  # fmt: skip
     return TileJob(
-        loaded, sources, plans, metas, how.chained, how.samples, seed, overlap, coords, batch_size
+        loaded, sources, plans, metas, how.chained, how.samples, seed, overlap, coords, caption, batch_size
     )
 
 
@@ -327,7 +249,7 @@ def provenance(
     loaded: LoadedGenerator,
     sources: Sequence[Source],
     how: Settings,
-    coords: Coordinates | str | None,
+    words: tuple[Coordinates | str | None, str | None],
     overlap: int,
 ) -> dict[str, str]:
     """Return tags that say that a layer was generated, by what, from what, and how."""
@@ -343,6 +265,9 @@ def provenance(
     }
     if how.guidance is not None:
         tags["TMCODEC_GUIDANCE"] = str(how.guidance)
+    coords, caption = words
+    if caption is not None:
+        tags["TMCODEC_CAPTION"] = caption
     if coords is not None:
         tags["TMCODEC_COORDS"] = coords if isinstance(coords, str) else f"{coords[0]:g} {coords[1]:g}"
     return tags

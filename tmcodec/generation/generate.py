@@ -12,7 +12,8 @@ from torch import Tensor
 from tmcodec.errors import ConditionError, GenerationError, GridMismatchError
 from tmcodec.generation.conditions import MAX_TOKENS, Grid, Image, image_inputs, sequence_inputs
 from tmcodec.generation.engine import Request, Stream, run_in_batches
-from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings
+from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings, target_spec
+from tmcodec.generation.texts import write_texts
 from tmcodec.generation.tokenizers import tokenizer_of
 from tmcodec.networks.generator.config import SEQUENCES
 
@@ -91,7 +92,7 @@ def generate(
         text, or one an item. Tokens of -1, and patches with values that are not finite, are not known, and
         are not shown to the encoder; where the modality is a target too, they are what is made.
     targets
-        Modalities to make, in this order.
+        Modalities to make, in this order; ``"coords"`` and ``"caption"`` come last, as texts.
     order
         ``"chained"``: each target is a condition of the next. ``"independent"``: none is.
     schedule
@@ -139,16 +140,20 @@ def generate(
     GenerationError
         If another parameter is out of range.
     """
+    images_to, texts_to = split_targets(targets)
     settings = Settings(order, schedule, token_schedule, decoding_steps, temperature, top_p, top_k, filtering,
                         guidance, samples)  # fmt: skip
-    plans = settings.plans(loaded.cfg, targets, [condition_name(name) for name in inputs])
+    plans = settings.plans(loaded.cfg, images_to, [condition_name(name) for name in inputs], bool(texts_to))
+    sequences = [target_spec(loaded.cfg, name) for name in texts_to]
     with torch.inference_mode():
         images = image_inputs(loaded, inputs)
         batch, at = _sizes(loaded, images, inputs, grid)
         words = sequence_inputs(loaded, inputs, batch)
         request = Request(loaded.net, images, words, plans, settings.chained, samples, batch, at)
         seeds = _seeds(seed, batch)
-        made = run_in_batches(request, [Stream(s) for s in seeds])
+        streams = [Stream(s) for s in seeds]
+        made = run_in_batches(request, streams)
+        texts = write_texts(loaded, request, sequences, settings.sampling, streams, made)
         rasters = {
             name: decode_tokens(loaded, name, m.tokens, steps, seeds) for name, m in made.items() if decode
         }
@@ -156,7 +161,14 @@ def generate(
         {name: m.tokens.to(torch.int32) for name, m in made.items()},
         {name: m.log_probabilities for name, m in made.items()},
         rasters,
+        texts,
     )
+
+
+def split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the image targets and the texts among targets."""
+    texts = [name.lower() for name in targets if name.lower() in SEQUENCES]
+    return [name for name in targets if name.lower() not in SEQUENCES], texts
 
 
 def condition_name(name: str) -> str:

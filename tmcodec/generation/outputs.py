@@ -55,7 +55,11 @@ class Outputs:
 
 
 def plan_outputs(
-    out: str | os.PathLike[str], targets: Sequence[str], samples: int, format: str | None, overwrite: bool
+    out: str | os.PathLike[str] | None,
+    targets: Sequence[str],
+    samples: int,
+    format: str | None,
+    overwrite: bool,
 ) -> Outputs:
     """Settle names, before any work is done.
 
@@ -63,6 +67,7 @@ def plan_outputs(
     ----------
     out
         A token file; a GeoTIFF, whose name gets each modality where there are several; or a folder for them.
+        None writes nothing.
     targets
         Modalities.
     samples
@@ -78,6 +83,8 @@ def plan_outputs(
         If the format is unknown.
     TargetExistsError, TargetFolderError
     """
+    if out is None:
+        return Outputs(None, {}, {})
     path = Path(out)
     tiff = path.suffix.lower() in (".tif", ".tiff")
     chosen = format or ("tif" if tiff or path.is_dir() else "tmc")
@@ -118,7 +125,8 @@ def staging(outputs: Outputs, overwrite: bool) -> Iterator[Path]:
 
     It lies beside the targets, since a rename across file systems is not atomic.
     """
-    parent = outputs.folder.parent if outputs.folder is not None else outputs.paths[0].parent
+    near = outputs.folder or next(iter(outputs.paths), None)
+    parent = None if near is None else near.parent
     stage = Path(tempfile.mkdtemp(prefix=".tmcodec-", suffix=".part", dir=parent))
     try:
         yield stage

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,8 @@ from tmcodec.errors import GenerationError
 
 FILTERINGS = ("tempered", "official")
 
-ROWS = 256
-"""Rows of logits handled at once: bounds the sorted copies, 16 MB for 15360 tokens."""
-
-NUCLEUS = 512
-"""The nucleus is first looked for among so many tokens; only flat distributions need all sorted."""
+ROWS = 64
+"""Rows of logits handled at once: copies of 4 to 8 MB for 15360 tokens, which stay in caches."""
 
 
 @dataclass(frozen=True)
@@ -146,63 +144,43 @@ def _choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Choice:
         tokens = logits.argmax(-1)
         own = logits.gather(-1, tokens[:, None])[:, 0] - total
         return Choice(tokens, own, own)
-    tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    drawn = torch.empty(len(logits), device=logits.device)
-    for rows, log_probabilities, index in shortlist(logits, sampling):
-        place = invert(log_probabilities, uniforms[rows])
-        tokens[rows] = place if index is None else index.gather(-1, place[:, None])[:, 0]
-        drawn[rows] = log_probabilities.gather(-1, place[:, None])[:, 0]
+    log_probabilities = filtered(logits, sampling)
+    tokens = invert(log_probabilities, uniforms)
+    drawn = log_probabilities.gather(-1, tokens[:, None])[:, 0]
     return Choice(tokens, logits.gather(-1, tokens[:, None])[:, 0] - total, drawn)
 
 
-def shortlist(logits: Tensor, sampling: Sampling) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """Return what the filters leave of each row, as groups of rows.
+def filtered(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return log-probabilities (N, V) after temperature, top-k and top-p; -inf for tokens filtered out.
 
-    Returns
-    -------
-    list of (rows, log_probabilities, index)
-        Row numbers (n,); log-probabilities (n, K), likeliest first, -inf for tokens filtered out; the tokens
-        that they belong to, int64 (n, K), or None where it is all of them in their order.
+    Tokens as likely as the last one that is kept are kept, too.
     """
-    every = torch.arange(len(logits), device=logits.device)
+    tempered = logits / sampling.temperature
+    share = 1.0 if sampling.top_p is None else sampling.top_p
+    if sampling.top_k is None and share == 1:
+        return torch.log_softmax(tempered, -1)
+    values = descending(logits if sampling.filtering == "official" else tempered)
     if sampling.top_k is not None:
-        values, index = logits.topk(min(sampling.top_k, logits.shape[-1]))
-        return [(every, _nucleus(values, values, sampling), index)]
-    if sampling.top_p is None or sampling.top_p >= 1:
-        return [(every, torch.log_softmax(logits / sampling.temperature, -1), None)]
-    values, index = logits.topk(min(NUCLEUS, logits.shape[-1]))
-    reached = _shares(values, logits, sampling)[:, -1] > sampling.top_p
-    groups: list[tuple[Tensor, Tensor, Tensor | None]] = []
-    if bool(reached.any()):
-        kept = _nucleus(values[reached], logits[reached], sampling)
-        groups.append((every[reached], kept, index[reached]))
-    if not bool(reached.all()):
-        values, index = logits[~reached].sort(-1, descending=True)
-        groups.append((every[~reached], _nucleus(values, values, sampling), index))
-    return groups
-
-
-def _shares(values: Tensor, logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return the cumulative probabilities of sorted `values`, which are the highest of `logits`."""
-    scale = 1.0 if sampling.filtering == "official" else sampling.temperature
-    total = torch.logsumexp(logits / scale, -1, keepdim=True)
-    return (values / scale - total).double().exp().cumsum(-1)
-
-
-def _nucleus(values: Tensor, logits: Tensor, sampling: Sampling) -> Tensor:
-    """Return log-probabilities of sorted `values` after top-p and temperature."""
-    tempered = values / sampling.temperature
-    if sampling.top_p is not None and sampling.top_p < 1:
-        shares = _shares(values, logits, sampling)
+        values = values[:, : sampling.top_k]
+    last = torch.full((len(values), 1), values.shape[1] - 1, device=values.device)
+    if share < 1:
+        shares = torch.softmax(values, -1, dtype=torch.float64).cumsum(-1)
         # A token stays where those before it have not yet exceeded p; the first one always does.
-        gone = shares[:, :-1] > sampling.top_p
-        tempered[:, 1:] = tempered[:, 1:].masked_fill(gone, -math.inf)
-    return torch.log_softmax(tempered, -1)
+        last = (shares[:, :-1] <= share).sum(-1, keepdim=True)
+    compared = logits if sampling.filtering == "official" else tempered
+    return torch.log_softmax(tempered.masked_fill(compared < values.gather(-1, last), -math.inf), -1)
+
+
+def descending(values: Tensor) -> Tensor:
+    """Sort each row, highest first. NumPy sorts numbers some twenty times faster than PyTorch on a CPU."""
+    if values.device.type != "cpu":
+        return values.sort(-1, descending=True).values
+    return torch.from_numpy(np.sort(-values.numpy(), -1)).neg_()
 
 
 def invert(log_probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """Return the place in each row (n, K) where the cumulative probability passes a uniform number (n,)."""
-    cumulative = log_probabilities.double().exp().cumsum(-1)
+    """Return the token in each row (N, V) where the cumulative probability passes a uniform number (N,)."""
+    cumulative = log_probabilities.exp().cumsum(-1, dtype=torch.float64)
     found = torch.searchsorted(cumulative, (uniforms * cumulative[:, -1])[:, None], right=True)[:, 0]
     return found.clamp_(max=log_probabilities.shape[-1] - 1)
 

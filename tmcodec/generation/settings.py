@@ -60,8 +60,10 @@ class Settings:
         """Temperature and filters."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.filtering)
 
-    def plans(self, cfg: GeneratorConfig, targets: Sequence[str], conditions: Sequence[str]) -> list[Plan]:
-        """Return a plan for each target.
+    def plans(
+        self, cfg: GeneratorConfig, targets: Sequence[str], conditions: Sequence[str], none: bool = False
+    ) -> list[Plan]:
+        """Return a plan for each image target.
 
         Parameters
         ----------
@@ -69,6 +71,8 @@ class Settings:
             Of the network.
         targets, conditions
             Names of what to make and of what is given.
+        none
+            Whether there may be no target.
 
         Raises
         ------
@@ -81,7 +85,7 @@ class Settings:
         """
         specs = [target_spec(cfg, name) for name in targets]
         names = [spec.modality for spec in specs]
-        if not names or len(set(names)) < len(names):
+        if not (names or none) or len(set(names)) < len(names):
             raise TargetError(f"targets {', '.join(names) or 'none'}; name each once, one at least")
         check_guidance(self.guidance, [*conditions, *names])
         steps = self._steps(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.codec.encode import reflect_to_patch
-from tmcodec.errors import ConditionError, GridMismatchError
-from tmcodec.generation.conditions import encoder_spec
+from tmcodec.codec.encode import encode, reflect_to_patch
+from tmcodec.codec.report import Stopwatch
+from tmcodec.errors import ConditionError, GridMismatchError, LayerNotFoundError
+from tmcodec.generation.conditions import check_taken, encoder_spec
 from tmcodec.generation.decoding import MISSING
-from tmcodec.generation.tokenizers import check_tokenizer
+from tmcodec.generation.tokenizers import check_tokenizer, tokenizer_of
 from tmcodec.modalities import MODALITIES, get_modality
 from tmcodec.rasters import RasterSource, Window, fill_invalid, open_raster
 from tmcodec.rasters.windows import IDENTITY, Transform
 from tmcodec.tokenfile import Layer, TokenFile
 
 if TYPE_CHECKING:
+    from tmcodec.codec.tokenizer import Tokenizer
     from tmcodec.generation.models import LoadedGenerator
 
 Mask = npt.NDArray[np.bool_]
@@ -237,13 +239,6 @@ def open_layers(
     return found
 
 
-def open_pixels(
-    path: str, modality: str | None, stack: ExitStack, *, s2_offset: str, scale: float | None
-) -> RasterSource:
-    """Open a raster; see `tmcodec.rasters.open_raster` for the errors."""
-    return stack.enter_context(open_raster(path, modality, s2_offset=s2_offset, scale=scale))
-
-
 def check_sources(sources: Sequence[Source]) -> None:
     """Refuse sources that do not lie on the same pixels, or are of the same modality.
 
@@ -273,3 +268,59 @@ def check_sources(sources: Sequence[Source]) -> None:
 
 def _short(crs: str | None) -> str:
     return "no CRS" if crs is None else crs if len(crs) < 20 else "another CRS"
+
+
+@dataclass
+class Opener:
+    """Opens sources; its attributes are parameters of `generate_files`, and where drafts go."""
+
+    loaded: LoadedGenerator
+    given: Mapping[str, Tokenizer]
+    stage: Path
+    stack: ExitStack
+    watch: Stopwatch
+    layers: Sequence[str]
+    time: int
+    s2_offset: str
+    scale: float | None
+
+    def open(self, paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
+        """Open and check all sources.
+
+        Raises
+        ------
+        TmcodecError
+        """
+        sources: list[Source] = []
+        for path in paths:
+            file, modality = split_modality(path)
+            sources += self._layers(file) if is_token_file(file) else [self._raster(file, modality)]
+        check_sources(sources)
+        found = {source.layer for source in sources if isinstance(source, LayerSource)}
+        missing = [name for name in self.layers if name not in found]
+        if missing:
+            known = ", ".join(sorted(found)) or "none"
+            raise LayerNotFoundError(f"no source has a layer {missing[0]!r}; they have {known}")
+        return sources
+
+    def _layers(self, path: str) -> list[LayerSource]:
+        name = Path(path).name
+        return open_layers(self.loaded, path, self.stack, name=name, layers=self.layers, time=self.time)
+
+    def _raster(self, path: str, modality: str | None) -> Source:
+        """Open a raster as pixels where the generator takes them, else encode it."""
+        name = Path(path).name
+        raster = self.stack.enter_context(
+            open_raster(path, modality, s2_offset=self.s2_offset, scale=self.scale)
+        )
+        found = raster.modality.name
+        if encoder_spec(self.loaded.cfg, found, "pixels") is not None:
+            return PixelSource(name, raster, self.loaded.cfg.patch)
+        check_taken(self.loaded.cfg, found)
+        draft = self.stage / f"source-{found}.tmc"
+        with self.watch("encode"):
+            encode(
+                path, draft, modality=found, tokenizer=tokenizer_of(self.loaded, found, self.given),
+                s2_offset=self.s2_offset, scale=self.scale, balance=False, overwrite=True,
+            )  # fmt: skip
+        return open_layers(self.loaded, draft, self.stack, name=name)[0]

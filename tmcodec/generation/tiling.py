@@ -6,8 +6,8 @@ Memory holds the tiles at work and one strip of the grid as high as a chunk and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,15 @@ from rasterio.warp import transform as warp
 
 from tmcodec.codec.encode import neutral_token
 from tmcodec.codec.report import Stopwatch
-from tmcodec.errors import ConditionError, TargetError
+from tmcodec.errors import ConditionError, MissingDependencyError, TargetError, VocabularyError
 from tmcodec.generation.conditions import image_inputs, sequence_inputs
 from tmcodec.generation.decoding import MISSING, Plan, check_shown
 from tmcodec.generation.engine import BATCH, Request, Stream, run
+from tmcodec.generation.sampling import Sampling
 from tmcodec.generation.sources import MapGrid, Source, some_valid
+from tmcodec.generation.texts import write_texts
 from tmcodec.generation.tiles import Strip, tile_windows
+from tmcodec.networks.generator.config import ModalitySpec
 from tmcodec.rasters import Window
 from tmcodec.rasters.windows import IDENTITY
 from tmcodec.tokenfile import LayerMeta, TokenFileWriter
@@ -55,6 +58,8 @@ class TileJob:
         Tokens that neighbouring tiles share.
     coords
         (longitude, latitude) for all tiles, ``"auto"`` for the centre of each, or None.
+    caption
+        Text for all tiles, or None.
     batch_size
         Tiles at once where they do not depend on each other.
     """
@@ -68,12 +73,11 @@ class TileJob:
     seed: int
     overlap: int
     coords: Coordinates | str | None
+    caption: str | None
     batch_size: int
 
     def __post_init__(self) -> None:
-        meta = self.layers[0]
-        tile = self.loaded.cfg.grid
-        if max(meta.rows, meta.cols) > tile:
+        if max(self.grid) > self.loaded.cfg.grid:
             for plan in self.plans:
                 check_shown(plan.spec)
         taken = {source.modality for source in self.sources}
@@ -83,6 +87,27 @@ class TileJob:
                     f"{plan.spec.modality} is source and target; choose other layers with --layer, or targets"
                 )
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of the whole raster."""
+        place, patch = self.sources[0].map_grid, self.loaded.cfg.patch
+        return -(-place.height // patch), -(-place.width // patch)
+
+    def request(self, windows: Sequence[Window]) -> Request:
+        """Return what to make of some tiles of one size; reads their conditions."""
+        images = image_inputs(
+            self.loaded, {s.modality: np.stack([s.tile(w) for w in windows]) for s in self.sources}
+        )
+        coords = tile_coordinates(self.coords, self.sources[0].map_grid, windows, self.loaded.cfg.patch)
+        given = {"coords": coords, "caption": self.caption}
+        some = {name: value for name, value in given.items() if value is not None}
+        words = sequence_inputs(self.loaded, some, len(windows))
+        grid = (windows[0].height, windows[0].width)
+        count = len(windows)
+        return Request(
+            self.loaded.net, images, words, self.plans, self.chained, self.samples, count, grid
+        )
+
 
 class Tiler:
     """Goes over the tiles and hands finished chunks to the writers, one a sample."""
@@ -90,7 +115,7 @@ class Tiler:
     def __init__(self, job: TileJob, writers: Sequence[TokenFileWriter], watch: Stopwatch) -> None:
         self.job, self.writers, self.watch = job, writers, watch
         self.meta = job.layers[0]
-        self.grid = (self.meta.rows, self.meta.cols)
+        self.grid = job.grid
         self.strips = [Strip(job.samples, self.meta.cols) for _ in job.plans]
         self.waiting: list[Window] = []
         self.next_chunk = 0
@@ -131,34 +156,19 @@ class Tiler:
         windows, self.waiting = self.waiting, []
         if not windows:
             return
-        with self.watch("read"):
-            tiles = {s.modality: np.stack([s.tile(w) for w in windows]) for s in self.sources}
-        with self.watch("network"), torch.inference_mode():
-            request, known = self._request(windows, tiles), self._known(windows)
-            streams = [Stream(self.job.seed, window.row, window.col) for window in windows]
-            made = run(request, streams, known)
+        with torch.inference_mode():
+            with self.watch("read"):
+                request, known = self.job.request(windows), self._known(windows)
+            with self.watch("network"):
+                streams = [Stream(self.job.seed, window.row, window.col) for window in windows]
+                made = run(request, streams, known)
         for strip, plan in zip(self.strips, self.job.plans, strict=True):
             tokens = made[plan.spec.modality].tokens.to("cpu", torch.int32).numpy()
             for index, window in enumerate(windows):
                 strip.place(window, tokens[:, index])
 
-    @property
-    def sources(self) -> Sequence[Source]:
-        """The conditions."""
-        return self.job.sources
-
     def _at_once(self) -> int:
         return max(1, min(self.job.batch_size, BATCH // self.job.samples))
-
-    def _request(self, windows: list[Window], tiles: dict[str, Any]) -> Request:
-        job = self.job
-        images = image_inputs(job.loaded, tiles)
-        coords = tile_coordinates(job.coords, self.sources[0].map_grid, windows, self.meta.patch)
-        words = {} if coords is None else sequence_inputs(job.loaded, {"coords": coords}, len(windows))
-        grid = (windows[0].height, windows[0].width)
-        return Request(
-            job.loaded.net, images, words, job.plans, job.chained, job.samples, len(windows), grid
-        )
 
     def _known(self, windows: list[Window]) -> dict[str, torch.Tensor]:
         """Return the settled tokens of each target, ``(tiles * samples, rows * cols)``."""
@@ -174,7 +184,7 @@ class Tiler:
 
     def valid(self, window: Window) -> Mask | None:
         """Return which pixels ``(h, w)`` are valid in all sources, None where all are."""
-        masks = [mask for mask in (source.valid(window) for source in self.sources) if mask is not None]
+        masks = [mask for mask in (source.valid(window) for source in self.job.sources) if mask is not None]
         return np.logical_and.reduce(masks) if masks else None
 
     def _anything(self, window: Window) -> bool:
@@ -215,6 +225,18 @@ class Tiler:
                 writer.write_chunk(index, 0, self.next_chunk, number, None if nothing else sample, planes)
 
 
+def write_tile_texts(job: TileJob, specs: Sequence[ModalitySpec], sampling: Sampling) -> dict[str, str]:
+    """Write coordinates and captions of the tile in the middle, from the sources alone; first sample."""
+    (rows, cols), tile = job.grid, job.loaded.cfg.grid
+    height, width = min(rows, tile), min(cols, tile)
+    window = Window((cols - width) // 2, (rows - height) // 2, width, height)
+    with torch.inference_mode():
+        request = replace(job.request([window]), plans=(), samples=1)
+        streams = [Stream(job.seed, window.row, window.col)]
+        texts = write_texts(job.loaded, request, specs, sampling, streams, {})
+    return {name: text[0][0] for name, text in texts.items()}
+
+
 def tile_coordinates(
     coords: Coordinates | str | None, grid: MapGrid, windows: Sequence[Window], patch: int
 ) -> list[Coordinates] | None:
@@ -246,3 +268,27 @@ def centre(grid: MapGrid, window: Window, patch: int) -> Coordinates | None:
         return None
     inside = -180 <= lon[0] <= 180 and -90 <= lat[0] <= 90
     return (float(lon[0]), float(lat[0])) if inside else None
+
+
+def usable_coordinates(
+    loaded: LoadedGenerator, coords: Coordinates | str | None, sources: Sequence[Source]
+) -> Coordinates | str | None:
+    """Return the coordinates to use: none for ``"auto"`` where the generator has no words for them.
+
+    Raises
+    ------
+    VocabularyError, ConditionError
+        If coordinates were given and cannot be used.
+    """
+    if coords is None:
+        return None
+    pairs = tile_coordinates(coords, sources[0].map_grid, [Window(0, 0, 1, 1)], loaded.cfg.patch)
+    if pairs is None:
+        return None
+    try:
+        sequence_inputs(loaded, {"coords": pairs}, 1)
+    except (VocabularyError, MissingDependencyError):
+        if coords == "auto":
+            return None
+        raise
+    return coords
