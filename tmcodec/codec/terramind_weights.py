@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tmcodec.atomic import atomic_path
+from tmcodec.codec.lineage import DECODES
 from tmcodec.codec.store import FORMAT
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.codec.weights import check_shapes, config_bytes, update_with_tensors
@@ -98,6 +99,13 @@ def tensors_digest(tensors: Tensors) -> bytes:
     return digest.digest()
 
 
+def halves_of(tensors: Tensors) -> dict[str, Tensors]:
+    """Return the tensors of each half, by ``"encoder"`` and ``"decoder"``."""
+    return {
+        which: {k: v for k, v in tensors.items() if _half_of(k) == which} for which in (ENCODER, DECODER)
+    }
+
+
 def _half_of(key: str) -> str:
     return ENCODER if key.startswith(ENCODER_PREFIXES) else DECODER
 
@@ -133,10 +141,7 @@ def open_checkpoint(path: Path, model: OfficialModel | None = None) -> Checkpoin
         tensors, notes = read_pt(path), {}
     known = model or model_of_file(path) or _only_fit(path, tensors)
     _check_tensors(known.config, tensors, path)
-    digests = {
-        which: tensors_digest({k: v for k, v in tensors.items() if _half_of(k) == which})
-        for which in (ENCODER, DECODER)
-    }
+    digests = {which: tensors_digest(half) for which, half in halves_of(tensors).items()}
     return Checkpoint(path, known.name, known.config, digests, tensors, notes)
 
 
@@ -263,21 +268,38 @@ def import_checkpoint(
         The file written, opened.
     """
     found = open_checkpoint(path, model)
-    header = {
-        "format": FORMAT,
-        "name": found.name,
-        "config": json.dumps(found.config.to_dict(), sort_keys=True),
-        "sha256": found.sha256.hex(),
-        **{f"sha256_{which}": digest.hex() for which, digest in found.digests.items()},
-        "source_file": path.name,
-        "source_sha256": file_sha256(path),
-        **(notes or {}),
-    }
-    tensors = {k: v.contiguous() for which in (ENCODER, DECODER) for k, v in found.half(which).items()}
+    header = {"source_file": path.name, "source_sha256": file_sha256(path), **(notes or {})}
+    if DECODES in found.notes:
+        header[DECODES] = found.notes[DECODES]
+    tensors = {k: v for which in (ENCODER, DECODER) for k, v in found.half(which).items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target, overwrite=True) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        save_checkpoint(temporary, found.config, tensors, found.name, header)
     return open_checkpoint(target)
+
+
+def save_checkpoint(
+    path: Path, config: TerraMindConfig, tensors: Tensors, name: str, notes: Mapping[str, str]
+) -> bytes:
+    """Write tensors in official keys with configuration and digests in the header; return the content hash.
+
+    Raises
+    ------
+    WeightsError
+        If the tensors do not fit the configuration.
+    """
+    _check_tensors(config, tensors, path)
+    digests = {which: tensors_digest(half) for which, half in halves_of(tensors).items()}
+    header = {
+        "format": FORMAT,
+        "name": name,
+        "config": json.dumps(config.to_dict(), sort_keys=True),
+        "sha256": identity(config, digests).hex(),
+        **{f"sha256_{which}": digest.hex() for which, digest in digests.items()},
+        **notes,
+    }
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=header)
+    return identity(config, digests)
 
 
 def file_sha256(path: Path) -> str:

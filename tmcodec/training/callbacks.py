@@ -11,12 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from tmcodec.atomic import atomic_path
 from tmcodec.errors import ConfigError
 from tmcodec.rasters.render import render_rgb
-from tmcodec.training.module import TokenizerModule
+from tmcodec.training.base import TrainingModule
 from tmcodec.training.stages import trainable
-from tmcodec.training.starting import AVERAGE_KEY
+from tmcodec.training.starting import AVERAGE_KEY, SavedRun
+from tmcodec.training.weights_file import plain, write_run
 
 Tensors = dict[str, Tensor]
 
@@ -133,7 +133,7 @@ class Reconstructions(Callback):
         if (
             not wanted
             or not isinstance(logger, TensorBoardLogger)
-            or not isinstance(pl_module, TokenizerModule)
+            or not isinstance(pl_module, TrainingModule)
         ):
             return
         for i in range(min(self.count, len(outputs))):
@@ -142,7 +142,7 @@ class Reconstructions(Callback):
             logger.experiment.add_image(f"val/{i}", picture, trainer.global_step)
 
 
-def side_by_side(original: Any, back: Any, valid: Any, module: TokenizerModule) -> Any:
+def side_by_side(original: Any, back: Any, valid: Any, module: TrainingModule) -> Any:
     """Return uint8 ``(3, H, 3 W)``: original, reconstruction, mean absolute error over standard deviation."""
     row = module.modality
     first, ranges = render_rgb(original, valid, row)
@@ -171,18 +171,21 @@ class WeightsFile(Callback):
         self.name, self.licence = name, licence
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the averaged weights, in half precision, under a temporary name first."""
-        if not trainer.is_global_zero or not isinstance(pl_module, TokenizerModule) or trainer.fast_dev_run:
+        """Write the averaged weights under a temporary name first."""
+        if not trainer.is_global_zero or not isinstance(pl_module, TrainingModule) or trainer.fast_dev_run:
             return
-        from tmcodec.codec.weights import save_weights
-        from tmcodec.networks.mini import MiniNet
-
-        net = MiniNet(pl_module.net.cfg)
         averages = [c for c in trainer.callbacks if isinstance(c, MovingAverage)]
         holder = averages[0] if averages else MovingAverage()
-        net.load_state_dict(holder.weights(pl_module))
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         notes = {"licence": self.licence, "training": f"stage {pl_module.stage}, {trainer.global_step} steps"}
-        with atomic_path(folder / f"{self.name}.safetensors", overwrite=True) as temporary:
-            save_weights(temporary, net, self.name, notes)
+        run = SavedRun(
+            folder,
+            pl_module.layout,
+            plain(pl_module.net.cfg.to_dict()),
+            holder.weights(pl_module),
+            pl_module.lineage,
+            pl_module.stage,
+            trainer.global_step,
+        )
+        write_run(run, folder / f"{self.name}.safetensors", self.name, notes)

@@ -73,7 +73,7 @@ def make_loss(term: LossTerm, modality: Modality) -> Loss:
     MissingDependencyError
         If it needs a package that is not installed.
     """
-    from tmcodec.training import perceptual, structure  # noqa: F401  (they register theirs)
+    from tmcodec.training import imagenet, perceptual, structure  # noqa: F401  (they register theirs)
 
     if term.name not in LOSSES:
         raise ConfigError(f"unknown loss {term.name!r}; choose one of {', '.join(sorted(LOSSES))}")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
 
-from tmcodec.errors import ConfigError
+from tmcodec.errors import ConfigError, TmcodecError
 from tmcodec.training import callbacks as own
+from tmcodec.training.base import TrainingModule
 from tmcodec.training.data import TokenizerData
 from tmcodec.training.module import TokenizerModule
 from tmcodec.training.statistics import BandStatistics
+from tmcodec.training.terramind_module import TerraMindModule
 
 __all__ = ["EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "TrainingCLI", "run", "statistics"]
 
 # Configurations name these without their module; jsonargparse finds what is imported.
+Layouts: tuple[type[TrainingModule], ...] = (TokenizerModule, TerraMindModule)
 Callbacks: tuple[type[Callback], ...] = (own.MovingAverage, own.Reconstructions, own.WeightsFile)
 
 
@@ -63,13 +69,15 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
     ConfigError
         If a key is unknown or a value does not fit.
     """
+    chosen = names_a_layout(args)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         try:
             return TrainingCLI(
-                TokenizerModule,
+                TrainingModule if chosen else TokenizerModule,
                 TokenizerData,
+                subclass_mode_model=chosen,
                 args=list(args),
                 run=run_it,
                 seed_everything_default=0,
@@ -80,7 +88,41 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
                 load_from_checkpoint_support=False,
             )
         except ArgumentError as err:
-            raise ConfigError(f"{' '.join(str(err).split())}") from err
+            raise wrapped_error(err) or ConfigError(" ".join(str(err).split())) from err
+        except ValueError as err:  # of a class named in the file; or of the run itself, which passes
+            found = wrapped_error(err)
+            if found is None:
+                raise
+            raise found from err
+
+
+def wrapped_error(err: BaseException) -> TmcodecError | None:
+    """Return the error of this library that the parser wrapped into its own, if there is one."""
+    if isinstance(err, TmcodecError):
+        return None
+    inner: BaseException | None = err
+    while inner is not None and not isinstance(inner, TmcodecError):
+        inner = inner.__cause__ or inner.__context__
+    return inner
+
+
+def names_a_layout(args: Sequence[str]) -> bool:
+    """Tell whether a configuration names the layout that it trains, by ``model.class_path``.
+
+    Configurations of the small tokenizers need not: their keys stand directly below ``model``.
+    """
+    if any(a.split("=")[0] in ("--model", "--model.class_path") for a in args):
+        return True
+    for i, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
+        if flag not in ("-c", "--config"):
+            continue
+        name = value or (args[i + 1] if i + 1 < len(args) else "")
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+            raw = yaml.safe_load(Path(name).read_text())
+            if isinstance(raw, dict) and isinstance(raw.get("model"), dict) and "class_path" in raw["model"]:
+                return True
+    return False
 
 
 def _parser_options(run_it: bool) -> dict[str, Any]:
@@ -110,6 +152,8 @@ def statistics(args: Sequence[str]) -> BandStatistics:
     """
     cli = build(args, run_it=False)
     model, data = cli.model, cli.datamodule
+    if not isinstance(model, TokenizerModule):
+        raise ConfigError("this layout has the modality's own statistics; stats are for the small tokenizers")
     if model.modality.categorical:
         raise ConfigError("class ids have no mean; statistics are for pictures")
     cfg = model.net.cfg

@@ -3,7 +3,8 @@
 ``mean``      encoder, quantizer and mean decoder, from scratch or on;
 ``decoder``   the mean decoder alone: tokens stay what they are, and so does every token file;
 ``denoiser``  the diffusion decoder, on what the mean misses;
-``chain``     the diffusion decoder through its own few sampling steps (as FlowMo's post-training).
+``chain``     the diffusion decoder through its own few sampling steps (as FlowMo's post-training);
+``distill``   the diffusion decoder in few steps, to draw what it drew in many (arXiv 2101.02388).
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from tmcodec.samplers.sample import sample
 from tmcodec.samplers.schedule import TRAIN_STEPS, terramind_alpha_bar
 from tmcodec.training.rate import RateModel
 
-StageName = Literal["mean", "decoder", "denoiser", "chain"]
+StageName = Literal["mean", "decoder", "denoiser", "chain", "distill"]
 
 PARTS: dict[str, tuple[str, ...]] = {
     "mean": ("encoder.", "decoder."),
     "decoder": ("decoder.",),
     "denoiser": ("denoiser.",),
     "chain": ("denoiser.",),
+    "distill": ("denoiser.",),
 }
 """Names of the parameters that a stage trains begin so."""
 
@@ -116,20 +118,45 @@ def denoising_error(net: MiniNet, z: Tensor, valid: Tensor, generator: torch.Gen
 
 def sampled_picture(net: MiniNet, z: Tensor, steps: int, generator: torch.Generator) -> Tensor:
     """Return mean plus a residual drawn in `steps` steps, ``(B, C, H, W)``, with gradients through all."""
-    denoiser = net.denoiser
-    assert denoiser is not None
+    assert net.denoiser is not None
     mean, features = frozen_mean(net, z)
-    levels = terramind_alpha_bar()
+    return mean + net.from_components(drawn(net.denoiser, features, residual_noise(net, z, generator), steps))
+
+
+def distilled_pictures(
+    net: MiniNet, teacher: nn.Module, z: Tensor, few: int, many: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return what the denoiser draws in `few` steps and what `teacher` draws in `many` of the same noise.
+
+    DDIM's path from noise to picture is a function (eta is 0), so one can be asked to be the other
+    (arXiv 2101.02388). Gradients reach the first only.
+    """
+    assert net.denoiser is not None
+    mean, features = frozen_mean(net, z)
+    noise = residual_noise(net, z, generator)
+    with torch.no_grad():
+        target = mean + net.from_components(drawn(teacher, features, noise, many))
+    return mean + net.from_components(drawn(net.denoiser, features, noise, few)), target
+
+
+def residual_noise(net: MiniNet, z: Tensor, generator: torch.Generator) -> Tensor:
+    """Return standard normal noise ``(B, K, H, W)`` for the residual of `z`."""
     shape = (len(z), net.cfg.residual_channels, *z.shape[-2:])
-    noise = torch.randn(shape, generator=generator, device=z.device)
+    return torch.randn(shape, generator=generator, device=z.device)
+
+
+def drawn(denoiser: nn.Module, features: Tensor, noise: Tensor, steps: int) -> Tensor:
+    """Return the residual's components that a denoiser draws from `noise`, float32."""
+    levels = terramind_alpha_bar()
 
     def denoise(noisy: Tensor, times: Tensor) -> Tensor:
-        signal = levels[times.long().cpu()].sqrt().to(z.device)
+        signal = levels[times.long().cpu()].sqrt().to(noise.device)
         if float(signal) == 0:
             return torch.zeros_like(noisy)
-        return denoiser(noisy, features, times.expand(len(z)), signal.expand(len(z)))
+        guess: Tensor = denoiser(noisy, features, times.expand(len(noise)), signal.expand(len(noise)))
+        return guess
 
-    return mean + net.from_components(sample(denoise, noise, steps).float())
+    return sample(denoise, noise, steps).float()
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
