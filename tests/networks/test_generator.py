@@ -292,17 +292,15 @@ def test_logits_are_tied_to_the_table() -> None:
     assert target.to_logits.weight is target.token_emb.weight
 
 
-def test_bfloat16_is_close(net: Generator) -> None:
+def test_bfloat16_is_close() -> None:
     """Products in bfloat16 differ by rounding alone, and logits come in float32."""
-    part = [Part(S2, tokens(16))]
+    torch.manual_seed(5)
+    net, part = Generator(config()).eval().requires_grad_(False), [Part(S2, tokens(16))]
     exact = net.predict(net.encode(part), LULC, all_places(8))
     net.autocast = torch.bfloat16
-    try:
-        rough = net.predict(net.encode(part), LULC, all_places(8))
-    finally:
-        net.autocast = None
+    rough = net.predict(net.encode(part), LULC, all_places(8))
     assert rough.dtype == torch.float32
-    assert float((rough - exact).abs().max()) < 0.15 * float(exact.abs().max())
+    assert 0 < float((rough - exact).square().mean().sqrt()) < 0.03 * float(exact.std())
 
 
 # --------------------------------------------------------------------------- vectors from digits

@@ -30,6 +30,15 @@ CODE_STD = 0.1
 would be drowned by them at first."""
 
 
+def fresh(*shape: int, std: float = STD) -> Tensor:
+    """Return a tensor of normal random values; on the meta device, of none.
+
+    There, PyTorch's own filling would import its compiler, which takes seconds.
+    """
+    values = torch.empty(shape)
+    return values if values.is_meta else values.normal_(std=std)
+
+
 def image_positions(side: int, dim: int) -> Tensor:
     """Return the 2-D sin-cos embedding of a square grid, ``(1, side * side, D)``, float32."""
     return sincos_position(side, side, dim).flatten(2).transpose(1, 2).contiguous()
@@ -87,8 +96,11 @@ class _Positioned(nn.Module):
     def __init__(self, spec: ModalitySpec, cfg: GeneratorConfig) -> None:
         super().__init__()
         self.key = spec.key
-        self.mod_emb = nn.Parameter(torch.empty(1, 1, cfg.dim).normal_(std=STD))
-        if spec.kind == "sequence":
+        self.mod_emb = nn.Parameter(fresh(1, 1, cfg.dim))
+        if self.mod_emb.is_meta:
+            count = MAX_LENGTH if spec.kind == "sequence" else cfg.grid**2
+            table = torch.empty(1, count, cfg.dim)
+        elif spec.kind == "sequence":
             table = sequence_positions(MAX_LENGTH, cfg.dim)
         else:
             table = image_positions(cfg.grid, cfg.dim)
@@ -152,8 +164,8 @@ class TokenEmbedding(_Positioned):
             self.token_emb = CodeTable(spec.levels, cfg.dim, cfg.codes_hidden, self.code_std)
         else:
             padding = 0 if spec.kind == "sequence" else None
-            self.token_emb = nn.Embedding(spec.vocabulary, cfg.dim, padding_idx=padding)
-            nn.init.normal_(self.token_emb.weight, std=STD)
+            table = fresh(spec.vocabulary, cfg.dim)
+            self.token_emb = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=padding)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map ``(B, n)`` to ``(B, n, D)``.
@@ -206,10 +218,10 @@ class CodeTable(nn.Module):
         super().__init__()
         self.levels = levels
         total = sum(levels)
-        self.linear = nn.Parameter(torch.empty(total, dim).normal_(std=std))
-        self.enter = nn.Parameter(torch.empty(total, hidden).normal_(std=len(levels) ** -0.5))
+        self.linear = nn.Parameter(fresh(total, dim, std=std))
+        self.enter = nn.Parameter(fresh(total, hidden, std=len(levels) ** -0.5))
         self.bias = nn.Parameter(torch.zeros(hidden))
-        self.leave = nn.Parameter(torch.empty(dim, hidden).normal_(std=std * hidden**-0.5))
+        self.leave = nn.Parameter(fresh(dim, hidden, std=std * hidden**-0.5))
         self.make_digits()
         self._lock = threading.Lock()
         self._kept: tuple[tuple[int, ...], Tensor] | None = None

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tmcodec.errors import ShapeError
 from tmcodec.networks.generator.config import GeneratorConfig
-from tmcodec.networks.generator.embeddings import STD, PixelEmbedding, TargetEmbedding, TokenEmbedding
+from tmcodec.networks.generator.embeddings import PixelEmbedding, TargetEmbedding, TokenEmbedding, fresh
 from tmcodec.networks.generator.layers import Block, DecoderBlock, KeyValue, LayerNorm, Segment
 from tmcodec.networks.linear import Linear
 
@@ -110,7 +110,7 @@ class Generator(nn.Module):
         self.decoder_proj_context = Linear(cfg.dim, cfg.dim)
         self.decoder = nn.ModuleList(DecoderBlock(cfg) for _ in range(cfg.decoder_depth))
         self.decoder_norm = LayerNorm(cfg.dim)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, cfg.dim).normal_(std=STD))
+        self.mask_token = nn.Parameter(fresh(1, 1, cfg.dim))
         self._initialise()
         self.tie()
 
