@@ -105,8 +105,9 @@ def _parse_steps(_: click.Context, __: click.Parameter, value: str | None) -> in
     click.option("--caption", metavar="TEXT", help="A text as a condition, for models that take one."),
     click.option("--steps", type=Whole(1, 1000), default=1, show_default=True, metavar="N",
                  help="Sampling steps of decoding to rasters; 1 is the mean."),
-    click.option("--overlap", type=Whole(0), default=4, show_default=True, metavar="N",
-                 help="Tokens that neighbouring tiles share; what one made is settled for the next."),
+    click.option("--overlap", type=Whole(0), metavar="N",
+                 help="Tokens that neighbouring tiles share; what one made is settled for the next. "
+                      "Default: 4."),
     click.option("--layer", "layers", multiple=True, metavar="NAME",
                  help="Only this layer of the token files; may be repeated."),
     click.option("--time", type=Whole(0), default=0, show_default=True, metavar="N",

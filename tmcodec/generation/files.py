@@ -16,7 +16,7 @@ from tmcodec.generation.ensemble import write_spread
 from tmcodec.generation.outputs import Outputs, plan_outputs, staging, target_layer
 from tmcodec.generation.settings import Settings, target_spec
 from tmcodec.generation.sources import Opener, Source
-from tmcodec.generation.tiles import OVERLAP
+from tmcodec.generation.tiles import default_overlap
 from tmcodec.generation.tiling import (
     Coordinates,
     Progress,
@@ -90,7 +90,7 @@ def generate_files(
     coords: Coordinates | str | None = None,
     caption: str | None = None,
     steps: int = 1,
-    overlap: int = OVERLAP,
+    overlap: int | None = None,
     layers: Sequence[str] = (),
     time: int = 0,
     s2_offset: str = "auto",
@@ -139,7 +139,7 @@ def generate_files(
         Sampling steps of the tokenizers' decoders, for rasters; stored as default in token files.
     overlap
         Tokens that neighbouring tiles share; those that one tile made are settled for the next. 0:
-        independent tiles.
+        independent tiles. None: 4, or a third of a smaller tile.
     layers
         Only these layers of token files.
     time
@@ -187,8 +187,9 @@ def generate_files(
                 "raise max_pixels if you trust the file"
             )
         toks = {name: tokenizer_of(generator, name, given) for name in names}
+        shared = default_overlap(generator.cfg.grid) if overlap is None else overlap
         settled = usable_coordinates(generator, coords, sources)
-        job = _tile_job(generator, sources, toks, how, seed, (settled, caption), steps, overlap, batch_size)
+        job = _tile_job(generator, sources, toks, how, seed, (settled, caption), steps, shared, batch_size)
         drafts = [stage / f"sample{k}.tmc" for k in range(how.samples)]
         tokens = _write_tokens(job, drafts, watch, progress) if names else 0
         said = write_tile_texts(job, [specs[name] for name in words], how.sampling) if words else {}

@@ -22,6 +22,11 @@ OVERLAP = 4
 """Default overlap in tokens: 64 pixels."""
 
 
+def default_overlap(tile: int) -> int:
+    """Return the tokens that neighbouring tiles of `tile` tokens share unless asked otherwise."""
+    return min(OVERLAP, tile // 3)
+
+
 def tile_starts(count: int, tile: int, overlap: int) -> list[int]:
     """Return the first tokens of the tiles that cover `count` tokens; the last one is moved inwards.
 

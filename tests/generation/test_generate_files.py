@@ -1,0 +1,430 @@
+"""Generation from files: place on the map, tiles and overlaps, nodata, provenance, and nothing on errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from generation_helpers import Loaded, SumNet, tiny_generator, tokenizer_refs
+
+import tmcodec
+from tmcodec.codec.models import load_tokenizer
+from tmcodec.errors import (
+    ConditionError,
+    GenerationError,
+    GridMismatchError,
+    LayerNotFoundError,
+    LimitExceededError,
+    ModalityError,
+    TargetError,
+    TargetExistsError,
+    TargetFolderError,
+    TmcodecError,
+    TokenizerMismatchError,
+    VocabularyError,
+)
+from tmcodec.generation.ensemble import middle_and_spread
+from tmcodec.generation.files import generate_files
+from tmcodec.generation.generate import generate
+from tmcodec.generation.seams import level_jumps, tile_jumps
+from tmcodec.generation.settings import Settings
+from tmcodec.generation.sources import MapGrid
+from tmcodec.generation.tiles import Strip, tile_borders, tile_starts, tile_windows
+from tmcodec.generation.tiling import centre, tile_coordinates
+from tmcodec.rasters import Window
+
+MakeScene = Callable[..., Path]
+FAST = Settings(decoding_steps=2)
+
+
+@pytest.fixture
+def loaded(tiny_tokenizer: Callable[[str], Path]) -> Loaded:
+    """Return a random generator of 4 x 4 tokens over tiny tokenizers."""
+    made = tiny_generator()
+    made.tokenizers = tokenizer_refs({m: tiny_tokenizer(m) for m in ("S2L2A", "S1GRD", "DEM", "LULC")})
+    return made
+
+
+@pytest.fixture
+def encode(make_scene: MakeScene, tiny_tokenizer: Callable[[str], Path]) -> Callable[..., Path]:
+    """Return a function that makes a scene and its token file, and returns the token file."""
+
+    def call(modality: str = "S2L2A", width: int = 150, height: int = 90, **how: Any) -> Path:
+        scene = make_scene(modality, width, height, name=f"{modality}.tif", **how)
+        path = scene.with_suffix(".tmc")
+        tmcodec.encode(scene, path, modality=modality, tokenizer=tiny_tokenizer(modality), balance=False)
+        return path
+
+    return call
+
+
+def tokens_of(path: Path, layer: str) -> np.ndarray:
+    with tmcodec.open(path) as file:
+        return file[layer].tokens()
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --------------------------------------------------------------------------- tiles
+
+
+def test_tiles_cover_and_overlap_as_asked() -> None:
+    assert tile_starts(30, 14, 4) == [0, 10, 16]
+    assert tile_starts(14, 14, 4) == [0]
+    assert tile_starts(5, 14, 4) == [0]
+    assert tile_borders(30, 14, 4) == [14, 24]
+    rows = list(tile_windows(5, 9, 4, 1))
+    assert rows[1] == [Window(0, 1, 4, 4), Window(3, 1, 4, 4), Window(5, 1, 4, 4)]
+    for overlap in (-1, 4):
+        with pytest.raises(GenerationError, match=r"give 0 to 3"):
+            list(tile_windows(5, 9, 4, overlap))
+
+
+def test_a_strip_keeps_what_came_first_and_forgets_what_is_done() -> None:
+    strip = Strip(1, 4)
+    strip.place(Window(0, 0, 3, 2), np.ones((1, 2, 3), np.int32))
+    strip.place(Window(1, 1, 3, 2), np.full((1, 2, 3), 2, np.int32))
+    assert strip.read(Window(0, 0, 4, 3))[0].tolist() == [[1, 1, 1, -1], [1, 1, 1, 2], [-1, 2, 2, 2]]
+    strip.drop(2)
+    assert strip.read(Window(0, 2, 4, 2))[0].tolist() == [[-1, 2, 2, 2], [-1, -1, -1, -1]]
+
+
+# --------------------------------------------------------------------------- token files
+
+
+def test_a_token_file_lies_where_its_source_lies(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode()
+    out = src.with_name("out.tmc")
+    report = generate_files(loaded, src, out, ["DEM", "LULC"], settings=FAST, steps=3, seed=9)
+    with tmcodec.open(src) as one, tmcodec.open(out) as two:
+        source = one["S2L2A"].meta
+        assert list(two) == ["DEM", "LULC"]
+        for layer in two.layers.values():
+            meta = layer.meta
+            assert (meta.width, meta.height, meta.crs, meta.transform, meta.times) == (
+                source.width, source.height, source.crs, source.transform, source.times)  # fmt: skip
+            assert meta.tags["TMCODEC_GENERATOR"] == "tiny-any2any"
+            assert meta.tags["TMCODEC_GENERATOR_SHA256"] == "00" * 32
+            assert meta.tags["TMCODEC_GENERATED_FROM"].startswith("S2L2A:tiny-s2l2a:")
+            assert (meta.steps, meta.seed, layer.valid()) == (3, 9, None)
+        assert two["DEM"].meta.tokenizer == "tiny-dem"
+        assert two["DEM"].meta.weights_sha256 == loaded.tokenizers["DEM"].sha256
+        assert two["LULC"].meta.codebook_size == 4375
+    assert report.tokens == 2 * 10 * 6
+    assert tmcodec.verify(out).ok
+
+
+def test_one_tile_from_a_file_is_what_memory_gives(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode(width=64, height=48)
+    out = src.with_name("out.tmc")
+    generate_files(loaded, src, out, ["DEM", "LULC"], settings=FAST, seed=4)
+    made = generate(loaded, {"S2L2A": tokens_of(src, "S2L2A")}, ["DEM", "LULC"], decoding_steps=2, seed=4)
+    for name in ("DEM", "LULC"):
+        assert np.array_equal(tokens_of(out, name), made.tokens[name][0].numpy())
+
+
+def test_tokens_and_the_raster_encoded_on_the_fly_give_the_same_bytes(
+    loaded: Loaded, encode: Callable[..., Path]
+) -> None:
+    src = encode(nodata=0)
+    paths = [src.with_name(f"{name}.tmc") for name in ("a", "b", "c")]
+    generate_files(loaded, src, paths[0], ["DEM"], settings=FAST)
+    generate_files(loaded, f"S2L2A={src.with_suffix('.tif')}", paths[1], ["DEM"], settings=FAST)
+    generate_files(loaded, src, paths[2], ["DEM"], settings=FAST, batch_size=1)
+    assert paths[0].read_bytes() == paths[1].read_bytes() == paths[2].read_bytes()
+
+
+def test_all_layers_of_a_stack_and_several_files_are_conditions(
+    loaded: Loaded, encode: Callable[..., Path]
+) -> None:
+    s2, dem = encode(width=60, height=40), encode("DEM", width=60, height=40)
+    stack = s2.with_name("stack.tmc")
+    tmcodec.stack([s2, dem], stack)
+    paths = [s2.with_name(f"{name}.tmc") for name in ("a", "b", "c")]
+    report = generate_files(loaded, stack, paths[0], ["LULC"], settings=FAST)
+    generate_files(loaded, [s2, dem], paths[1], ["LULC"], settings=FAST)
+    generate_files(loaded, stack, paths[2], ["LULC"], settings=FAST, layers=["DEM"])
+    assert report.sources == ("S2L2A", "DEM")
+    one, two, three = (tokens_of(path, "LULC") for path in paths)
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, three)
+
+
+def test_pixels_go_in_where_the_generator_takes_them(loaded: Loaded, make_scene: MakeScene) -> None:
+    scene = make_scene("S1RTC", 70, 64, nodata=math.nan)
+    out = scene.with_name("out.tmc")
+    report = generate_files(loaded, f"S1RTC={scene}", out, ["DEM"], settings=FAST)
+    assert (report.sources, tokens_of(out, "DEM").shape) == (("S1RTC",), (4, 5))
+
+
+# --------------------------------------------------------------------------- overlap
+
+
+def sums(src: Path, out: Path, overlap: int, refs: Any) -> tuple[SumNet, np.ndarray]:
+    """Generate DEM greedily with the net that adds up what it sees."""
+    net = SumNet()
+    how = Settings(decoding_steps=1, temperature=0)
+    generate_files(Loaded(net, tokenizers=refs), src, out, ["DEM"], settings=how, overlap=overlap)
+    return net, tokens_of(out, "DEM")
+
+
+def test_settled_tokens_condition_the_next_tile(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode(width=112, height=64)  # 7 x 4 tokens: tiles at columns 0 and 3 share one column
+    given = tokens_of(src, "S2L2A").astype(np.int64)
+    first = int(given[:, :4].sum()) % 15360
+    _, apart = sums(src, src.with_name("a.tmc"), 0, loaded.tokenizers)
+    net, joined = sums(src, src.with_name("b.tmc"), 1, loaded.tokenizers)
+    assert (apart[:, :4] == first).all() and (joined[:, :4] == first).all()
+    # The second tile sees its own four columns of S2L2A and the settled column of DEM.
+    second = int(given[:, 3:].sum() + 4 * first) % 15360
+    assert (joined[:, 4:] == second).all()
+    assert net.asked == [("tok_dem@224", 16), ("tok_dem@224", 12)]
+    assert net.shown[1] == ["tok_sen2l2a@224", "tok_dem@224"]
+
+
+def test_independent_tiles_go_in_batches_and_see_nothing_of_each_other(
+    loaded: Loaded, encode: Callable[..., Path]
+) -> None:
+    src = encode(width=128, height=128)  # 8 x 8 tokens, four tiles
+    given = tokens_of(src, "S2L2A").astype(np.int64)
+    net, made = sums(src, src.with_name("a.tmc"), 0, loaded.tokenizers)
+    for row in (0, 4):
+        for col in (0, 4):
+            tile = np.s_[row : row + 4, col : col + 4]
+            assert (made[tile] == given[tile].sum() % 15360).all()
+    assert len(net.shown) == 2  # a row of tiles at once
+
+
+def test_level_jumps_by_hand() -> None:
+    picture = np.zeros((1, 32, 64), np.float32)
+    picture[..., 16:] += 1  # inside the first tile of two tokens
+    picture[..., 32:] += 10  # at the border of tiles
+    jumps = level_jumps(picture, rows=[], cols=[2])
+    # Columns: jumps of 1, 10 and 0 in both rows of patches; rows: four of 0, inside.
+    assert jumps.across == 10
+    assert jumps.inside == pytest.approx((1 + 1 + 0 + 0 + 4 * 0) / 8)
+    assert tile_jumps(picture, tile=2) == jumps
+    with pytest.raises(ValueError, match="no tile border"):
+        tile_jumps(picture, tile=4)
+
+
+# --------------------------------------------------------------------------- nodata
+
+
+def test_pixels_are_valid_where_those_of_all_sources_are(
+    loaded: Loaded, make_scene: MakeScene, tiny_tokenizer: Callable[[str], Path]
+) -> None:
+    scenes = [make_scene(m, 90, 70, name=f"{m}.tif", nodata=n) for m, n in (("S2L2A", 0), ("DEM", -32768))]
+    holes = (np.s_[:, :20, 30:], np.s_[:, 40:, :50])
+    for scene, hole in zip(scenes, holes, strict=True):
+        with rasterio.open(scene, "r+") as dataset:
+            values = dataset.read()
+            values[hole] = dataset.nodata
+            dataset.write(values)
+    srcs = [f"{m}={scene}" for m, scene in zip(("S2L2A", "DEM"), scenes, strict=True)]
+    out = scenes[0].with_name("out")
+    generate_files(loaded, srcs, out, ["S1GRD", "LULC"], settings=FAST, format="tif")
+    expected = np.ones((70, 90), bool)
+    for hole in holes:
+        expected[hole[1:]] = False
+    with rasterio.open(out / "S1GRD.tif") as s1, rasterio.open(out / "LULC.tif") as lulc:
+        assert np.array_equal(np.isfinite(s1.read(1)), expected)
+        assert np.array_equal(lulc.read_masks(1) > 0, expected)
+        assert math.isnan(s1.nodata)
+
+
+def test_a_source_without_any_valid_pixel_gives_an_empty_file(
+    loaded: Loaded, encode: Callable[..., Path], make_scene: MakeScene, tiny_tokenizer: Callable[[str], Path]
+) -> None:
+    scene = make_scene("S2L2A", 80, 80, nodata=0)
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.write(np.zeros((12, 80, 80), dataset.dtypes[0]))
+    report = generate_files(loaded, f"S2L2A={scene}", scene.with_name("o.tmc"), ["DEM"], settings=FAST)
+    with tmcodec.open(scene.with_name("o.tmc")) as file:
+        assert file["DEM"].empty().all()
+    assert report.tokens == 0
+
+
+def test_patches_without_valid_pixels_are_not_shown(loaded: Loaded, make_scene: MakeScene) -> None:
+    scene = make_scene("S2L2A", 64, 64, nodata=0)
+    with rasterio.open(scene, "r+") as dataset:
+        values = dataset.read()
+        values[:, :32] = 0
+        dataset.write(values)
+    tok = load_tokenizer(loaded.tokenizers["S2L2A"].name)
+    path = scene.with_suffix(".tmc")
+    tmcodec.encode(scene, path, modality="S2L2A", tokenizer=tok)
+    _, made = sums(path, scene.with_name("o.tmc"), 0, loaded.tokenizers)
+    assert (made[2:] == tokens_of(path, "S2L2A")[2:].astype(np.int64).sum() % 15360).all()
+
+
+# --------------------------------------------------------------------------- rasters and samples
+
+
+def test_geotiffs_lie_on_the_same_pixels(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode(crs="EPSG:32721", left=123456.5)
+    report = generate_files(loaded, src, src.with_name("o.tif"), ["DEM", "LULC"], settings=FAST)
+    assert [Path(path).name for path in report.paths] == ["o_DEM.tif", "o_LULC.tif"]
+    with rasterio.open(src.with_suffix(".tif")) as one:
+        for path, dtype in zip(report.paths, ("int16", "uint8"), strict=True):
+            with rasterio.open(path) as two:
+                assert (one.crs, one.transform, one.shape) == (two.crs, two.transform, two.shape)
+                assert (two.dtypes[0], two.tags()["TMCODEC_GENERATED"]) == (dtype, "yes")
+
+
+def test_a_geotiff_is_the_decoded_token_file(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode()
+    out, raster, decoded = (src.with_name(name) for name in ("o.tmc", "o.tif", "d.tif"))
+    generate_files(loaded, src, out, ["DEM"], settings=FAST)
+    generate_files(loaded, src, raster, ["DEM"], settings=FAST)
+    tmcodec.decode(out, decoded, tokenizer=loaded.tokenizers["DEM"].name)
+    assert raster.read_bytes() == decoded.read_bytes()
+
+
+def test_samples_give_mean_and_spread(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src, how = encode(width=70, height=60), Settings(samples=3, decoding_steps=2)
+    report = generate_files(loaded, src, src.with_name("o.tif"), ["DEM", "LULC"], settings=how)
+    assert [Path(path).name for path in report.paths] == [
+        "o_DEM.tif", "o_LULC.tif", "o_DEM_mean.tif", "o_DEM_std.tif", "o_LULC_majority.tif",
+        "o_LULC_share.tif"]  # fmt: skip
+    read = {Path(path).name: rasterio.open(path).read(1) for path in report.paths}
+    assert (read["o_DEM_std.tif"] >= 0).all() and read["o_DEM_std.tif"].max() > 0
+    assert set(np.unique(np.rint(read["o_LULC_share.tif"] * 3))) <= {1.0, 2.0, 3.0}
+    sure = read["o_LULC_share.tif"] == 1
+    assert np.array_equal(read["o_LULC.tif"][sure], read["o_LULC_majority.tif"][sure])
+
+
+def test_middle_and_spread_by_hand() -> None:
+    middle, spread = middle_and_spread(np.array([[1.0, 2.0], [3.0, 2.0]]))
+    assert (middle.tolist(), spread.tolist()) == ([2.0, 2.0], [1.0, 0.0])
+    middle, share = middle_and_spread(np.array([[1.0, 2.0], [3.0, 2.0], [3.0, 0.0], [1.0, 2.0]]), classes=4)
+    assert (middle.tolist(), share.tolist()) == ([1.0, 2.0], [0.5, 0.75])
+
+
+# --------------------------------------------------------------------------- coordinates
+
+
+def test_the_centre_of_a_tile_in_degrees() -> None:
+    # UTM 33N: easting 500 km is 15 degrees east, on the equator northing 0.
+    grid = MapGrid(320, 320, "EPSG:32633", (10, 0, 500000 - 1600, 0, -10, 1600))
+    lon, lat = centre(grid, Window(0, 0, 20, 20), 16)
+    assert (lon, lat) == (pytest.approx(15), pytest.approx(0, abs=1e-9))
+    east = centre(grid, Window(10, 0, 10, 20), 16)
+    # 800 m are 800 / (0.9996 * 111319.49) degrees there.
+    assert east[0] - 15 == pytest.approx(800 / (0.9996 * 111319.49), rel=1e-4)
+    assert tile_coordinates("auto", MapGrid(320, 320, None, None), [Window(0, 0, 1, 1)], 16) is None
+    assert tile_coordinates((1.0, 2.0), grid, [Window(0, 0, 1, 1)] * 2, 16) == [(1.0, 2.0)] * 2
+
+
+def test_coordinates_without_a_vocabulary(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode(width=60, height=40)
+    one, two = src.with_name("a.tmc"), src.with_name("b.tmc")
+    generate_files(loaded, src, one, ["DEM"], settings=FAST, coords="auto")
+    generate_files(loaded, src, two, ["DEM"], settings=FAST)
+    assert one.read_bytes() == two.read_bytes()
+    with pytest.raises(VocabularyError, match="words of coords"):
+        generate_files(loaded, src, src.with_name("c.tmc"), ["DEM"], coords=(8.5, 47.0))
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+@pytest.fixture
+def folder(encode: Callable[..., Path]) -> Path:
+    """Return a folder with good and bad sources."""
+    src = encode(width=60, height=40)
+    encode("S1GRD", width=60, height=56)
+    encode("LULC", width=60, height=40, left=500010.0)
+    encode("NDVI", width=60, height=40)
+    return src.parent
+
+
+@pytest.mark.parametrize(
+    ("srcs", "targets", "how", "error", "message"),
+    [
+        (["S2L2A.tmc"], ["S3"], {}, ModalityError, "unknown modality"),
+        (["S2L2A.tmc"], ["S1RTC"], {}, TargetError, "does not make S1RTC"),
+        (["S2L2A.tmc"], ["S2L2A"], {}, TargetError, "source and target"),
+        (["NDVI.tmc"], ["DEM"], {}, ConditionError, "no NDVI"),
+        (["NDVI.tif"], ["DEM"], {}, ConditionError, "no NDVI"),
+        (["S2L2A.tmc", "S1GRD.tmc"], ["DEM"], {}, GridMismatchError, "60 x 40.*60 x 56"),
+        (["S2L2A.tmc", "LULC.tmc"], ["DEM"], {}, GridMismatchError, "500000.*500010"),
+        (["S2L2A.tmc", "S2L2A.tmc"], ["DEM"], {}, ConditionError, "both S2L2A"),
+        (["S2L2A.tmc"], ["DEM"], {"layers": ["S1"]}, ConditionError, "no layer to generate"),
+        (["S2L2A.tmc", "LULC.tmc"], ["DEM"], {"layers": ["S2L2A", "S1"]}, LayerNotFoundError, "'S1'"),
+        (["S2L2A.tmc"], ["DEM"], {"time": 1}, LayerNotFoundError, "no time step 1"),
+        (["S2L2A.tmc"], ["DEM"], {"caption": "a lake"}, VocabularyError, "caption"),
+        (["S2L2A.tmc"], ["DEM"], {"overlap": 4}, GenerationError, "give 0 to 3"),
+        (["S2L2A.tmc"], ["DEM"], {"max_pixels": 99}, LimitExceededError, "limit of 99"),
+        (["S2L2A.tmc"], ["DEM"], {"format": "png"}, GenerationError, "choose one of tmc, tif"),
+        (["missing.tmc"], ["DEM"], {}, OSError, "missing"),
+        (["missing.tif"], ["DEM"], {}, TmcodecError, "missing"),
+        (["S2L2A.tmc"], ["DEM"], {"out": "S2L2A.tmc"}, TargetExistsError, "exists"),
+        (["S2L2A.tmc"], ["DEM"], {"out": "no/o.tmc"}, TargetFolderError, "does not exist"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    loaded: Loaded, folder: Path, srcs: list[str], targets: list[str], how: dict[str, Any],
+    error: type[Exception], message: str,
+) -> None:  # fmt: skip
+    before, how = listing(folder), dict(how)
+    out = folder / how.pop("out", "o.tmc")
+    with pytest.raises(error, match=message) as caught:
+        generate_files(loaded, [folder / src for src in srcs], out, targets, settings=FAST, **how)
+    assert "\n" not in str(caught.value)
+    assert listing(folder) == before
+
+
+def test_tokens_of_another_tokenizer_are_refused_by_name(
+    loaded: Loaded, folder: Path, tiny_tokenizer: Callable[[str], Path]
+) -> None:
+    before = listing(folder)
+    loaded.tokenizers["S2L2A"] = type(loaded.tokenizers["DEM"])("mini-s2l2a-v1", bytes(32))
+    with pytest.raises(TokenizerMismatchError, match=r"tiny-s2l2a .* tiny-any2any .* mini-s2l2a-v1"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tmc", ["DEM"])
+    assert listing(folder) == before
+
+
+def test_a_damaged_chunk_stops_everything(loaded: Loaded, folder: Path) -> None:
+    data = bytearray((folder / "S2L2A.tmc").read_bytes())
+    data[-3] ^= 1
+    (folder / "S2L2A.tmc").write_bytes(data)
+    before = listing(folder)
+    with pytest.raises(TmcodecError, match="damaged"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM", "LULC"], settings=FAST)
+    assert listing(folder) == before
+
+
+def test_an_interruption_leaves_nothing(loaded: Loaded, folder: Path) -> None:
+    before = listing(folder)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / "o", ["DEM"], format="tif", progress=stop)
+    assert listing(folder) == before
+
+
+def test_overwriting_is_asked_for(loaded: Loaded, folder: Path) -> None:
+    (folder / "o_LULC.tif").write_bytes(b"precious")
+    how: dict[str, Any] = {"settings": FAST, "format": "tif"}
+    with pytest.raises(TargetExistsError, match="o_LULC"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM", "LULC"], **how)
+    assert (folder / "o_LULC.tif").read_bytes() == b"precious"
+    generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM", "LULC"], overwrite=True, **how)
+    assert rasterio.open(folder / "o_LULC.tif").shape == (40, 60)
+
+
+def test_global_random_state_is_left_alone(loaded: Loaded, folder: Path) -> None:
+    state = torch.get_rng_state()
+    generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tmc", ["DEM"], settings=FAST)
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,295 @@
+"""Generation in memory: what is shown when, determinism, inputs of every kind, and bad ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from generation_helpers import SPECS, Loaded, SumNet, tiny_generator, tokenizer_refs
+
+from tmcodec.codec.models import load_tokenizer
+from tmcodec.errors import (
+    ConditionError,
+    GenerationError,
+    GridMismatchError,
+    ModalityError,
+    TargetError,
+    TokenizerMismatchError,
+    TokenRangeError,
+    VocabularyError,
+)
+from tmcodec.generation.generate import generate
+from tmcodec.generation.weights import TokenizerRef
+
+GREEDY: dict[str, Any] = {"temperature": 0, "decoding_steps": 1}
+
+
+def tokens(batch: int = 2, rows: int = 4, cols: int = 4, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 15360, (batch, rows, cols), generator=generator)
+
+
+# --------------------------------------------------------------------------- what is shown when
+
+
+def test_a_chain_shows_each_target_to_the_next() -> None:
+    net, x = SumNet(), torch.full((1, 2, 2), 3)
+    made = generate(Loaded(net), {"S2L2A": x}, ["DEM", "LULC", "S1GRD"], order="chained", **GREEDY)
+    # 4 tokens of 3 are 12; with 4 DEM tokens of 12 it is 60; with 4 of 60 more, 300.
+    assert [int(made.tokens[m].unique()) for m in ("DEM", "LULC", "S1GRD")] == [12, 60, 300]
+    assert net.shown == [
+        ["tok_sen2l2a@224"],
+        ["tok_sen2l2a@224", "tok_dem@224"],
+        ["tok_sen2l2a@224", "tok_dem@224", "tok_lulc@224"],
+    ]
+
+
+def test_independent_targets_share_one_encoding() -> None:
+    net, x = SumNet(), torch.full((1, 2, 2), 3)
+    made = generate(Loaded(net), {"S2L2A": x}, ["DEM", "LULC"], order="independent", **GREEDY)
+    assert [int(made.tokens[m].unique()) for m in ("DEM", "LULC")] == [12, 12]
+    assert net.shown == [["tok_sen2l2a@224"]]
+
+
+def test_steps_show_what_is_filled_in_and_targets_have_their_own_number() -> None:
+    net, x = SumNet(), torch.full((1, 2, 2), 1)
+    steps = {"DEM": 4, "LULC": 1}
+    made = generate(
+        Loaded(net), {"S2L2A": x}, ["DEM", "LULC"], order="independent", temperature=0, decoding_steps=steps
+    )
+    # One DEM token a step: 4; with it shown 8; then 16; then 32. LULC sees the input alone: 4.
+    assert sorted(made.tokens["DEM"].flatten().tolist()) == [4, 8, 16, 32]
+    assert made.tokens["LULC"].unique().tolist() == [4]
+    assert net.asked == [("tok_dem@224", 1)] * 4 + [("tok_lulc@224", 4)]
+    assert len(net.shown) == 4  # the first step's encoding serves LULC, too
+
+
+def test_maskgit_asks_for_all_that_is_missing() -> None:
+    net = SumNet()
+    generate(
+        Loaded(net), {"S2L2A": tokens(1)}, ["DEM"], schedule="maskgit", token_schedule="linear",
+        decoding_steps=4,
+    )  # fmt: skip
+    assert net.asked == [("tok_dem@224", n) for n in (16, 12, 8, 4)]
+
+
+def test_guidance_takes_a_pass_without_conditions() -> None:
+    net = SumNet()
+    generate(Loaded(net), {"S2L2A": tokens(1)}, ["DEM"], guidance=2.0, **GREEDY)
+    assert net.shown == [[], ["tok_sen2l2a@224"]]
+    net = SumNet()
+    inputs = {"S2L2A": tokens(1), "LULC": tokens(1) % 4375}
+    generate(Loaded(net), inputs, ["DEM"], guidance={"LULC": 2.0}, **GREEDY)
+    assert net.shown == [["tok_sen2l2a@224"], ["tok_sen2l2a@224", "tok_lulc@224"]]
+
+
+def test_tokens_not_known_are_hidden_from_the_encoder() -> None:
+    net, x = SumNet(), torch.full((1, 2, 2), 5)
+    x[0, 0, 1] = -1
+    made = generate(Loaded(net), {"S2L2A": x}, ["DEM"], **GREEDY)
+    assert made.tokens["DEM"].unique().tolist() == [15]
+
+
+def test_a_target_that_is_given_in_part_is_completed() -> None:
+    loaded, dem = tiny_generator(), tokens(2, seed=1)
+    dem[0, :2], dem[1, 1:] = -1, -1  # another number of tokens in each item
+    made = generate(loaded, {"S2L2A": tokens(), "DEM": dem}, ["DEM"], decoding_steps=3)
+    found = made.tokens["DEM"]
+    assert torch.equal(found[dem >= 0], dem[dem >= 0].int())
+    assert int(found.min()) >= 0
+    assert torch.all(made.log_probabilities["DEM"][dem >= 0] == 0)
+    assert torch.all(made.log_probabilities["DEM"][dem < 0] < 0)
+
+
+# --------------------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("schedule", ["roar", "maskgit"])
+def test_a_seed_decides_everything_whatever_the_batch(schedule: str) -> None:
+    loaded, x = tiny_generator(), tokens(3, 3, 5)
+    how: dict[str, Any] = {
+        "targets": ["DEM", "LULC"], "schedule": schedule, "decoding_steps": 3, "samples": 2
+    }  # fmt: skip
+    state = torch.get_rng_state()
+    whole = generate(loaded, {"S2L2A": x}, seed=[5, 6, 7], **how)
+    again = generate(loaded, {"S2L2A": x}, seed=[5, 6, 7], **how)
+    assert torch.equal(state, torch.get_rng_state())
+    for name in ("DEM", "LULC"):
+        assert torch.equal(whole.sampled_tokens[name], again.sampled_tokens[name])
+        assert whole.sampled_tokens[name].shape == (2, 3, 3, 5)
+        assert whole.tokens[name].dtype == torch.int32
+        assert not torch.equal(whole.sampled_tokens[name][0], whole.sampled_tokens[name][1])
+    for i, seed in enumerate((5, 6, 7)):
+        alone = generate(loaded, {"S2L2A": x[i : i + 1]}, seed=seed, **how)
+        assert torch.equal(alone.sampled_tokens["LULC"][:, 0], whole.sampled_tokens["LULC"][:, i])
+    other = generate(loaded, {"S2L2A": x}, seed=8, **how)
+    assert not torch.equal(other.tokens["DEM"], whole.tokens["DEM"])
+
+
+def test_an_independent_target_does_not_depend_on_others() -> None:
+    loaded, x = tiny_generator(), tokens(1)
+    both = generate(loaded, {"S2L2A": x}, ["DEM", "LULC"], order="independent", decoding_steps=2)
+    alone = generate(loaded, {"S2L2A": x}, ["LULC"], order="independent", decoding_steps=2)
+    assert torch.equal(both.tokens["LULC"], alone.tokens["LULC"])
+
+
+def test_the_first_of_several_samples_is_the_only_one_of_one() -> None:
+    loaded, x = tiny_generator(), tokens(2)
+    many = generate(loaded, {"S2L2A": x}, ["DEM"], samples=3, decoding_steps=2)
+    one = generate(loaded, {"S2L2A": x}, ["DEM"], decoding_steps=2)
+    assert torch.equal(many.tokens["DEM"], one.tokens["DEM"])
+
+
+# --------------------------------------------------------------------------- pixels and rasters
+
+
+def test_pixels_without_an_embedding_go_through_the_tokenizer(
+    tiny_tokenizer: Callable[[str], Path],
+) -> None:
+    loaded = tiny_generator()
+    loaded.tokenizers = tokenizer_refs({m: tiny_tokenizer(m) for m in ("S2L2A", "DEM")})
+    tok = load_tokenizer(str(tiny_tokenizer("S2L2A")))
+    x = torch.rand(2, 12, 32, 48, generator=torch.Generator().manual_seed(0)) * 3000 + 1000
+    from_pixels = generate(loaded, {"S2L2A": x}, ["DEM"], decode=True)
+    from_tokens = generate(loaded, {"S2L2A": tok.encode(x)}, ["DEM"], decode=True)
+    assert torch.equal(from_pixels.tokens["DEM"], from_tokens.tokens["DEM"])
+    dem = load_tokenizer(str(tiny_tokenizer("DEM"))).decode(from_tokens.tokens["DEM"])
+    assert torch.equal(from_tokens.rasters["DEM"], dem)
+    assert from_tokens.rasters["DEM"].shape == (2, 1, 32, 48)
+
+
+def test_pixels_with_an_embedding_are_standardised() -> None:
+    class Watching(SumNet):
+        def encode(self, parts: Any) -> Any:
+            self.values = parts[0].values
+            self.padding = parts[0].padding
+            return super().encode(parts)
+
+    net = Watching()
+    x = torch.stack([torch.full((32, 32), -10.93 + 4.391), torch.full((32, 32), -17.329)])[None]
+    x[:, :, :16, 16:] = math.nan
+    generate(Loaded(net), {"S1RTC": x}, ["DEM"], **GREEDY)
+    assert net.shown == [["untok_sen1rtc@224"]]
+    torch.testing.assert_close(net.values[0, 0, 20:], torch.ones(12, 32))
+    assert net.padding.tolist() == [[False, True, False, False]]
+
+
+def test_a_tokenizer_of_other_weights_is_refused_by_name(tiny_tokenizer: Callable[[str], Path]) -> None:
+    loaded = tiny_generator()
+    loaded.tokenizers = {"S2L2A": TokenizerRef(str(tiny_tokenizer("S2L2A")), bytes(32))}
+    with pytest.raises(TokenizerMismatchError, match=r"tiny-s2l2a.*tiny-any2any"):
+        generate(loaded, {"S2L2A": torch.zeros(1, 12, 32, 32)}, ["DEM"])
+
+
+# --------------------------------------------------------------------------- texts
+
+
+class Words:
+    """A vocabulary of digits: text and words are the same numbers."""
+
+    marks = {"[S_1]": 40, "[S_2]": 41, "[EOS]": 42}  # noqa: RUF012
+
+    def encode(self, modality: str, value: Any) -> list[int]:
+        return [*(int(v) % 40 for v in value), 42]
+
+    def decode(self, modality: str, words: list[int]) -> str:
+        return " ".join(map(str, words))
+
+    def mark(self, modality: str, name: str) -> int:
+        return self.marks[name]
+
+
+def test_coordinates_condition_and_are_written() -> None:
+    loaded = tiny_generator()
+    loaded.vocabulary = Words()
+    near, far = (
+        generate(loaded, {"S2L2A": tokens(1), "coords": place}, ["DEM"], decoding_steps=1)
+        for place in ((8.5, 47.25), (30.0, -4.0))
+    )
+    assert not torch.equal(near.log_probabilities["DEM"], far.log_probabilities["DEM"])
+    made = generate(loaded, {"S2L2A": tokens(2)}, ["coords"], samples=3)
+    assert np.array(made.texts["coords"]).shape == (3, 2)
+    assert made.tokens == {}
+
+
+def test_images_from_coordinates_alone_have_the_models_grid() -> None:
+    loaded = tiny_generator()
+    loaded.vocabulary = Words()
+    made = generate(loaded, {"coords": [(8.5, 47.25), (9.0, 47.0)]}, ["DEM"])
+    assert made.tokens["DEM"].shape == (2, 4, 4)
+    assert generate(loaded, {"coords": (8.5, 47.25)}, ["DEM"], grid=(2, 3)).tokens["DEM"].shape == (1, 2, 3)
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "how", "error", "message"),
+    [
+        ({"S3": tokens()}, ["DEM"], {}, ModalityError, "unknown modality 'S3'"),
+        ({"S2L2A": tokens()}, ["S3"], {}, ModalityError, "unknown modality 'S3'"),
+        ({"NDVI": tokens()}, ["DEM"], {}, ConditionError, "takes no NDVI"),
+        ({"S2L2A": tokens()}, ["S1RTC"], {}, TargetError, "does not make S1RTC"),
+        ({"S2L2A": tokens()}, [], {}, TargetError, "one at least"),
+        ({"S2L2A": tokens()}, ["DEM", "dem"], {}, TargetError, "each once"),
+        ({}, ["DEM"], {}, ConditionError, "no inputs"),
+        ({"S2L2A": tokens() + 15360}, ["DEM"], {}, TokenRangeError, r"0\.\.15359"),
+        ({"S2L2A": tokens() - 15362}, ["DEM"], {}, TokenRangeError, r"0\.\.15359"),
+        ({"LULC": torch.full((1, 2, 2), 4375)}, ["DEM"], {}, TokenRangeError, r"0\.\.4374"),
+        ({"S2L2A": tokens(2), "LULC": tokens(2, 3) % 9}, ["DEM"], {}, GridMismatchError, r"\(3, 4\)"),
+        ({"S2L2A": tokens(2), "LULC": tokens(1) % 9}, ["DEM"], {}, GridMismatchError, "LULC 1 x"),
+        ({"S2L2A": tokens(), "s2l2a": tokens()}, ["DEM"], {}, ConditionError, "twice"),
+        ({"S2L2A": tokens().float()}, ["DEM"], {}, ConditionError, "tokens as integers"),
+        ({"S2L2A": torch.zeros(1, 0, 4, dtype=torch.int64)}, ["DEM"], {}, ConditionError, "no tokens"),
+        ({"S2L2A": torch.zeros(1, 65, 65, dtype=torch.int64)}, ["DEM"], {}, ConditionError, "in tiles"),
+        ({"S1RTC": torch.zeros(1, 2, 30, 32)}, ["DEM"], {}, ConditionError, "multiples of 16"),
+        ({"S1RTC": torch.zeros(1, 3, 32, 32)}, ["DEM"], {}, ConditionError, r"\(B, 2, H, W\)"),
+        ({"S1RTC": torch.zeros(1, 4, 4, dtype=torch.int64)}, ["DEM"], {}, ConditionError, "as pixels"),
+        ({"S2L2A": tokens(), "DEM": tokens()}, ["DEM"], {}, TargetError, "input and target"),
+        ({"S2L2A": tokens(), "caption": "a lake"}, ["DEM"], {}, VocabularyError, "vocabulary of caption"),
+        ({"S2L2A": tokens(), "coords": (8, 47)}, ["DEM"], {}, VocabularyError, "words of coords"),
+        ({"S2L2A": tokens()}, ["coords"], {}, VocabularyError, "words of coords"),
+        ({"S2L2A": tokens()}, ["DEM"], {"decoding_steps": 0}, GenerationError, "decoding steps"),
+        ({"S2L2A": tokens()}, ["DEM"], {"decoding_steps": [1, 2]}, GenerationError, "one each"),
+        ({"S2L2A": tokens()}, ["DEM"], {"decoding_steps": {"LULC": 2}}, GenerationError, "LULC"),
+        ({"S2L2A": tokens()}, ["DEM"], {"samples": 0}, GenerationError, "samples"),
+        ({"S2L2A": tokens()}, ["DEM"], {"order": "both"}, GenerationError, "chained, independent"),
+        ({"S2L2A": tokens()}, ["DEM"], {"seed": -1}, GenerationError, "seeds"),
+        ({"S2L2A": tokens()}, ["DEM"], {"seed": [1]}, GenerationError, "2 items"),
+        ({"S2L2A": tokens()}, ["DEM"], {"guidance": {"LULC": 2}}, GenerationError, "LULC"),
+        ({"S2L2A": tokens()}, ["DEM"], {"grid": (5, 5)}, GridMismatchError, "leave grid out"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    inputs: dict[str, Any], targets: list[str], how: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        generate(tiny_generator(), inputs, targets, **how)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [((200, 0), "outside"), ((0, math.nan), "outside"), ("here", "in degrees"), ((1, 2, 3), "coords")],
+)
+def test_coordinates_off_the_globe_are_refused(place: object, message: str) -> None:
+    loaded = tiny_generator()
+    loaded.vocabulary = Words()
+    with pytest.raises(ConditionError, match=message):
+        generate(loaded, {"S2L2A": tokens(1), "coords": place}, ["DEM"])
+
+
+def test_a_target_that_cannot_be_shown_is_made_in_one_step_and_last() -> None:
+    shy = replace(SPECS[2], encoder=False)
+    loaded = tiny_generator((SPECS[0], shy, SPECS[3]))
+    for targets, steps in ((["DEM", "LULC"], 1), (["DEM"], 2)):
+        with pytest.raises(TargetError, match="takes no DEM tokens"):
+            generate(loaded, {"S2L2A": tokens()}, targets, decoding_steps=steps)
+    made = generate(loaded, {"S2L2A": tokens()}, ["LULC", "DEM"], decoding_steps={"LULC": 3, "DEM": 1})
+    assert set(made.tokens) == {"LULC", "DEM"}
