@@ -156,19 +156,39 @@ class Generator(nn.Module):
         ShapeError
             If a part is of an unknown key, or its tensors do not fit.
         """
+        with self._computing():
+            x, places, padding, features = self._encode(parts, layers)
+            return Encoded(self.decoder_proj_context(x) + places, padding, features)
+
+    def features(self, parts: Sequence[Part]) -> tuple[list[Tensor], Tensor | None]:
+        """Return `Encoded.features` and `Encoded.padding` alone, for use as a backbone."""
+        with self._computing():
+            _, _, padding, features = self._encode(parts, True)
+            return features, padding
+
+    def keep_encoder(self, keys: Sequence[str]) -> None:
+        """Drop the decoder, and all input embeddings but those of some keys: `features` is what is left."""
+        embeddings = {key: self.encoder_embeddings[key] for key in keys}
+        self.encoder_embeddings = nn.ModuleDict(embeddings)
+        self.decoder_embeddings, self.decoder = nn.ModuleDict(), nn.ModuleList()
+        del self.decoder_proj_context, self.decoder_norm, self.mask_token
+
+    def _encode(
+        self, parts: Sequence[Part], layers: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """Return the encoder's output, places, padding, and the outputs of blocks where asked for."""
         if not parts:
             raise ShapeError("no parts to encode; for none at all use `nothing`")
         if len({part.values.shape[0] for part in parts}) > 1:
             raise ShapeError("all parts must be of one batch size")
-        with self._computing():
-            embedded = [self._embed(part) for part in parts]
-            values, places = (torch.cat(tensors, 1) for tensors in zip(*embedded, strict=True))
-            padding = _joined_padding(parts, [x.shape[1] for x, _ in embedded])
-            if padding is not None:
-                shown = ~padding[..., None]
-                values, places = values * shown, places * shown
-            x, features = self._run_encoder(values + places, padding, layers)
-            return Encoded(self.decoder_proj_context(x) + places, padding, features)
+        embedded = [self._embed(part) for part in parts]
+        values, places = (torch.cat(tensors, 1) for tensors in zip(*embedded, strict=True))
+        padding = _joined_padding(parts, [x.shape[1] for x, _ in embedded])
+        if padding is not None:
+            shown = ~padding[..., None]
+            values, places = values * shown, places * shown
+        x, features = self._run_encoder(values + places, padding, layers)
+        return x, places, padding, features
 
     def nothing(self, batch: int) -> Encoded:
         """Return the context of no conditions at all."""
@@ -218,7 +238,7 @@ class Generator(nn.Module):
         """Return the context in which products are computed."""
         if self.autocast is None:
             return nullcontext()
-        return torch.autocast(self.mask_token.device.type, self.autocast)
+        return torch.autocast(self.encoder_norm.weight.device.type, self.autocast)
 
     # ----------------------------------------------------------------------- decoder
 

@@ -1,0 +1,172 @@
+"""Thinking in modalities: what the encoder sees, where gradients go, and what TerraTorch is told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from tmcodec.errors import ConditionError, GenerationError, MissingDependencyError, TargetError
+from tmcodec.generation.models import LoadedGenerator, load_generator
+from tmcodec.generation.weights import save_generator
+from tmcodec.modalities import get_modality
+from tmcodec.networks.generator.config import GeneratorConfig, pixel_spec, sequence_spec, token_spec
+from tmcodec.networks.generator.model import Generator, Part
+from tmcodec.tim import ThinkingEncoder, register, tmcodec_thinking_encoder
+
+SPECS = (pixel_spec("S1GRD"), token_spec("S2L2A"), token_spec("LULC"), token_spec("DEM"),
+         sequence_spec("coords", 40))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write random weights of a small generator."""
+    torch.manual_seed(8)
+    cfg = GeneratorConfig(32, 3, 1, 4, True, False, SPECS, embedding="codes", grid=4)
+    path = tmp_path_factory.mktemp("generator") / "tiny.safetensors"
+    save_generator(path, Generator(cfg), "tiny", {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def generator(weights: Path) -> LoadedGenerator:
+    """Return it, ready."""
+    return load_generator(str(weights), "cpu", precision="fp32")
+
+
+def tokens(seed: int = 0) -> Tensor:
+    """Return random S2L2A tokens ``(2, 4, 4)``."""
+    return torch.randint(0, 15360, (2, 4, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def pixels(seed: int = 0) -> Tensor:
+    """Return random S1GRD pixels ``(2, 2, 64, 64)`` in dB."""
+    return -15 + 3 * torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_sees_inputs_and_thoughts(generator: LoadedGenerator) -> None:
+    """The layers are those of the generator's encoder on inputs plus what the generator generates."""
+    net = ThinkingEncoder(generator, ["LULC"], merge=None, seed=5)
+    found = net({"S2L2A": tokens()})
+    thought = generator.generate({"S2L2A": tokens()}, ["LULC"], decoding_steps=1, temperature=1.0, top_p=0.8,
+                                 seed=5).tokens["LULC"]  # fmt: skip
+    parts = [Part("tok_sen2l2a@224", tokens().flatten(1)), Part("tok_lulc@224", thought.flatten(1).long())]
+    expected = generator.net.encode(parts, layers=True).features
+    assert len(found) == 3 and found[0].shape == (2, 32, 32)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_merges(generator: LoadedGenerator) -> None:
+    """Mean, maximum, concatenation and dictionary of the same embeddings."""
+    kinds = {m: ThinkingEncoder(generator, ["LULC"], inputs=["S2L2A"], merge=m)
+             for m in ("mean", "max", "concat", "dict")}  # fmt: skip
+    found = {m: net({"S2L2A": tokens()})[-1] for m, net in kinds.items()}
+    parts = list(found["dict"].values())
+    assert list(found["dict"]) == ["S2L2A", "LULC"]
+    torch.testing.assert_close(found["mean"], (parts[0] + parts[1]) / 2)
+    torch.testing.assert_close(found["max"], torch.maximum(*parts))
+    torch.testing.assert_close(found["concat"], torch.cat(parts, -1))
+    assert kinds["concat"].out_channels == [64] * 3 and kinds["mean"].out_channels == [32] * 3
+    assert kinds["mean"].feature_info[0] == {"num_chs": 32, "reduction": 16, "module": "encoder.encoder.0"}
+
+
+def test_gradients_reach_the_encoder_alone(generator: LoadedGenerator) -> None:
+    """All that is left of the encoder learns; the generator is no part of the module, and does not change."""
+    net = ThinkingEncoder(generator, ["LULC", "DEM"], inputs=["S1GRD"])
+    before = {k: v.clone() for k, v in generator.net.state_dict().items()}
+    net(pixels())[-1].square().mean().backward()
+    missing = [k for k, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert missing == []
+    assert not any("decoder" in k for k in net.state_dict())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(v, generator.net.state_dict()[k]) for k, v in before.items())
+    assert all(p.grad is None for p in generator.net.parameters())
+
+
+def test_what_is_given_is_not_thought(generator: LoadedGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Land cover among the inputs is taken as it is."""
+    asked: list[list[str]] = []
+    original = LoadedGenerator.generate
+
+    def spy(self: LoadedGenerator, inputs: object, targets: list[str], **kwargs: object) -> object:
+        asked.append(targets)
+        return original(self, inputs, targets, **kwargs)
+
+    monkeypatch.setattr(LoadedGenerator, "generate", spy)
+    net = ThinkingEncoder(generator, ["LULC", "DEM"], merge="dict")
+    land = torch.zeros(2, 4, 4, dtype=torch.int64)
+    found = net({"S2L2A": tokens(), "LULC": land})
+    assert asked == [["DEM"]]
+    assert list(found[0]) == ["S2L2A", "LULC", "DEM"]
+
+
+def test_equal_inputs_think_alike(generator: LoadedGenerator) -> None:
+    """By the seed, whatever the global random state."""
+    net = ThinkingEncoder(generator, ["LULC"])
+    torch.manual_seed(1)
+    first = net({"S2L2A": tokens()})[-1]
+    torch.manual_seed(2)
+    torch.testing.assert_close(net({"S2L2A": tokens()})[-1], first, atol=0, rtol=0)
+    assert not torch.allclose(ThinkingEncoder(generator, ["LULC"], seed=9)({"S2L2A": tokens()})[-1], first)
+
+
+def test_standardised_pixels_are_the_physical_ones(generator: LoadedGenerator) -> None:
+    """What TerraTorch's data modules give."""
+    row = get_modality("S1GRD")
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (row.mean, row.std))
+    physical = ThinkingEncoder(generator, inputs=["S1GRD"])(pixels())
+    standard = ThinkingEncoder(generator, inputs=["S1GRD"], standardized=True)((pixels() - mean) / std)
+    torch.testing.assert_close(physical[-1], standard[-1], atol=1e-3, rtol=1e-3)
+
+
+def test_what_does_not_fit_is_refused(generator: LoadedGenerator) -> None:
+    """Unknown merges, modalities that the generator does not know, a tensor without a name."""
+    with pytest.raises(GenerationError, match="merge"):
+        ThinkingEncoder(generator, merge="sum")
+    with pytest.raises(GenerationError, match="inputs"):
+        ThinkingEncoder(generator, merge="concat")
+    with pytest.raises(TargetError):
+        ThinkingEncoder(generator, ["NDVI"])
+    with pytest.raises(ConditionError, match="NDVI"):
+        ThinkingEncoder(generator, inputs=["NDVI"])
+    with pytest.raises(ConditionError, match="dictionary"):
+        ThinkingEncoder(generator)(tokens())
+
+
+# --------------------------------------------------------------------------- TerraTorch
+
+
+def test_registration(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    """The registry gets the builder under its name, and the builder builds."""
+    registered = []
+
+    class Registry:
+        def register(self, builder: object) -> None:
+            registered.append(builder)
+
+    package, module = ModuleType("terratorch"), ModuleType("terratorch.registry")
+    module.TERRATORCH_BACKBONE_REGISTRY = Registry()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "terratorch", package)
+    monkeypatch.setitem(sys.modules, "terratorch.registry", module)
+    register()
+    assert [builder.__name__ for builder in registered] == ["tmcodec_thinking_encoder"]
+    net = registered[0](str(weights), ["LULC"], ["S1GRD"], device="cpu")
+    assert isinstance(net, ThinkingEncoder) and net.standardized
+    assert net(pixels())[0].shape == (2, 16, 32)
+
+
+def test_registration_without_terratorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says so."""
+    monkeypatch.setitem(sys.modules, "terratorch", None)
+    monkeypatch.setitem(sys.modules, "terratorch.registry", None)
+    with pytest.raises(MissingDependencyError):
+        register()
+    with pytest.raises(GenerationError, match="pretrained"):
+        tmcodec_thinking_encoder(pretrained=False)

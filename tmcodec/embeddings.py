@@ -1,0 +1,288 @@
+"""Embeddings of files for retrieval and few-shot classification, and how well nearest neighbours fare.
+
+A vector is the mean over places of the encoder's last layer, for a whole file or each tile of it. The
+evaluations are plain cosine geometry: no classifier is trained.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tmcodec.atomic import atomic_path, check_target
+from tmcodec.errors import ConditionError, EvaluationError
+from tmcodec.rasters.windows import Window
+
+if TYPE_CHECKING:
+    from tmcodec.generation.models import LoadedGenerator
+    from tmcodec.generation.sources import Source
+
+Vectors = npt.NDArray[np.float32]
+BATCH = 16
+"""Tiles that go through the encoder at once."""
+
+Path_ = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors with names.
+
+    Attributes
+    ----------
+    vectors
+        float32 ``(n, D)``.
+    names
+        Of each vector: the file, and for tiles ``#col,row`` of the first token.
+    model
+        Name of the generator.
+    """
+
+    vectors: Vectors
+    names: tuple[str, ...]
+    model: str
+
+    def save(self, path: Path_, overwrite: bool = False) -> None:
+        """Write ``.npz`` (``vectors``, ``names``, ``model``) or ``.npy`` (vectors alone).
+
+        Raises
+        ------
+        TargetExistsError, TargetFolderError
+        EvaluationError
+            If the suffix is another.
+        """
+        suffix = Path(path).suffix
+        if suffix not in (".npz", ".npy"):
+            raise EvaluationError(f"{os.fspath(path)}: embeddings go to .npz or .npy")
+        check_target(path, overwrite)
+        with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
+            if suffix == ".npy":
+                np.save(file, self.vectors, allow_pickle=False)
+            else:
+                np.savez(file, vectors=self.vectors, names=np.array(self.names), model=np.array(self.model))
+
+
+def embed_files(
+    sources: Sequence[Path_],
+    model: LoadedGenerator | str = "mini-any2any-v1",
+    *,
+    per: str = "file",
+    layer: int = -1,
+    layers: Sequence[str] = (),
+    time: int = 0,
+    s2_offset: str = "auto",
+    scale: float | None = None,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Embeddings:
+    """Embed token files (all layers together) and rasters, tile by tile of the generator's grid.
+
+    Parameters
+    ----------
+    sources
+        Files; ``"S2L2A=scene.tif"`` says what a raster is. Each is embedded by itself.
+    model
+        A loaded generator, or what `tmcodec.load_generator` takes.
+    per
+        ``"file"``: one vector each, the mean over all places; ``"tile"``: one a tile.
+    layer
+        Block whose output is taken, from 0, or from the end.
+    layers, time
+        Layers of token files to take, all by default, and their time step.
+    s2_offset, scale
+        Of rasters, as `tmcodec.encode`'s.
+    device
+        As `tmcodec.load_generator`'s.
+    progress
+        Called with the number of files done, and of all.
+
+    Raises
+    ------
+    ConditionError
+        If there is nothing to embed, or `layer` is not there.
+    TmcodecError
+        A subclass for each other way to fail.
+    """
+    from tmcodec.generation.models import load_generator
+
+    if per not in ("file", "tile"):
+        raise ConditionError(f"per {per!r}; use file or tile")
+    if not sources:
+        raise ConditionError("no files to embed; give token files or rasters")
+    loaded = load_generator(model, device) if isinstance(model, str) else model
+    depth = loaded.cfg.encoder_depth
+    if not -depth <= layer < depth:
+        raise ConditionError(f"layer {layer}; the encoder has 0..{depth - 1}")
+    vectors: list[Vectors] = []
+    names: list[str] = []
+    for done, source in enumerate(sources):
+        with ExitStack() as stack:
+            opened = _open(loaded, source, stack, layers, time, s2_offset, scale)
+            sums, counts, windows = _tiles(loaded, opened, layer)
+        name = os.fspath(source)
+        if per == "file":
+            vectors.append((sums.sum(0) / counts.sum())[None].astype(np.float32))
+            names.append(name)
+        else:
+            vectors.append((sums / counts[:, None]).astype(np.float32))
+            names += [f"{name}#{w.col},{w.row}" for w in windows]
+        if progress is not None:
+            progress(done + 1, len(sources))
+    return Embeddings(np.concatenate(vectors), tuple(names), loaded.name)
+
+
+def _open(
+    loaded: LoadedGenerator, source: Path_, stack: ExitStack, layers: Sequence[str], time: int,
+    s2_offset: str, scale: float | None,
+) -> list[Source]:  # fmt: skip
+    """Open one file as conditions."""
+    from tmcodec.codec.report import Stopwatch
+    from tmcodec.generation.sources import Opener
+
+    stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tmcodec-embed-")))
+    opener = Opener(loaded, {}, stage, stack, Stopwatch(), layers, time, s2_offset, scale)
+    return opener.open([source])
+
+
+def _tiles(
+    loaded: LoadedGenerator, sources: Sequence[Source], layer: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[Window]]:
+    """Return the sum of embeddings of each tile that shows anything, the numbers of places, and the tiles."""
+    from tmcodec.generation.tiles import tile_windows
+
+    place, tile, patch = sources[0].map_grid, loaded.cfg.grid, loaded.cfg.patch
+    rows, cols = -(-place.height // patch), -(-place.width // patch)
+    windows = [w for row in tile_windows(rows, cols, tile, 0) for w in row]
+    sums, counts = [], []
+    for part in _batches(windows, BATCH):
+        inputs = {s.modality: np.stack([s.tile(w) for w in part]) for s in sources}
+        total, count = _summed(loaded, inputs, layer)
+        sums.append(total)
+        counts.append(count)
+    summed, counted = np.concatenate(sums), np.concatenate(counts)
+    shown = counted > 0
+    if not shown.any():
+        raise ConditionError(f"{sources[0].name} has no valid pixel; nothing can be embedded")
+    return summed[shown], counted[shown], [w for w, there in zip(windows, shown, strict=True) if there]
+
+
+def _summed(
+    loaded: LoadedGenerator, inputs: dict[str, Any], layer: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return sums ``(B, D)`` over visible places of a layer, and how many there are."""
+    import torch
+
+    from tmcodec.generation.conditions import image_inputs
+
+    with torch.inference_mode():
+        parts = [image.part() for image in image_inputs(loaded, inputs).values()]
+        features, padding = loaded.net.features(parts)
+        values = features[layer].double()
+        shown = torch.ones(values.shape[:2], dtype=torch.bool) if padding is None else ~padding.cpu()
+        total = (values.cpu() * shown[..., None]).sum(1)
+        return total.numpy(), shown.sum(1).double().numpy()
+
+
+def _batches(items: Sequence[Window], size: int) -> Iterator[Sequence[Window]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+# --------------------------------------------------------------------------- evaluation
+
+
+def cosine(a: Vectors, b: Vectors) -> npt.NDArray[np.float64]:
+    """Return the cosine of each row of ``(n, D)`` with each of ``(m, D)``: ``(n, m)``; 0 with a zero row."""
+    a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    lengths = np.linalg.norm(a64, axis=1)[:, None] * np.linalg.norm(b64, axis=1)
+    return np.divide(a64 @ b64.T, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+
+
+def centred(vectors: Vectors) -> Vectors:
+    """Return the vectors less their mean: a direction that all share says nothing."""
+    return vectors - vectors.mean(0)
+
+
+def knn_accuracy(vectors: Vectors, labels: Sequence[Any], k: int = 1) -> float:
+    """Return the share of vectors whose label most of their `k` nearest others have, leaving each one out.
+
+    Nearest is by cosine; of labels that are equally frequent the one with the nearer neighbours wins.
+
+    Raises
+    ------
+    EvaluationError
+        If there are not more than `k` vectors, or not one label each.
+    """
+    names, numbers = _labels(vectors, labels)
+    if not 1 <= k < len(vectors):
+        raise EvaluationError(f"k {k} of {len(vectors)} vectors; give 1 to {len(vectors) - 1}")
+    near = cosine(vectors, vectors)
+    np.fill_diagonal(near, -np.inf)
+    order = np.argsort(-near, axis=1, kind="stable")[:, :k]
+    votes = np.zeros((len(vectors), len(names)))
+    # A vote is 1 and a little: less than 1 in all, and more for the nearer.
+    weights = 1 + (k - np.arange(k)) / (k + 1) ** 2
+    for place in range(k):
+        votes[np.arange(len(vectors)), numbers[order[:, place]]] += weights[place]
+    return float((votes.argmax(1) == numbers).mean())
+
+
+def centroid_accuracy(
+    train: Vectors, train_labels: Sequence[Any], test: Vectors, test_labels: Sequence[Any]
+) -> float:
+    """Return the share of test vectors nearest, by cosine, to the centroid of their own class.
+
+    Raises
+    ------
+    EvaluationError
+        If there is not one label a vector, or a test label is in no training vector.
+    """
+    names, numbers = _labels(train, train_labels)
+    if len(test) != len(test_labels) or not len(test):
+        raise EvaluationError(f"{len(test_labels)} labels for {len(test)} test vectors; give one each")
+    unknown = sorted(set(map(str, test_labels)) - set(names))
+    if unknown:
+        raise EvaluationError(f"no training vector is labelled {unknown[0]!r}; give one of each class")
+    centres = np.stack([train[numbers == i].mean(0) for i in range(len(names))])
+    found = cosine(test, centres.astype(np.float32)).argmax(1)
+    return float(np.mean([names[i] == str(label) for i, label in zip(found, test_labels, strict=True)]))
+
+
+def few_shot_accuracy(
+    vectors: Vectors, labels: Sequence[Any], shots: int, trials: int = 100, seed: int = 0
+) -> tuple[float, float]:
+    """Return mean and standard deviation of `centroid_accuracy` over random choices of `shots` a class.
+
+    What is not chosen is the test.
+
+    Raises
+    ------
+    EvaluationError
+        If a class has not more than `shots` vectors.
+    """
+    names, numbers = _labels(vectors, labels)
+    members = [np.flatnonzero(numbers == i) for i in range(len(names))]
+    small = [name for name, own in zip(names, members, strict=True) if len(own) <= shots]
+    if small or shots < 1 or trials < 1:
+        raise EvaluationError(f"{shots} shots need more vectors of {', '.join(small) or 'each class'}")
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(trials):
+        train = np.concatenate([rng.choice(own, shots, replace=False) for own in members])
+        test = np.setdiff1d(np.arange(len(vectors)), train)
+        found.append(centroid_accuracy(vectors[train], numbers[train], vectors[test], numbers[test]))
+    return float(np.mean(found)), float(np.std(found))
+
+
+def _labels(vectors: Vectors, labels: Sequence[Any]) -> tuple[list[str], npt.NDArray[np.intp]]:
+    """Return the names of classes, and each vector's class."""
+    if len(labels) != len(vectors) or not len(vectors):
+        raise EvaluationError(f"{len(labels)} labels for {len(vectors)} vectors; give one each")
+    names, numbers = np.unique([str(label) for label in labels], return_inverse=True)
+    return list(map(str, names)), numbers
