@@ -15,8 +15,8 @@ from tmcodec import __version__
 from tmcodec.cli.options import debug_option
 
 COMMANDS = (
-    "encode", "decode", "info", "verify", "compare", "stack", "generate", "embed", "models", "train", "evaluate",
-    "demo",
+    "encode", "decode", "info", "verify", "compare", "stack", "generate", "embed", "models", "train",
+    "evaluate", "demo",
 )  # fmt: skip
 """In the order of a first visit. ``tmcodec.cli.NAME`` has the command under the name ``command``."""
 
