@@ -1,0 +1,260 @@
+"""Whole evaluations on two small rasters, reports, and everything that can be wrong with the input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tmcodec
+from tmcodec.errors import EvaluationError, MissingDependencyError, TargetExistsError, TargetFolderError
+from tmcodec.evaluation.folder import report_folder
+from tmcodec.evaluation.report import EQUAL, Report
+
+MakeScene = Callable[..., Path]
+MakeTokenizer = Callable[[str], Path]
+Evaluated = tuple[Report, Path, Path]
+QUICK = ("webp", "blocks")
+
+
+def test_a_whole_evaluation(
+    evaluated: Evaluated, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    report, out, folder = evaluated
+    assert [s.name for s in report.scenes] == ["val/0", "val/<b>&1"]
+    assert {m.baseline for m in report.methods} == {"", "jp2", "jxl", "avif", "webp", "blocks", "kmeans"}
+    sizes = {}
+    for entry in report.entries:
+        method = next(m for m in report.methods if m.key == entry.method)
+        if method.kind == "tokenizer":
+            sizes[entry.scene] = entry.bytes
+            assert entry.payload_bytes is not None and 0 < entry.payload_bytes < (entry.bytes or 0)
+    for entry in report.entries:
+        if entry.size_limit is not None and entry.bytes is not None:
+            method = next(m for m in report.methods if m.key == entry.method)
+            assert entry.size_limit == int((sizes[entry.scene] or 0) * method.factor)
+            assert entry.bytes - entry.forgiven_bytes <= entry.size_limit
+    token_bytes = tmcodec.encode(
+        folder / "0.tif", tmp_path / "again.tmc", tokenizer=tiny_tokenizer("S2L2A"), modality="S2L2A"
+    ).file_bytes
+    assert sizes["val/0"] == token_bytes == os.path.getsize(tmp_path / "again.tmc")
+    use = report.token_use[0]
+    assert use.tokens == 4 * 3 + 3 * 3 and 0 < use.used <= use.tokens
+    assert use.perplexity == pytest.approx(2**use.entropy)
+    assert report.scenes[1].valid == pytest.approx(1 - 81 / (40 * 33))
+    assert report.notes == ("LPIPS left out: no trunk weights were given (--lpips WEIGHTS.pth)",)
+    check_files(out)
+
+
+def check_files(out: Path) -> None:
+    names = {p.name for p in out.iterdir()}
+    pictures = {"rate_distortion.png", "scenes.png", "bands.png", "steps.png", "worst.png"}
+    assert names == {"report.json", "report.html", *pictures}
+    for name in pictures:
+        with Image.open(out / name) as image:
+            assert image.width > 500 and len(image.convert("L").getcolors()) > 20
+    page = (out / "report.html").read_text()
+    assert "val/&lt;b&gt;&amp;1" in page and "<b>&1" not in page
+    assert "http" not in page.split("</style>")[1]  # one file: nothing is fetched
+    assert page.count("data:image/png;base64,") == len(pictures)
+    assert [p.name for p in out.parent.iterdir() if p.name.startswith(".out")] == []
+
+
+def test_psnr_is_that_of_compare(
+    evaluated: Evaluated, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    report, _, folder = evaluated
+    tok = tiny_tokenizer("S2L2A")
+    tmcodec.encode(folder / "0.tif", tmp_path / "a.tmc", tokenizer=tok, modality="S2L2A")
+    tmcodec.decode(tmp_path / "a.tmc", tmp_path / "a.tif", tokenizer=tok, steps=3, seed=0)
+    seen = tmcodec.compare(tmp_path / "a.tif", folder / "0.tif", modality="S2L2A").metrics
+    first = report.of("tiny-s2l2a@3")[0].values
+    assert (first["psnr"], first["sam"]) == pytest.approx((seen.psnr, seen.sam), rel=1e-5)
+
+
+def test_the_report_comes_back_from_json(evaluated: Evaluated) -> None:
+    report, out, _ = evaluated
+    assert Report.from_dict(json.loads(report.to_json())) == report
+    assert Report.load(out) == Report.load(out / "report.json") == report
+    plain = json.loads((out / "report.json").read_text())
+    assert plain["schema"] == "tmcodec-evaluation/1"
+    rows = {(r["method"], r["measure"]): r for r in plain["summary"]}
+    values = [e.values["psnr"] for e in report.of("tiny-s2l2a@1")]
+    assert rows["tiny-s2l2a@1", "psnr"]["mean"] == pytest.approx(np.mean(values))
+    assert rows["tiny-s2l2a@1", "psnr"]["count"] == 2
+    text = json.dumps(plain)
+    assert str(out.parent) not in text and os.uname().nodename not in text
+
+
+def test_infinity_survives_json(evaluated: Evaluated) -> None:
+    report, _, _ = evaluated
+    same = replace(report.entries[0], values={"psnr": math.inf, "rmse": 0.0})
+    exact = replace(report, entries=(same, *report.entries[1:]))
+    assert Report.from_dict(json.loads(exact.to_json())) == exact
+
+
+def test_a_damaged_report_is_refused(
+    evaluated: Evaluated, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    report, _, _ = evaluated
+    plain = report.to_dict()
+    for broken in ({}, [], {**plain, "schema": "other/1"}, {**plain, "entries": [{"scene": 1}]},
+                   {k: v for k, v in plain.items() if k != "methods"}):
+        with pytest.raises(EvaluationError):
+            Report.from_dict(broken)  # type: ignore[arg-type]
+    (tmp_path / "junk.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"junk\.json"):
+        Report.load(tmp_path / "junk.json")
+
+
+@pytest.mark.parametrize("modality", ["LULC", "DEM"])
+def test_other_modalities(
+    modality: str, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    path = make_scene(modality, 70, 50)
+    report = tmcodec.evaluate(
+        path, tokenizers=[str(tiny_tokenizer(modality))], steps=(1, 2), train=[path], report=tmp_path / "out"
+    )
+    expected = [1] if modality == "LULC" else [1, 2]
+    assert [m.steps for m in report.methods if m.kind == "tokenizer"] == expected
+    score = report.mean(f"tiny-{modality.lower()}@1", report.score)
+    assert score.mean is not None and score.low is None  # one scene has no interval
+    assert "n/a" in (tmp_path / "out" / "report.html").read_text()
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def quick(folder: Path, tokenizer: Path, **more: object) -> Report:
+    return tmcodec.evaluate(folder, tokenizers=[str(tokenizer)], baselines=("none",), **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer: MakeTokenizer) -> Path:
+    """Return untrained weights for S2L2A."""
+    return tiny_tokenizer("S2L2A")
+
+
+def write_bad(folder: Path, kind: str, make_scene: MakeScene) -> Path:
+    bad = folder / "bad.tif"
+    if kind == "unreadable":
+        bad.write_bytes(b"II*\0 not a raster")
+    elif kind == "truncated":
+        bad.write_bytes((folder / "0.tif").read_bytes()[:9000])
+    elif kind == "bands":
+        make_scene("DEM", name="dem.tif").rename(bad)
+    else:
+        import rasterio
+
+        make_scene(name="empty.tif", nodata=0).rename(bad)
+        with rasterio.open(bad, "r+") as dataset:
+            dataset.write(np.zeros((12, 32, 48), np.uint16))
+    return bad
+
+
+@pytest.mark.parametrize("kind", ["unreadable", "truncated", "bands", "nodata"])
+def test_a_bad_raster_is_named_or_skipped(
+    kind: str, folder: Path, tokenizer: Path, make_scene: MakeScene, tmp_path: Path
+) -> None:
+    write_bad(folder, kind, make_scene)
+    out = tmp_path / "out"
+    with pytest.raises(EvaluationError, match=r"bad\.tif"):
+        quick(folder, tokenizer, report=out)
+    assert not out.exists()
+    report = quick(folder, tokenizer, skip_bad=True, report=out)
+    assert len(report.scenes) == 2 and list(report.skipped) == ["val/bad.tif"]
+    assert "val/bad.tif" in (out / "report.html").read_text()
+
+
+def test_what_cannot_be_evaluated(
+    folder: Path, tokenizer: Path, tmp_path: Path, make_scene: MakeScene
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for match, call in {
+        "no raster": lambda: quick(tmp_path / "empty", tokenizer),
+        "does not exist": lambda: quick(tmp_path / "absent", tokenizer),
+        "more than 100": lambda: quick(folder, tokenizer, max_pixels=100),
+        "steps": lambda: quick(folder, tokenizer, steps=(0,)),
+        "S1GRD and S2L2A": lambda: quick(folder, tokenizer, modality="S1GRD"),
+        "no tokenizer": lambda: tmcodec.evaluate(folder),
+        "same name": lambda: tmcodec.evaluate(folder, tokenizers=[str(tokenizer)] * 2),
+        "NAME=PATH": lambda: quick(folder, tokenizer, checkpoints=["a.pt"]),
+        "none of the official": lambda: quick(folder, tokenizer, checkpoints=["x=a.pt"]),
+    }.items():
+        with pytest.raises(EvaluationError, match=match):
+            call()
+    bad = write_bad(tmp_path / "empty", "nodata", make_scene)
+    with pytest.raises(EvaluationError, match="none of the rasters"):
+        quick(bad, tokenizer, skip_bad=True)
+
+
+def test_the_offset_by_file_name(make_scene: MakeScene, tokenizer: Path, tmp_path: Path) -> None:
+    place = tmp_path / "mixed"
+    place.mkdir()
+    for name in ("old.tif", "new.tif"):
+        make_scene(name=name, offset=None).rename(place / name)
+    with pytest.raises(EvaluationError, match=r"new\.tif"):
+        quick(place, tokenizer)
+    report = quick(place, tokenizer, s2_offset_of=[("old*", "absent"), ("*", "present")])
+    new, old = report.scenes  # the same numbers; without offset they are 1000 higher in physical units
+    assert (new.name, old.name) == ("mixed/new", "mixed/old")
+    first, second = (e.values["rmse"] for e in report.of("tiny-s2l2a@1"))
+    assert first != second
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def test_targets(folder: Path, tokenizer: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    quick(folder, tokenizer, report=out)
+    before = (out / "report.json").read_text()
+    with pytest.raises(TargetExistsError):
+        quick(folder, tokenizer, report=out)
+    assert (out / "report.json").read_text() == before
+    quick(folder, tokenizer, report=out, overwrite=True, steps=(2,))
+    assert (out / "report.json").read_text() != before
+    with pytest.raises(TargetExistsError, match="no report"):
+        quick(folder, tokenizer, report=folder, overwrite=True)
+    assert (folder / "0.tif").exists()
+    with pytest.raises(TargetFolderError):
+        quick(folder, tokenizer, report=tmp_path / "no" / "out")
+
+
+def test_a_failure_leaves_the_old_report(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with report_folder(out, False) as place:
+        (place / "report.json").write_text("old")
+    with pytest.raises(KeyboardInterrupt), report_folder(out, True) as place:
+        (place / "report.json").write_text("half")
+        raise KeyboardInterrupt
+    assert (out / "report.json").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+PACKAGES = ["matplotlib.figure", "jinja2", "torchmetrics.functional.image", "imagecodecs"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_missing_package_is_one_line(
+    package: str, folder: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'tmcodec\[evaluate\]'"):
+        tmcodec.evaluate(folder, tokenizers=[str(tokenizer)], baselines=("webp",), report=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_methods_at_equal_size_are_told_apart(folder: Path, tiny_tokenizer: MakeTokenizer) -> None:
+    report = tmcodec.evaluate(folder, tokenizers=[str(tiny_tokenizer("S2L2A"))], baselines=QUICK)
+    assert len({m.key for m in report.methods}) == len(report.methods)
+    best = report.best_codec("tiny-s2l2a")
+    assert best is None or (best.kind, best.factor, best.headers) == ("codec", EQUAL, "counted")

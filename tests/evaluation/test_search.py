@@ -1,0 +1,214 @@
+"""Every baseline keeps to the size; components, blocks and patterns against second computations."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tmcodec.errors import EvaluationError
+from tmcodec.evaluation.baselines import (
+    baseline_methods,
+    check_baselines,
+    floor_picture,
+    make_searches,
+    train_floor,
+)
+from tmcodec.evaluation.blocks import common_patterns, from_patterns, kmeans, majority, patch_means, quarters
+from tmcodec.evaluation.codecs import CODECS, imagecodecs
+from tmcodec.evaluation.components import fit_components
+from tmcodec.evaluation.scenes import Scene
+from tmcodec.evaluation.search import BlockSearch, ClassSearch, PictureSearch
+from tmcodec.modalities import MODALITIES
+
+MakeScene = Callable[..., Scene]
+
+
+def error(scene: Scene, values: np.ndarray) -> float:
+    return float(np.square(values - scene.values)[scene.valid].mean())
+
+
+@pytest.mark.parametrize("name", ["S2L2A", "S1GRD", "DEM"])
+@pytest.mark.parametrize("key", CODECS)
+def test_a_codec_keeps_to_the_size(smooth_scene: MakeScene, key: str, name: str) -> None:
+    scene, row = smooth_scene(name), MODALITIES[name]
+    search = PictureSearch(scene, row, CODECS[key])
+    fitted = []
+    for size in (60, 250, 700, 2500):
+        found = search.best(size)
+        if found is not None:
+            assert found.bytes <= size and found.values.shape == scene.values.shape
+            fitted.append(error(scene, found.values))
+        free = search.best(size, free_headers=True)
+        if free is not None:
+            assert free.bytes - free.forgiven <= size and free.forgiven > 0
+    assert len(fitted) >= 2
+    assert fitted == sorted(fitted, reverse=True)
+
+
+@pytest.mark.parametrize("key", CODECS)
+def test_the_bytes_are_those_of_the_file(smooth_scene: MakeScene, key: str) -> None:
+    """Count what is stored a second time, and decode the picture from nothing else."""
+    scene, row, codec = smooth_scene(), MODALITIES["S2L2A"], CODECS[key]
+    files: list[tuple[bytes, tuple[int, int, int]]] = []
+
+    def spy(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
+        files.append((data, shape))
+        return codec.unpack(data, shape)
+
+    found = PictureSearch(scene, row, replace(codec, unpack=spy)).best(900)
+    assert found is not None
+    data, shape = files[-1]  # the winner is decoded last
+    assert found.bytes == len(data) + 2 * 12 + 12 * shape[0] + 4 * shape[0] + 4 + 1
+
+
+def test_what_does_not_fit_is_none(smooth_scene: MakeScene) -> None:
+    scene = smooth_scene()
+    for key in CODECS:
+        assert PictureSearch(scene, MODALITIES["S2L2A"], CODECS[key]).best(40) is None
+    assert BlockSearch(scene, MODALITIES["S2L2A"]).best(30) is None
+
+
+def test_a_codec_that_fails_fits_nothing(smooth_scene: MakeScene) -> None:
+    def fail(planes: np.ndarray, place: float) -> bytes:
+        raise RuntimeError("too large a picture")
+
+    search = PictureSearch(smooth_scene(), MODALITIES["S2L2A"], replace(CODECS["webp"], pack=fail))
+    assert search.best(10_000) is None
+
+
+@pytest.mark.parametrize("key", CODECS)
+@given(st.integers(0, 2**16), st.integers(1, 3), st.integers(1, 40), st.integers(1, 40))
+@settings(max_examples=12, deadline=None)
+def test_planes_come_back_in_their_places(key: str, seed: int, count: int, height: int, width: int) -> None:
+    """At best quality each plane is nearer to itself than a quarter of its range, in the right order."""
+    levels = np.random.default_rng(seed).permutation(count) / 3
+    planes = np.broadcast_to(levels[:, None, None], (count, height, width)).astype(np.float32)
+    back = CODECS[key].unpack(CODECS[key].pack(planes, 1.0), planes.shape)
+    assert back.shape == planes.shape
+    assert float(np.abs(back - planes).mean()) < 0.12
+
+
+# --------------------------------------------------------------------------- components
+
+
+def test_all_components_give_the_picture_back(smooth_scene: MakeScene) -> None:
+    scene = smooth_scene()
+    parts = fit_components(scene.filled, scene.valid, 4)  # four waves: rank four
+    back = parts.picture(parts.planes(scene.filled))
+    assert error(scene, back) ** 0.5 < 5  # digital numbers: axes are 127ths
+    assert parts.bytes == 2 * 12 + 12 * 4 + 4 * 4 + 4
+
+
+def test_components_lose_what_the_singular_values_say(smooth_scene: MakeScene) -> None:
+    scene = smooth_scene(seed=5)
+    scene.valid[...] = True
+    flat = scene.values.reshape(12, -1).astype(np.float64)
+    values = np.linalg.svd(flat - flat.mean(axis=1, keepdims=True), compute_uv=False)
+    parts = fit_components(scene.values, scene.valid, 2)
+    lost = error(scene, parts.picture(parts.planes(scene.values)))
+    assert lost == pytest.approx((values[2:] ** 2).sum() / flat.size, rel=0.05)
+
+
+def test_a_flat_picture_has_components() -> None:
+    values = np.full((3, 20, 20), 700, np.float32)
+    parts = fit_components(values, np.ones(values.shape, bool), 1)
+    assert np.abs(parts.picture(parts.planes(values)) - 700).max() < 1
+
+
+# --------------------------------------------------------------------------- blocks and classes
+
+
+def test_blocks_count_their_bytes(smooth_scene: MakeScene) -> None:
+    scene = smooth_scene("DEM", 64, 64)
+    found = BlockSearch(scene, MODALITIES["DEM"]).best(8 + 1 + 16)
+    assert found is not None and found.bytes <= 25 and "1 component" in found.setting
+    side = int(found.setting.split(", ")[1].split(" x ")[0])
+    cells = (-(-64 // side)) ** 2
+    assert found.bytes <= 9 + cells
+    parts = fit_components(scene.filled, scene.valid, 1)
+    stored = np.round(patch_means(parts.planes(scene.filled), side) * 255).astype(np.uint8)
+    assert found.bytes == 9 + min(
+        cells, len(zlib.compress(stored.tobytes(), 9)),
+        len(zlib.compress(np.diff(stored, axis=2, prepend=np.uint8(0)).tobytes(), 9)),
+    )
+
+
+def test_patch_means_are_means() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 33, 20)).astype(np.float32)
+    means = patch_means(values)
+    assert means.shape == (2, 3, 2)
+    assert means[1, 0, 0] == pytest.approx(values[1, :16, :16].mean(), rel=1e-5)
+    edge = np.concatenate([values[0, 32:33, :16]] * 16)
+    assert means[0, 2, 0] == pytest.approx(edge.mean(), rel=1e-5)
+
+
+def test_majority_is_the_commonest() -> None:
+    ids = np.random.default_rng(1).integers(0, 4, (37, 21)).astype(np.uint8)
+    found = majority(ids, 5, 10)
+    assert found.shape == (8, 5)
+    for row, col in np.ndindex(7, 4):
+        counts = np.bincount(ids[5 * row : 5 * row + 5, 5 * col : 5 * col + 5].ravel(), minlength=10)
+        assert counts[found[row, col]] == counts.max()
+
+
+@pytest.mark.parametrize("key", ["jxl", "webp"])
+def test_class_maps_are_stored_exactly(smooth_scene: MakeScene, key: str) -> None:
+    scene, pack = smooth_scene("LULC"), CODECS[key].pack_exactly
+    assert pack is not None
+    ids = scene.filled[0].astype(np.uint8)
+    decode = imagecodecs().jpegxl_decode if key == "jxl" else imagecodecs().webp_decode
+    back = decode(pack(ids))
+    assert np.array_equal(back if back.ndim == 2 else back[..., 0], ids)
+    search = ClassSearch(scene, MODALITIES["LULC"], pack)
+    for size in (150, 400, 5000):
+        found = search.best(size)
+        assert found is None or found.bytes <= size
+    assert found is not None and np.array_equal(found.values, scene.filled)  # 5000 bytes hold it all
+
+
+def test_patterns_of_the_same_map_come_back() -> None:
+    ids = np.repeat(np.repeat(np.random.default_rng(2).integers(1, 9, (8, 6)), 8, 0), 8, 1).astype(np.uint8)
+    book = common_patterns([ids], 1000, 10)
+    assert np.array_equal(from_patterns(ids, book, 10), ids)
+    assert quarters(ids, 10).shape == (4, 3, 4)
+
+
+def test_kmeans_finds_separate_clusters() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.array([[0, 0], [10, 0], [0, 10], [10, 10]], np.float32)
+    points = (truth[rng.integers(4, size=400)] + rng.normal(0, 0.1, (400, 2))).astype(np.float32)
+    centres = kmeans(points, 40)
+    nearest = np.linalg.norm(truth[:, None] - centres[None], axis=2).min(axis=1)
+    assert (nearest < 0.3).all()
+
+
+def test_a_floor_learnt_on_the_scene_itself_is_block_means(smooth_scene: MakeScene) -> None:
+    scene, row = smooth_scene("S1GRD", 64, 64), MODALITIES["S1GRD"]
+    floor = train_floor([scene], row, 100_000)
+    assert floor is not None
+    from tmcodec.evaluation.baselines import unquantized_blocks
+
+    hole = ~scene.valid.all(axis=0)
+    blocks, found = unquantized_blocks(scene, row), floor_picture(scene, row, floor)
+    far = np.s_[:, 40:, 40:]  # patches without hole are among the training patches
+    assert hole.any() and np.allclose(found[far], blocks[far], atol=1e-3)
+
+
+def test_names_of_baselines() -> None:
+    assert check_baselines(["webp", "jp2", "kmeans"], False) == ("jp2", "webp")
+    assert check_baselines(["none"], True) == ()
+    with pytest.raises(EvaluationError, match="gif"):
+        check_baselines(["gif"], True)
+    keys = {m.baseline for m in baseline_methods(MODALITIES["LULC"], ["jp2", "jxl", "blocks", "kmeans"], "t")}
+    assert keys == {"jxl", "blocks", "kmeans"}
+
+
+def test_class_maps_have_no_lossy_search(smooth_scene: MakeScene) -> None:
+    found = make_searches(smooth_scene("LULC"), MODALITIES["LULC"], ("jp2", "jxl", "avif", "webp", "blocks"))
+    assert {k: type(v) for k, v in found.items()} == {"jxl": ClassSearch, "webp": ClassSearch}
