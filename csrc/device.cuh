@@ -30,11 +30,11 @@ struct alignas(16) Pack {
   T values[SIZE];
 };
 
-// Alignment of `count` values moved together: 16 bytes at most, which is all that pointers are checked for.
-template <typename T>
-constexpr size_t wide(size_t count) {
-  return count * sizeof(T) < 16 ? count * sizeof(T) : 16;
-}
+// Alignment of COUNT values moved together: 16 bytes at most, which is all that pointers are checked for.
+template <typename T, int COUNT>
+struct Wide {
+  enum { BYTES = COUNT * sizeof(T) < 16 ? COUNT * sizeof(T) : 16 };
+};
 
 static inline bool aligned(const void *pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0; }
 

@@ -127,7 +127,7 @@ template <typename T, int WIDTH>
 static __global__ void __launch_bounds__(THREADS)
     quantize_planes(const __grid_constant__ DeviceGrid grid, const T *latents, int64_t outer, int64_t inner,
                     float *codes, int32_t *indices) {
-  struct alignas(wide<T>(WIDTH)) Values { T v[WIDTH]; };
+  struct alignas(Wide<T, WIDTH>::BYTES) Values { T v[WIDTH]; };
   struct alignas(WIDTH * 4) Floats { float v[WIDTH]; };
   struct alignas(WIDTH * 4) Ints { int32_t v[WIDTH]; };
   const int64_t columns = inner / WIDTH, units = outer * columns;
@@ -213,7 +213,7 @@ template <typename T, int WIDTH>
 static __global__ void __launch_bounds__(THREADS)
     backward_elements(const __grid_constant__ DeviceGrid grid, const T *latents, const float *grad_codes,
                       int64_t total, int64_t inner, T *grad_latents) {
-  struct alignas(wide<T>(WIDTH)) Values { T v[WIDTH]; };
+  struct alignas(Wide<T, WIDTH>::BYTES) Values { T v[WIDTH]; };
   struct alignas(WIDTH * 4) Floats { float v[WIDTH]; };
   for (int64_t u = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; u < total / WIDTH;
        u += static_cast<int64_t>(gridDim.x) * THREADS) {
@@ -367,7 +367,7 @@ static __global__ void __launch_bounds__(THREADS)
     expand_rows(const __grid_constant__ DeviceGrid grid, const int32_t *indices, int64_t n, int64_t dim,
                 const float *weight, const float *bias, T *out) {
   __shared__ float codes[EXPAND_ROWS][TMC_MAX_DIMS];
-  struct alignas(wide<T>(WIDTH)) Values { T v[WIDTH]; };
+  struct alignas(Wide<T, WIDTH>::BYTES) Values { T v[WIDTH]; };
   const int64_t columns = dim / WIDTH;
   for (int64_t at = static_cast<int64_t>(blockIdx.x) * EXPAND_ROWS; at < n;
        at += static_cast<int64_t>(gridDim.x) * EXPAND_ROWS) {
