@@ -68,7 +68,7 @@ def kmeans(points: Float, count: int, rounds: int = 8, seed: int = 0) -> Float:
 def spectra(values: Float, valid: Bool, shifts: int = 4) -> Float:
     """Return the mean spectra ``(n, C)`` of the wholly valid patches, at several shifts of their grid."""
     found, step = [], PATCH // shifts
-    everywhere: Bool = valid.all(axis=0, keepdims=True)
+    everywhere = np.asarray(valid.all(axis=0, keepdims=True))
     for dy in range(0, PATCH, step):
         for dx in range(0, PATCH, step):
             part, ok = values[:, dy:, dx:], everywhere[:, dy:, dx:].astype(np.float32)

@@ -69,8 +69,8 @@ def sentences(report: Report) -> list[str]:
     """Return what matters most, one sentence for each tokenizer at each first step count, and its rivals."""
     found = []
     measure = MEASURES[report.score]
-    for name in dict.fromkeys(m.tokenizer for m in report.methods if m.kind == "tokenizer"):
-        own = [m for m in report.methods if m.kind == "tokenizer" and m.tokenizer == name]
+    for name in dict.fromkeys(m.tokenizer for m in report.tokenizer_methods()):
+        own = report.tokenizer_methods(name)
         first = own[0]
         mean = number(report.mean(first.key, report.score), measure.digits)
         text = f"{first.title}: {measure.title} {mean} {measure.unit}".rstrip()
@@ -78,8 +78,8 @@ def sentences(report: Report) -> list[str]:
         best = report.best_codec(name)
         if best is not None:
             gap = report.difference(first.key, best.key, report.score)
-            text += f"; {signed(gap, measure.digits)} {measure.unit}".rstrip()
-            text += f" against {best.title}, the best codec at the same file size"
+            text += f"; {signed(gap, measure.digits, measure.unit)} against {best.title}"
+            text += ", the best codec at the same file size"
         found.append(text + ".")
         rest = [(m, report.mean(m.key, report.score).mean) for m in own]
         scored = [(m, s) for m, s in rest if s is not None]
@@ -89,7 +89,7 @@ def sentences(report: Report) -> list[str]:
             text = f"{name}: {plural(first.steps, 'step')} has the best {measure.title}"
             if top is not first:
                 text = f"{name}: {plural(first.steps, 'step')} against {top.steps}, the best: "
-                text += f"{signed(gap, measure.digits)} {measure.unit}".rstrip()
+                text += signed(gap, measure.digits, measure.unit)
             found.append(text + ".")
     return found
 
@@ -104,14 +104,14 @@ def number(value: Interval, digits: int) -> str:
     return f"{text} [{fixed(value.low, digits)}, {fixed(value.high, digits)}]"
 
 
-def signed(value: Interval, digits: int) -> str:
+def signed(value: Interval, digits: int, unit: str = "") -> str:
     """Return a difference as text, with its sign; a single scene has no interval."""
     if value.mean is None:
         return "–"
-    text = f"{value.mean:+.{digits}f}".replace("-", "−")
-    if value.low is None or value.high is None:
-        return f"{text} (one scene, no interval)"
-    return f"{text} [{value.low:+.{digits}f}, {value.high:+.{digits}f}]".replace("-", "−")
+    text = f"{value.mean:+.{digits}f}"
+    if value.low is not None and value.high is not None:
+        text += f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    return f"{text} {unit}".rstrip().replace("-", "−")
 
 
 def fixed(value: float, digits: int) -> str:
@@ -211,7 +211,7 @@ def tokens_table(report: Report) -> list[dict[str, str]]:
     """Return code usage, entropy and speed of each tokenizer."""
     rows = []
     for use in report.token_use:
-        own = [m for m in report.methods if m.kind == "tokenizer" and m.tokenizer == use.tokenizer]
+        own = report.tokenizer_methods(use.tokenizer)
         decode = [(m, seconds_per_megapixel(report, m, "decode_seconds")) for m in own]
         rows.append({
             "tokenizer": use.tokenizer, "sha256": use.weights_sha256[:12], "tokens": f"{use.tokens:,}",

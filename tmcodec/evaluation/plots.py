@@ -15,6 +15,7 @@ from tmcodec.evaluation.report import EQUAL, Method, Report
 from tmcodec.evaluation.tiles import Tile
 from tmcodec.modalities import Modality
 from tmcodec.rasters import render_rgb
+from tmcodec.texts import plural
 
 # Okabe and Ito's colours, which people with any colour vision tell apart.
 _TOKENIZERS = ("#0072b2", "#cc79a7", "#009e73", "#56b4e9")
@@ -75,7 +76,7 @@ def colour_of(report: Report, method: Method) -> str:
     """Return a method's colour, the same in all plots."""
     if method.kind != "tokenizer":
         return _BASELINES[method.baseline]
-    names = list(dict.fromkeys(m.tokenizer for m in report.methods if m.kind == "tokenizer"))
+    names = list(dict.fromkeys(m.tokenizer for m in report.tokenizer_methods()))
     return _TOKENIZERS[names.index(method.tokenizer) % len(_TOKENIZERS)]
 
 
@@ -116,9 +117,12 @@ def _rate_distortion(path: Path, report: Report) -> bool:
             colour = _BASELINES[method.baseline]
             axes.plot(*_point(report, method), "D", color=colour, ms=6, label=method.title)
         elif method.kind == "tokenizer":
-            fill = colour_of(report, method) if method.steps == _first_steps(report) else "white"
-            axes.plot(*_point(report, method), "s", ms=9, mec=colour_of(report, method), mfc=fill, mew=1.6,
-                      label=method.title, zorder=5)
+            colour, first = colour_of(report, method), method.steps == _first_steps(report)
+            place, fill = _point(report, method), colour if first else "white"
+            axes.plot(*place, "s", ms=9, mec=colour, mfc=fill, mew=1.6, zorder=5,
+                      label=method.tokenizer if first else None)
+            axes.annotate(plural(method.steps, "step"), place, (8, -3), fontsize=8, color=colour,
+                          textcoords="offset points")
     axes.set_xscale("log")
     axes.set_xlabel("bits per pixel, all bands together")
     _label(axes, report)
@@ -157,7 +161,7 @@ def _label(axes: Any, report: Report) -> None:
 def shown_methods(report: Report) -> list[Method]:
     """Return what deserves a place in every picture: tokenizers at their first steps and best rivals."""
     first = _first_steps(report)
-    found = [m for m in report.methods if m.kind == "tokenizer" and m.steps == first]
+    found = [m for m in report.tokenizer_methods() if m.steps == first]
     for tokenizer in [m.tokenizer for m in found][:1]:
         best = report.best_codec(tokenizer)
         found += [best] if best is not None else []
@@ -167,12 +171,12 @@ def shown_methods(report: Report) -> list[Method]:
 
 
 def _first_steps(report: Report) -> int:
-    return next(m.steps for m in report.methods if m.kind == "tokenizer")
+    return report.tokenizer_methods()[0].steps
 
 
 def _scenes(path: Path, report: Report) -> bool:
     """Draw one row of dots a scene."""
-    first = next(m for m in report.methods if m.kind == "tokenizer")
+    first = report.tokenizer_methods()[0]
     shown = [
         m for m in report.methods
         if (m.kind == "tokenizer" and m.steps == first.steps)
@@ -240,15 +244,15 @@ def band_mean(report: Report, method: Method, band: str, key: str) -> float:
 
 def _steps(path: Path, report: Report) -> bool:
     """Draw score, LPIPS and spectrum over the number of steps."""
-    counts = sorted({m.steps for m in report.methods if m.kind == "tokenizer"})
+    counts = sorted({m.steps for m in report.tokenizer_methods()})
     if len(counts) < 2:
         return False
     measures = [m for m in ("psnr", "ssim", "lpips", "spectrum_error") if _has(report, m)]
     fig = figure(8.2, 2.9)
     for number, measure in enumerate(measures, 1):
         axes = fig.add_subplot(1, len(measures), number)
-        for name in dict.fromkeys(m.tokenizer for m in report.methods if m.kind == "tokenizer"):
-            line = [m for m in report.methods if m.kind == "tokenizer" and m.tokenizer == name]
+        for name in dict.fromkeys(m.tokenizer for m in report.tokenizer_methods()):
+            line = report.tokenizer_methods(name)
             found = [report.mean(m.key, measure) for m in line]
             means = [math.nan if i.mean is None else i.mean for i in found]
             ends = [[0 if i.low is None else abs((i.mean or 0) - e) for i, e in zip(found, side, strict=True)]
@@ -307,8 +311,8 @@ def _worst(path: Path, report: Report, tiles: Sequence[Tile], modality: Modality
 def _tile_columns(report: Report) -> list[Method]:
     """Return tokenizers at the first and last step count, and the best codec of the first."""
     columns = []
-    for name in dict.fromkeys(m.tokenizer for m in report.methods if m.kind == "tokenizer"):
-        own = [m for m in report.methods if m.kind == "tokenizer" and m.tokenizer == name]
+    for name in dict.fromkeys(m.tokenizer for m in report.tokenizer_methods()):
+        own = report.tokenizer_methods(name)
         columns += [own[0]] if len(own) == 1 else [own[0], own[-1]]
     best = report.best_codec(columns[0].tokenizer)
     return [*columns, *([best] if best is not None else [])]

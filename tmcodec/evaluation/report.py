@@ -178,6 +178,10 @@ class Report:
              if measure in e.values and e.scene in other]
         )
 
+    def tokenizer_methods(self, name: str | None = None) -> list[Method]:
+        """Return the tokenizers' methods, of one tokenizer or of all; a report has one at least."""
+        return [m for m in self.methods if m.kind == "tokenizer" and name in (None, m.tokenizer)]
+
     @property
     def score(self) -> str:
         """The measure that decides: PSNR, or accuracy for classes."""
@@ -211,15 +215,19 @@ class Report:
         return rows
 
     def differences(self) -> list[dict[str, Any]]:
-        """Return each tokenizer at each step count against its other steps and against all baselines."""
+        """Return differences of scores over the scenes that both methods have.
+
+        Each tokenizer at its first step count against its other ones, against its baselines at equal size,
+        and against the other tokenizers at theirs.
+        """
+        steps = self.tokenizer_methods()[0].steps
         rows = []
-        for first in (m for m in self.methods if m.kind == "tokenizer"):
+        for first in (m for m in self.tokenizer_methods() if m.steps == steps):
             for second in self.methods:
-                same = second.tokenizer == first.tokenizer and second.factor == EQUAL
-                if second is first or not (same or second.kind == "tokenizer"):
-                    continue
+                own = second.tokenizer == first.tokenizer and second.factor == EQUAL
+                other = second.kind == "tokenizer" and second.steps == steps
                 found = self.difference(first.key, second.key, self.score)
-                if found.count:
+                if second is not first and (own or other) and found.count:
                     rows.append({"method": first.key, "against": second.key, "measure": self.score,
                                  **asdict(found)})
         return rows
