@@ -124,6 +124,10 @@ class SamplerError(TokenizerError, ValueError):
     """The sampler is unknown, or cannot do what was asked for."""
 
 
+class UploadError(TokenizerError, OSError):
+    """Weights cannot be published: no network, no access, or offline mode."""
+
+
 class DownloadError(TokenizerError, OSError):
     """Weights cannot be fetched: no network, no access, or offline mode and not in the cache."""
 

@@ -9,6 +9,7 @@ import click
 
 from tmcodec.cli.command import Command
 from tmcodec.cli.generators import generator_facts, generator_header, import_other, pull_other
+from tmcodec.cli.models_export import export_command
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
 from tmcodec.cli.weights_header import read_header
 from tmcodec.codec.models import EMBEDDED, find_weights
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 @click.group("models")
 def command() -> None:
-    """List, show, fetch and import tokenizers and generators."""
+    """List, show, fetch, import and publish tokenizers and generators."""
+
+
+command.add_command(export_command)
 
 
 @command.command("list", cls=Command)

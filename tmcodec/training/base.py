@@ -22,7 +22,7 @@ from tmcodec.training.data import TokenizerData
 from tmcodec.training.losses import LossTerm, make_loss
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 from tmcodec.training.pair import Pair, masked_mean
-from tmcodec.training.starting import CONFIG_KEY, LAYOUT_KEY, LINEAGE_KEY, STAGE_KEY
+from tmcodec.training.starting import CONFIG_KEY, LAYOUT_KEY, LINEAGE_KEY, METRICS_KEY, STAGE_KEY
 
 
 class TrainingModule(LightningModule):
@@ -111,6 +111,9 @@ class TrainingModule(LightningModule):
         """Keep the configuration, measured values included, and what the run started from."""
         checkpoint[CONFIG_KEY] = json.dumps(self.net.cfg.to_dict())
         checkpoint[LAYOUT_KEY], checkpoint[STAGE_KEY] = self.layout, self.stage
+        found = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
+        if found:
+            checkpoint[METRICS_KEY] = found
         if self.lineage is not None:
             checkpoint[LINEAGE_KEY] = self.lineage.to_json()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ LINEAGE_KEY = "tokenizer_lineage"
 STAGE_KEY = "tokenizer_stage"
 """Where it says what was trained."""
 
+METRICS_KEY = "tokenizer_metrics"
+"""Where it keeps the figures of the last validation."""
+
 LAYOUT_KEY = "tokenizer_layout"
 """Where it says which layout the network has; a checkpoint without it is of a small tokenizer."""
 
@@ -52,6 +55,8 @@ class SavedRun:
         What the run started from, or None.
     stage, steps
         What was trained last and for how many steps of the optimizer; "" where it is not known.
+    metrics
+        Of the last validation.
     """
 
     path: Path
@@ -61,6 +66,7 @@ class SavedRun:
     lineage: Lineage | None
     stage: str
     steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def read_run(path: Path) -> SavedRun:
@@ -79,11 +85,12 @@ def read_run(path: Path) -> SavedRun:
         lineage = None if known is None else Lineage.from_json(known, path)
         layout, stage = str(saved.get(LAYOUT_KEY, "mini")), str(saved.get(STAGE_KEY, ""))
         steps = int(saved.get("global_step", 0))
+        metrics = {str(k): float(v) for k, v in dict(saved.get(METRICS_KEY, {})).items()}
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError,
             AttributeError, IndexError) as err:  # fmt: skip
         raise WeightsError(f"{path}: not a checkpoint of a training run ({type(err).__name__})") from err
     weights = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
-    return SavedRun(path, layout, raw, weights, lineage, stage, steps)
+    return SavedRun(path, layout, raw, weights, lineage, stage, steps, metrics)
 
 
 def net_of_checkpoint(path: Path) -> MiniNet:
