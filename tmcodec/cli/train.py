@@ -1,4 +1,4 @@
-"""``tmcodec train fit|validate|test|stats``."""
+"""``tmcodec train fit|validate|test|stats|tokens|generator``."""
 
 from __future__ import annotations
 
@@ -79,6 +79,43 @@ def validate_command(args: tuple[str, ...]) -> None:
 def test_command(args: tuple[str, ...]) -> None:
     """Compute losses and PSNR on the test crops, --ckpt_path CKPT."""
     _run("test", args)
+
+
+def import_any2any() -> Any:
+    """Import the training stack of generators; errors as `import_run`."""
+    import_run()
+    from tmcodec.training.any2any import run
+
+    return run
+
+
+@command.command("generator", cls=Command, context_settings=_FORWARD)
+@click.argument("stage", type=click.Choice(["fit", "validate", "test"]))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@debug_option
+def generator_command(stage: str, args: tuple[str, ...]) -> None:
+    """Pre-train an any-to-any transformer on token files.
+
+    `tmcodec train generator fit -c configs/any2any/mini.yaml`, or go on with --ckpt_path LAST.ckpt.
+    """
+    import_any2any().run(stage, translate(args))
+
+
+@command.command("tokens", cls=Command, context_settings=_FORWARD)
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+@click.option("--part", type=(int, int), default=(0, 1), metavar="I N", help="Write every N-th shard from shard I.")
+@options(json_option, debug_option)
+def tokens_command(args: tuple[str, ...], part: tuple[int, int], as_json: bool) -> None:
+    """Write a corpus of aligned token grids: tokenize once, train many times.
+
+    `tmcodec train tokens -c configs/any2any/mini-tokens.yaml`; several processes may write a part each.
+    """
+    paths = import_any2any().tokens(translate(args), part)
+    if as_json:
+        echo_json([str(path) for path in paths])
+        return
+    size = sum(path.stat().st_size for path in paths)
+    echo_rows([("shards", f"{len(paths):,}"), ("bytes", f"{size:,}")])
 
 
 @command.command("stats", cls=Command, context_settings=_FORWARD)

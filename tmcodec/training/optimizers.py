@@ -80,7 +80,12 @@ def is_hidden(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and (".up." in name or ".down." in name)
 
 
-def build_optimizer(params: Params, options: OptimizerOptions, muon: bool | None = None) -> Optimizer:
+def build_optimizer(
+    params: Params,
+    options: OptimizerOptions,
+    muon: bool | None = None,
+    hidden: Callable[[str, nn.Parameter], bool] = is_hidden,
+) -> Optimizer:
     """Make the optimizer of named parameters.
 
     Parameters
@@ -91,16 +96,18 @@ def build_optimizer(params: Params, options: OptimizerOptions, muon: bool | None
         See `OptimizerOptions`.
     muon
         Whether torch has Muon; None looks.
+    hidden
+        Which parameters are for Muon, by name.
     """
     wanted = options.kind == "muon" and (hasattr(torch.optim, "Muon") if muon is None else muon)
-    hidden = {n: p for n, p in params.items() if wanted and is_hidden(n, p)}
-    rest = [p for n, p in params.items() if n not in hidden]
+    matrices = {n: p for n, p in params.items() if wanted and hidden(n, p)}
+    rest = [p for n, p in params.items() if n not in matrices]
     parts: list[Optimizer] = []
-    if hidden:
+    if matrices:
         make: Any = torch.optim.Muon
         decay = 5 * options.weight_decay
         parts.append(
-            make(list(hidden.values()), lr=options.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            make(list(matrices.values()), lr=options.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
         )
     if rest:
         parts.append(

@@ -1,0 +1,446 @@
+"""Pre-training of generators: corpora of token files, batches, the module, resume. Needs the extra ``train``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_helpers import write_raster
+
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+
+import yaml
+from click.testing import CliRunner
+
+from tmcodec.cli import cli
+from tmcodec.codec.models import default_model, load_tokenizer
+from tmcodec.errors import ConfigError, CorpusError, WeightsError
+from tmcodec.modalities import MODALITIES
+from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFile, TokenFileWriter
+from tmcodec.training.any2any import run as training
+from tmcodec.training.any2any.budgets import Budgets, Mixture
+from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
+from tmcodec.training.any2any.grids import read_corpus, token_validity
+from tmcodec.training.any2any.starting import generator_of_checkpoint
+
+Make = Callable[..., Path]
+EVERYTHING = {"S2L2A": 1.0, "NDVI": 1.0}
+
+
+def layer(modality: str, side: int, count: int, sha: bytes = b"\1" * 32) -> LayerMeta:
+    """Return a layer of `count` grids of `side` tokens."""
+    row = MODALITIES[modality]
+    return LayerMeta(modality, modality, f"toy-{modality.lower()}", sha, row.levels, side * 16, side * 16,
+                     row.dtype, row.bands, times=(None,) * count)  # fmt: skip
+
+
+def write_tokens(path: Path, grids: dict[str, np.ndarray], valid: np.ndarray | None = None, **how: Any) -> Path:
+    """Write aligned grids ``(n, side, side)`` by modality."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, side, _ = next(iter(grids.values())).shape
+    layers = tuple(layer(m, side, count, **how) for m in grids)
+    with TokenFileWriter(path, FileMeta(layers), coders=(0,)) as writer:
+        for i, tokens in enumerate(grids.values()):
+            for time in range(count):
+                writer.write_chunk(i, time, 0, 0, tokens[time], valid)
+    return path
+
+
+def toy_grids(count: int = 4, side: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return random Sentinel-2 tokens of sixteen kinds, and NDVI tokens that follow from them."""
+    kinds = np.random.default_rng(seed).integers(0, 16, (count, side, side))
+    return {"S2L2A": kinds * 900 + 7, "NDVI": (15 - kinds) * 800 + 3}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Make:
+    """Return a function that writes a corpus of toy tokens and a configuration, and returns its path."""
+    write_tokens(tmp_path / "tokens" / "a.tmc", toy_grids())
+
+    def make(name: str = "run", **changes: dict[str, Any]) -> Path:
+        sections: dict[str, dict[str, Any]] = {
+            "trainer": {
+                "accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "logger": False,
+                "enable_model_summary": False, "num_sanity_val_steps": 0, "gradient_clip_val": 1.0,
+                "default_root_dir": str(tmp_path / name),
+                "callbacks": [
+                    {"class_path": "MovingAverage", "init_args": {"decay": 0.9}},
+                    {"class_path": "ModelCheckpoint", "init_args": {
+                        "dirpath": str(tmp_path / name), "save_last": True, "every_n_train_steps": 1}},
+                ],
+            },
+            "model": {
+                "net": {"tokens": ["S2L2A", "NDVI"], "dim": 16, "encoder_depth": 1, "decoder_depth": 1, "heads": 2,
+                        "codes_hidden": 8, "grid": 6},
+                "optimizer": {"lr": 0.01}, "negatives": 64,
+            },
+            "data": {
+                "train": [{"paths": [str(tmp_path / "tokens")]}], "val": [{"paths": [str(tmp_path / "tokens")]}],
+                "batch": 2, "epoch": 10, "val_batches": 2, "window": {"side": 5, "smallest": 3, "others": 0.3},
+                "budgets": {"inputs": [2, 20], "targets": [2, 8],
+                            "mixtures": [{"inputs": EVERYTHING, "targets": EVERYTHING}]},
+            },
+        }  # fmt: skip
+        for section, values in changes.items():
+            sections[section] = {**sections[section], **values}
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(sections))
+        return path
+
+    return make
+
+
+def fit(path: Path, *args: str) -> Any:
+    """Train in this process."""
+    return training.run("fit", ["-c", str(path), *args])
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as plain tensors."""
+    return torch.load(path, weights_only=True)
+
+
+# --------------------------------------------------------------------------- corpora
+
+
+def test_a_corpus_is_what_was_written(tmp_path: Path) -> None:
+    grids = toy_grids()
+    write_tokens(tmp_path / "b.tmc", grids)
+    corpus = read_corpus([tmp_path])
+    assert corpus.stacks[0].modalities == ("NDVI", "S2L2A")
+    for modality, tokens in grids.items():
+        assert np.array_equal(corpus.stacks[0].tokens[modality], tokens)
+        assert corpus.stacks[0].valid[modality].all()
+    assert corpus.tokenizers["NDVI"].name == "toy-ndvi"
+    assert corpus.tokenizers["NDVI"].sha256 == "01" * 32
+    assert read_corpus([tmp_path], ["NDVI"]).stacks[0].modalities == ("NDVI",)
+
+
+def test_tokens_of_nodata_are_marked(tmp_path: Path) -> None:
+    valid = np.ones((1, 32, 32), bool)
+    valid[:, :9, :16] = False  # 9 of 16 rows: more than half of the first token
+    write_tokens(tmp_path / "a.tmc", {"DEM": np.zeros((1, 2, 2), int)}, valid)
+    assert read_corpus([tmp_path]).stacks[0].valid["DEM"].tolist() == [[[False, True], [True, True]]]
+    assert token_validity(valid[:, :24, :20], 2, 2, 16).tolist() == [[False, False], [True, False]]
+
+
+def test_tokens_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
+    write_tokens(tmp_path / "a.tmc", toy_grids())
+    write_tokens(tmp_path / "b.tmc", toy_grids(), sha=b"\2" * 32)
+    with pytest.raises(CorpusError, match=r"b\.tmc: its S2L2A is by toy-s2l2a \(020202020202\)"):
+        read_corpus([tmp_path])
+    budgets = Budgets((1, 2), (1, 2), [Mixture(EVERYTHING, EVERYTHING)])
+    data = TokenData([TokenSource([str(tmp_path / x)]) for x in ("a.tmc", "b.tmc")], budgets)
+    with pytest.raises(ConfigError, match="S2L2A is by toy-s2l2a"):
+        data.tokenizers()
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbage", "nothing wanted"])
+def test_bad_corpora_are_named(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.tmc"
+    if damage == "garbage":
+        path.write_bytes(b"no token file at all")
+    elif damage == "nothing wanted":
+        write_tokens(path, {"DEM": np.zeros((1, 2, 2), int)})
+    with pytest.raises(CorpusError, match="no token file with a layer of NDVI" if damage[0] == "n" else "a.tmc"):
+        read_corpus([path], ["NDVI"])
+
+
+# --------------------------------------------------------------------------- batches
+
+
+def batches(tmp_path: Path, **how: Any) -> Any:
+    """Return batches of toy tokens by number."""
+    if not (tmp_path / "a.tmc").exists():
+        write_tokens(tmp_path / "a.tmc", toy_grids(side=6))
+    budgets = Budgets((4, 30), (3, 12), [Mixture(EVERYTHING, EVERYTHING)])
+    window = WindowSizes(side=5, smallest=3, others=0.5)
+    data = TokenData([TokenSource([str(tmp_path / "a.tmc")])], budgets, window=window, batch=3, **how)
+    return data.loader("train", 10, endless=True).source
+
+
+def test_batches_show_and_ask_for_the_corpus_tokens(tmp_path: Path) -> None:
+    source, kinds = batches(tmp_path), set()
+    for number in range(30):
+        batch = source[number]
+        rows, cols = batch["grid"].tolist()
+        kinds.add((rows, cols))
+        assert 3 <= rows <= 5 and 3 <= cols <= 5
+        shown = sum(p["values"].shape[1] for p in batch["inputs"].values())
+        asked = sum(p["values"].shape[1] for p in batch["targets"].values())
+        assert 4 <= shown <= 30 and 3 <= asked <= 12
+        # NDVI follows from Sentinel-2 at the same place: 900 k + 7 goes with 800 (15 - k) + 3.
+        for name, other in (("inputs", "targets"), ("targets", "inputs"), ("inputs", "inputs")):
+            if "S2L2A" in batch[name] and "NDVI" in batch[other]:
+                pairs_agree(batch[name]["S2L2A"], batch[other]["NDVI"])
+    assert len(kinds) > 2
+    assert (5, 5) in kinds
+
+
+def pairs_agree(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Compare tokens of both modalities where they stand at one place."""
+    for places, tokens, others, ndvi in zip(
+        first["positions"].tolist(), first["values"].tolist(), second["positions"].tolist(),
+        second["values"].tolist(), strict=True,
+    ):  # fmt: skip
+        known = dict(zip(places, tokens, strict=True))
+        for place, token in zip(others, ndvi, strict=True):
+            if place in known:
+                assert token == (15 - (known[place] - 7) // 900) * 800 + 3
+
+
+def test_nothing_asked_for_is_shown(tmp_path: Path) -> None:
+    source = batches(tmp_path)
+    for number in range(20):
+        batch = source[number]
+        for modality in batch["inputs"].keys() & batch["targets"].keys():
+            shown, asked = (batch[x][modality]["positions"] for x in ("inputs", "targets"))
+            assert all(not set(a.tolist()) & set(b.tolist()) for a, b in zip(shown, asked, strict=True))
+
+
+def test_a_batch_is_a_function_of_seed_and_number(tmp_path: Path) -> None:
+    one, two = batches(tmp_path), batches(tmp_path)
+    two[3]  # what was drawn before does not matter
+    a, b, c = one[7], two[7], one[8]
+    assert torch.equal(a["grid"], b["grid"])
+    assert all(
+        torch.equal(part[k], b[x][m][k]) for x in ("inputs", "targets") for m, part in a[x].items() for k in part
+    )
+    assert str(a) != str(c)
+
+
+# --------------------------------------------------------------------------- training
+
+KILLED = """
+import os, signal, sys
+from tmcodec.training.any2any import run
+from lightning.pytorch import Callback
+
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == 3 and batch_idx % 2:  # in the middle of an accumulated step
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.modules["killing"] = type(sys)("killing")
+sys.modules["killing"].Kill = Kill
+Kill.__module__ = "killing"
+run.run("fit", ["-c", sys.argv[1], "--trainer.callbacks+=killing.Kill"])
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(config: Make, tmp_path: Path) -> None:
+    trainer = {
+        "max_steps": 6, "accumulate_grad_batches": 2, "val_check_interval": 2, "check_val_every_n_epoch": None,
+        "callbacks": None,
+    }  # fmt: skip
+    paths = {}
+    for name in ("whole", "broken"):
+        base = yaml.safe_load(config(name).read_text())["trainer"]
+        paths[name] = config(name, trainer={**trainer, "callbacks": base["callbacks"]})
+    fit(paths["whole"])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(paths["broken"])], capture_output=True, timeout=120, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    last = tmp_path / "broken" / "last.ckpt"
+    assert load(last)["global_step"] == 3
+    fit(paths["broken"], f"--ckpt_path={last}")
+    a, b = load(tmp_path / "whole" / "last.ckpt"), load(last)
+    assert a["global_step"] == b["global_step"] == 6
+    for part in ("state_dict", "moving_average"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(v, b[part][k]) for k, v in a[part].items())
+    assert a["generator_tokenizers"] == b["generator_tokenizers"]
+
+
+def test_it_learns_what_follows_from_what(config: Make) -> None:
+    mixture = {"inputs": {"S2L2A": 1.0}, "targets": {"NDVI": 1.0}}
+    path = config(
+        trainer={"max_steps": 150, "callbacks": [{"class_path": "MovingAverage", "init_args": {"decay": 0.9}}]},
+        model={"optimizer": {"lr": 0.02, "kind": "muon"}, "negatives": 512},
+        data={"batch": 8, "window": {"side": 5, "smallest": 5, "others": 0.0},
+              "budgets": {"inputs": [25, 25], "targets": [12, 25], "mixtures": [mixture]}},
+    )  # fmt: skip
+    module = fit(path).model.eval()
+    data = module.trainer.datamodule
+    batch = data.loader("train", 1, endless=True).source[10_000]
+    with torch.no_grad():
+        losses, _ = module.cross_entropies(batch)
+        part = batch["targets"]["NDVI"]
+        logits = module.net.predict(module.encode(batch), module.keys["NDVI"], part["positions"], (5, 5))
+    # Chance is 9.6 nats, one of sixteen kinds 2.8.
+    assert float(losses["NDVI"]) < 1.5
+    assert (logits.argmax(-1) == part["values"]).float().mean() > 0.7
+
+
+def test_the_checkpoint_rebuilds_the_averaged_network(config: Make, tmp_path: Path) -> None:
+    module = fit(config()).model
+    net, made = generator_of_checkpoint(tmp_path / "run" / "last.ckpt")
+    assert net.cfg == module.net.cfg
+    assert made["S2L2A"].name == "toy-s2l2a"
+    average = load(tmp_path / "run" / "last.ckpt")["moving_average"]
+    own = dict(net.named_parameters())
+    assert all(torch.equal(own[name.removeprefix("net.")], value) for name, value in average.items())
+    assert not any(torch.equal(p, own[n]) for n, p in module.net.named_parameters() if "mlp.fc1.weight" in n)
+    (tmp_path / "bad.ckpt").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        generator_of_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_a_run_starts_from_another_with_other_tokens(config: Make, tmp_path: Path) -> None:
+    fit(config("first"))
+    write_tokens(tmp_path / "other" / "a.tmc", toy_grids(), sha=b"\3" * 32)
+    sources = {"train": [{"paths": [str(tmp_path / "other")]}], "val": None}
+    last = str(tmp_path / "first" / "last.ckpt")
+    with pytest.raises(ConfigError, match="give it as model.start"):
+        fit(config("second", data=sources), f"--ckpt_path={last}")
+    module = fit(config("third", data=sources), f"--model.start={last}").model
+    assert module.copied == len(module.net.state_dict())
+    assert module.tokenizers["NDVI"].sha256 == "03" * 32
+
+
+def test_pixels_are_shown_as_patches(config: Make, tmp_path: Path) -> None:
+    grids = toy_grids(count=2)
+    path = write_tokens(tmp_path / "pixels" / "a.tmc", grids)
+    pixels = np.random.default_rng(0).normal(0.3, 0.3, (2, 1, 96, 96)).astype(np.float32)
+    np.save(path.with_name("a.NDVI.npy"), pixels)
+    mixture = {"inputs": {"NDVI/pixels": 1.0}, "targets": {"S2L2A": 1.0}}
+    source = {"paths": [str(path)]}
+    made = config(
+        data={"train": [source], "val": [source], "window": {"side": 5, "smallest": 5, "others": 0.0},
+              "budgets": {"inputs": [7, 7], "targets": [2, 8], "mixtures": [mixture]}},
+        model={"net": {"tokens": ["S2L2A", "NDVI"], "pixels": ["NDVI"], "dim": 16, "encoder_depth": 1,
+                       "decoder_depth": 1, "heads": 2, "codes_hidden": 8, "grid": 6}},
+    )  # fmt: skip
+    module = fit(made).model
+    batch = module.trainer.datamodule.loader("train", 1, endless=True).source[0]
+    part = batch["inputs"]["NDVI/pixels"]
+    assert part["values"].shape == (2, 1, 80, 80)
+    assert part["positions"].shape == (2, 7)
+    row = MODALITIES["NDVI"]
+    windows = (pixels - row.mean[0]) / row.std[0]
+    found = part["values"][0, 0, :16, :16].numpy()
+    starts = [(i, r * 16, c * 16) for i in range(2) for r in (0, 1) for c in (0, 1)]
+    assert any(np.allclose(windows[i, 0, r : r + 16, c : c + 16], found, atol=1e-6) for i, r, c in starts)
+    assert torch.isfinite(module.total(*module.cross_entropies(batch)))
+    # What is not among the visible positions changes nothing.
+    hidden = sorted(set(range(25)) - set(part["positions"][0].tolist()))[0]
+    before = module.eval().cross_entropies(batch)[0]["S2L2A"]
+    r, c = divmod(hidden, 5)
+    part["values"][0, :, r * 16 : r * 16 + 16, c * 16 : c * 16 + 16] += 5
+    assert torch.equal(module.cross_entropies(batch)[0]["S2L2A"], before)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"model": {"net": {"tokens": ["S2L2A"]}}}, "the data have NDVI"),
+        ({"model": {"net": {"tokens": ["S2L2A", "NDVI"], "dim": 30, "heads": 4}}}, "dim or heads"),
+        ({"model": {"start": "nowhere.ckpt"}}, "no checkpoint nowhere.ckpt"),
+        ({"model": {"negativez": 3}}, "negativez"),
+        ({"data": {"train": [{"paths": ["nowhere"]}]}}, "nowhere: no such folder"),
+        ({"data": {"window": {"side": 2, "smallest": 3}}}, "smallest"),
+        ({"trainer": {"max_steps": -1, "max_epochs": -1}}, "max_steps"),
+    ],
+)
+def test_wrong_configurations_are_one_line(change: dict[str, Any], says: str, config: Make) -> None:
+    result = CliRunner().invoke(cli, ["train", "generator", "fit", "-c", str(config(**change))])
+    assert result.exit_code == 1, result.output
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("tmcodec: error: ")
+    assert says in message
+
+
+# --------------------------------------------------------------------------- tokens
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Make:
+    """Return a function that writes two aligned rasters and a token configuration, and returns its path."""
+    for i, side in enumerate((80, 96)):
+        for modality in ("S2L2A", "DEM"):
+            write_raster(tmp_path / modality / f"{i}.tif", modality, side, seed=i)
+
+    def make(**changes: Any) -> Path:
+        rasters = [{"path": str(tmp_path / m), "modality": m, "s2_offset": "present"} for m in ("S2L2A", "DEM")]
+        group = {"rasters": rasters, "compute": ["NDVI"], "side": 64, "crops": 5, **changes.pop("group", {})}
+        sections = {"out": str(tmp_path / "out"), "groups": [group], "shard": 3, **changes}
+        path = tmp_path / "tokens.yaml"
+        path.write_text(yaml.safe_dump(sections))
+        return path
+
+    return make
+
+
+def test_shards_hold_the_tokens_of_the_crops(plan: Make, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["train", "tokens", "-c", str(plan(pixels=["NDVI", "S2L2A"]))])
+    assert result.exit_code == 0, result.output
+    shards = sorted((tmp_path / "out").glob("*.tmc"))
+    assert [s.name for s in shards] == ["group00-000000.tmc", "group00-000003.tmc"]
+    corpus = read_corpus(shards)
+    assert [s.shape for s in corpus.stacks] == [(3, 4, 4), (2, 4, 4)]
+    for modality in ("NDVI", "S2L2A"):
+        tok = load_tokenizer(default_model(modality), "cpu")
+        assert corpus.tokenizers[modality].name == tok.name
+        assert corpus.tokenizers[modality].sha256 == tok.sha256.hex()
+        for stack in corpus.stacks:
+            again = tok.encode(torch.from_numpy(np.array(stack.pixels[modality]))).numpy()
+            assert np.array_equal(again, stack.tokens[modality])
+    # NDVI was computed from the changed Sentinel-2 crop, offset taken off.
+    stack = corpus.stacks[0]
+    bands = MODALITIES["S2L2A"].bands
+    red, nir = (np.maximum(stack.pixels["S2L2A"][:, bands.index(b)] - 1000, 0) for b in ("B04", "B08"))
+    assert np.allclose(stack.pixels["NDVI"][:, 0], (nir - red) / np.maximum(nir + red, 1), atol=1e-5)
+    with TokenFile.open(shards[0]) as file:
+        assert file.meta.tags["first"] == "0"
+
+
+def test_shards_do_not_depend_on_who_writes_them(plan: Make, tmp_path: Path) -> None:
+    path = plan()
+    training.tokens(["-c", str(path)], (0, 1))
+    for part in ((0, 2), (1, 2)):
+        training.tokens(["-c", str(path), "--out", str(tmp_path / "parts")], part)
+    for shard in sorted((tmp_path / "out").glob("*.tmc")):
+        assert (tmp_path / "parts" / shard.name).read_bytes() == shard.read_bytes()
+    result = CliRunner().invoke(cli, ["train", "tokens", "-c", str(path)])
+    assert result.exit_code == 1
+    assert "exists" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shards": 3}, "shards"),
+        ({"tokenizers": {"LULC": "mini-lulc-v1"}}, "LULC is in none of the groups"),
+        ({"tokenizers": {"DEM": "mini-ndvi-v1"}}, "mini-ndvi-v1 is for NDVI"),
+        ({"group": {"compute": ["LULC"]}}, "LULC cannot be computed"),
+        ({"group": {"names": "7*"}}, "no file '7*'"),
+        ({"group": {"side": 50}}, "side must be a multiple of 16"),
+    ],
+)
+def test_wrong_token_configurations_are_one_line(
+    change: dict[str, Any], says: str, plan: Make, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(cli, ["train", "tokens", "-c", str(plan(**change))])
+    assert result.exit_code == 1, result.output
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("tmcodec: error: ")
+    assert says in message
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_rasters_of_one_name_must_be_of_one_size(plan: Make, tmp_path: Path) -> None:
+    path = plan()
+    write_raster(tmp_path / "DEM" / "1.tif", "DEM", 64)
+    with pytest.raises(CorpusError, match=r"1\.tif: \(64, 64\) pixels, S2L2A has \(96, 96\)"):
+        training.read_plan(["-c", str(path)])

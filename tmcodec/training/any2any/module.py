@@ -1,0 +1,297 @@
+"""The Lightning module that pre-trains an any-to-any transformer by masked modelling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from tmcodec.errors import ConfigError
+from tmcodec.networks.generator.config import (
+    GeneratorConfig,
+    ModalitySpec,
+    Size,
+    check_config,
+    pixel_spec,
+    sequence_spec,
+    token_spec,
+)
+from tmcodec.networks.generator.embeddings import TargetEmbedding
+from tmcodec.networks.generator.model import Encoded, Generator, Part
+from tmcodec.training.any2any.softmax import sampled_cross_entropy
+from tmcodec.training.any2any.data import PIXELS, Batch, TokenData
+from tmcodec.training.any2any.grids import TokenizerId
+from tmcodec.training.any2any.starting import CONFIG_KEY, TOKENIZERS_KEY, copy_fitting, open_start
+from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
+
+Query = tuple[str, Tensor, tuple[int, int], Tensor | None]
+Scores = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of a transformer and what it takes and gives.
+
+    Attributes
+    ----------
+    tokens
+        Modalities whose tokens are inputs and targets.
+    pixels
+        Modalities whose pixels are inputs.
+    sequences
+        ``coords`` and ``caption``: embeddings that the network has, though nothing here trains them.
+    dim, encoder_depth, decoder_depth, heads, gated, biases, mlp_ratio, grid, embedding, codes_hidden
+        See `tmcodec.networks.generator.config.GeneratorConfig`.
+    """
+
+    tokens: list[str]
+    pixels: list[str] = field(default_factory=list)
+    sequences: list[str] = field(default_factory=list)
+    dim: int = 160
+    encoder_depth: int = 6
+    decoder_depth: int = 4
+    heads: int = 5
+    gated: bool = False
+    biases: bool = True
+    mlp_ratio: float = 4.0
+    grid: int = 14
+    embedding: Literal["table", "codes"] = "codes"
+    codes_hidden: int = 256
+
+    def config(self) -> GeneratorConfig:
+        """Return the transformer's configuration.
+
+        Raises
+        ------
+        ConfigError
+            If a size is out of range.
+        ModalityError
+            If a modality is unknown.
+        """
+        sizes = Size(self.encoder_depth, self.decoder_depth, self.dim, self.heads, self.gated, self.biases)
+        specs: tuple[ModalitySpec, ...] = (
+            *map(pixel_spec, self.pixels), *map(token_spec, self.tokens), *map(sequence_spec, self.sequences)
+        )  # fmt: skip
+        cfg = GeneratorConfig(
+            **asdict(sizes), modalities=specs, mlp_ratio=self.mlp_ratio, grid=self.grid,
+            embedding=self.embedding, codes_hidden=self.codes_hidden,
+        )  # fmt: skip
+        try:
+            check_config(cfg)
+        except ValueError as error:
+            raise ConfigError(f"model.net: {error}") from error
+        return cfg
+
+
+class Any2AnyModule(LightningModule):
+    """Trains a `tmcodec.networks.generator.model.Generator`: some tokens are shown, others asked for.
+
+    Parameters
+    ----------
+    net
+        Sizes and modalities.
+    start
+        A generator's weights file, or a run's ``.ckpt`` (its averaged weights), whose tensors of equal name and shape
+        are copied.
+    optimizer
+        See `OptimizerOptions`. Muon moves the matrices of the blocks, AdamW the rest.
+    normalise
+        ``"modality"``: the mean of the targets' mean cross-entropies, each over the logarithm of its vocabulary, so
+        that every modality counts alike; ``"token"``: the mean over all tokens asked for.
+    negatives
+        Tokens of the vocabulary, beside those asked for, that a training step's softmax sums over; they stand for all
+        others. 0 sums over all, as validation always does.
+    seed
+        Of the first weights. What a step draws depends on the number of its batch.
+    """
+
+    def __init__(
+        self,
+        net: Layout,
+        start: str | None = None,
+        optimizer: OptimizerOptions | None = None,
+        normalise: Literal["modality", "token"] = "modality",
+        negatives: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = Generator(net.config())
+        self.copied = copy_fitting(self.net, open_start(start)) if start else 0
+        self.options = optimizer or OptimizerOptions()
+        self.lr = self.options.lr  # under this name the learning-rate finder sets it
+        self.normalise, self.negatives = normalise, negatives
+        if negatives < 0:
+            raise ConfigError("model.negatives must be 0, for the whole vocabulary, or above")
+        self.keys = {s.modality: s.key for s in self.net.cfg.modalities if s.kind == "tokens"}
+        self.pixel_keys = {s.modality + PIXELS: s.key for s in self.net.cfg.modalities if s.kind == "pixels"}
+        self.tokenizers: dict[str, TokenizerId] = {}
+
+    # ----------------------------------------------------------------------- start and resume
+
+    def setup(self, stage: str) -> None:
+        """Check that the data's tokens are the network's, and remember who made them.
+
+        Raises
+        ------
+        ConfigError
+            If the data have a modality or levels that the network has not, or a checkpoint was trained on others.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TokenData):
+            return
+        found = data.tokenizers()
+        for modality, made in found.items():
+            spec = self.net.cfg.find(modality, "tokens")
+            if spec is None:
+                raise ConfigError(f"the data have {modality}, the network has not; add it to model.net.tokens")
+            if tuple(made.levels) != spec.levels:
+                raise ConfigError(f"{made.name} has levels {made.levels}, the network's {modality} {spec.levels}")
+            if self.tokenizers.setdefault(modality, made) != made:
+                raise ConfigError(
+                    f"the checkpoint was trained on {modality} by {self.tokenizers[modality].name}, the data are by "
+                    f"{made.name} ({made.sha256[:12]}); give it as model.start to go on with other tokens"
+                )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what rebuilds the network, and whose tokens it speaks."""
+        checkpoint[CONFIG_KEY] = json.dumps(self.net.cfg.to_dict())
+        checkpoint[TOKENIZERS_KEY] = json.dumps({m: asdict(t) for m, t in self.tokenizers.items()})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another network, or of other tokens."""
+        if json.loads(checkpoint[CONFIG_KEY]) != json.loads(json.dumps(self.net.cfg.to_dict())):
+            raise ConfigError("the checkpoint is of a network of other sizes than model.net; resume with its own config")
+        saved = json.loads(checkpoint[TOKENIZERS_KEY])
+        before = {m: TokenizerId(t["name"], t["sha256"], tuple(t["levels"])) for m, t in saved.items()}
+        for modality, made in before.items():
+            if self.tokenizers.get(modality, made) != made:
+                raise ConfigError(
+                    f"the checkpoint was trained on {modality} by {made.name} ({made.sha256[:12]}), the data are by "
+                    f"{self.tokenizers[modality].name}; give it as model.start to go on with other tokens"
+                )
+        self.tokenizers = {**before, **self.tokenizers}
+
+    # ----------------------------------------------------------------------- steps
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Encode what a batch shows."""
+        grid = grid_of(batch)
+        parts = []
+        for name, part in batch["inputs"].items():
+            padding = part["padding"] if bool(part["padding"].any()) else None
+            pixels = name in self.pixel_keys
+            key = self.pixel_keys[name] if pixels else self.keys[name]
+            parts.append(Part(key, part["values"], part["positions"], None if pixels else grid, padding))
+        return self.net.encode(parts) if parts else self.net.nothing(batch_size(batch))
+
+    def cross_entropies(self, batch: Batch) -> tuple[Scores, Scores]:
+        """Return each target's mean cross-entropy in nats, and how many tokens it is a mean of."""
+        grid, encoded = grid_of(batch), self.encode(batch)
+        queries: list[Query] = [
+            (self.keys[m], part["positions"], grid, part["padding"] if bool(part["padding"].any()) else None)
+            for m, part in batch["targets"].items()
+        ]
+        losses: Scores = {}
+        counts: Scores = {}
+        generator = torch.Generator().manual_seed(int(batch["number"]) + 1)
+        hidden = self.net.look(encoded, queries)
+        for (modality, part), y in zip(batch["targets"].items(), hidden, strict=True):
+            asked = ~part["padding"]
+            found = self._cross_entropy(modality, y[asked], part["values"][asked], generator)
+            counts[modality] = asked.sum()
+            losses[modality] = found.sum() / counts[modality].clamp_min(1)
+        return losses, counts
+
+    def _cross_entropy(self, modality: str, y: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the cross-entropy ``(n,)`` of tokens given the decoder's output ``(n, D)``."""
+        target = self.net.decoder_embeddings[self.keys[modality]]
+        assert isinstance(target, TargetEmbedding)
+        negatives = self.negatives if self.training else 0
+        if not negatives or target.vocabulary <= negatives:
+            return F.cross_entropy(target.logits(y).float(), tokens, reduction="none")
+        return sampled_cross_entropy(y, tokens, target, target.vocabulary, negatives, generator)
+
+    def total(self, losses: Scores, counts: Scores) -> Tensor:
+        """Return the loss of a batch, see `normalise`."""
+        values = torch.stack(list(losses.values()))
+        weights = torch.stack([counts[m] for m in losses]).to(values)
+        if self.normalise == "token":
+            return (values * weights).sum() / weights.sum().clamp_min(1)
+        sizes = [self.net.cfg.spec(self.keys[m]).vocabulary for m in losses]
+        there = (weights > 0).to(values)
+        scaled = values / torch.tensor(sizes, device=values.device, dtype=values.dtype).log()
+        return (scaled * there).sum() / there.sum().clamp_min(1)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss."""
+        losses, counts = self.cross_entropies(batch)
+        total, size = self.total(losses, counts), batch_size(batch)
+        self.log("train/loss", total, prog_bar=True, batch_size=size)
+        for modality, value in losses.items():
+            self.log(f"train/{modality}", value, batch_size=size)
+        return total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the loss, and each target's cross-entropy in nats."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Do what `validation_step` does."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, part: str) -> None:
+        losses, counts = self.cross_entropies(batch)
+        options: dict[str, Any] = {"on_epoch": True, "on_step": False, "sync_dist": True}
+        self.log(f"{part}/loss", self.total(losses, counts), prog_bar=True, batch_size=batch_size(batch), **options)
+        for modality, value in losses.items():
+            self.log(f"{part}/{modality}", value, batch_size=int(counts[modality].clamp_min(1)), **options)
+
+    # ----------------------------------------------------------------------- optimisation
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer and its schedule over all steps of the run.
+
+        Raises
+        ------
+        ConfigError
+            If the run has no end.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if not 1 <= total < float("inf"):
+            raise ConfigError(
+                "the learning rate's schedule needs an end; set trainer.max_steps or trainer.max_epochs"
+            )
+        options = replace(self.options, lr=self.lr)
+        params = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        optimizer = build_optimizer(params, options, hidden=is_block_matrix)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: factor_at(step, int(total), options)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is a matrix of a block: what Muon is for; embeddings and logits are not."""
+    return parameter.ndim == 2 and name.startswith(("net.encoder.", "net.decoder.", "net.decoder_proj_context."))
+
+
+def grid_of(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """Return rows and columns of a batch's windows."""
+    rows, cols = batch["grid"].tolist()
+    return int(rows), int(cols)
+
+
+def batch_size(batch: Mapping[str, Any]) -> int:
+    """Return the number of samples."""
+    return len(next(iter(batch["targets"].values()))["positions"])
+
+

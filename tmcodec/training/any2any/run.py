@@ -1,0 +1,94 @@
+"""``tmcodec train generator`` and ``tmcodec train tokens``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import Callback
+
+from tmcodec.errors import ConfigError
+from tmcodec.training.any2any.callbacks import GeneratorFile
+from tmcodec.training.any2any.data import TokenData
+from tmcodec.training.any2any.module import Any2AnyModule
+from tmcodec.training.any2any.tokens import Report, TokenPlan, write_corpus
+from tmcodec.training.callbacks import MovingAverage
+from tmcodec.training.run import TrainingCLI, _parser_options
+from tmcodec.training.sources import RasterFolder  # noqa: F401  (configurations name it without its module)
+
+# Configurations name these without their module; jsonargparse finds what is imported.
+CALLBACKS: tuple[type[Callback], ...] = (MovingAverage, GeneratorFile)
+
+
+def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
+    """Parse, instantiate and, if asked to, run.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or a value does not fit.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            return TrainingCLI(
+                Any2AnyModule,
+                TokenData,
+                args=list(args),
+                run=run_it,
+                seed_everything_default=0,
+                parser_kwargs=_parser_options(run_it),
+                trainer_defaults={"use_distributed_sampler": False},
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+        except ArgumentError as err:
+            raise ConfigError(f"{' '.join(str(err).split())}") from err
+
+
+def run(command: str, args: Sequence[str]) -> TrainingCLI:
+    """Run ``fit``, ``validate`` or ``test`` of a generator with the rest of the command line.
+
+    Raises
+    ------
+    TmcodecError
+        For what the user can mend.
+    """
+    return build([command, *args], run_it=True)
+
+
+def read_plan(args: Sequence[str]) -> TokenPlan:
+    """Parse the configuration of a token corpus: ``-c FILE`` and options such as ``--out DIR``.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or a value does not fit.
+    TmcodecError
+        If rasters are missing or bad.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config")
+    parser.add_class_arguments(TokenPlan, None)
+    try:
+        parsed = parser.parse_args(list(args))
+        found = parser.instantiate_classes(parsed)
+    except ArgumentError as err:
+        raise ConfigError(f"{' '.join(str(err).split())}") from err
+    values = {k: v for k, v in found.items() if k != "config"}
+    return TokenPlan(**values)
+
+
+def tokens(args: Sequence[str], part: tuple[int, int], report: Report | None = None) -> list[Path]:
+    """Write a token corpus, or the part of it that is this process's.
+
+    Raises
+    ------
+    TmcodecError
+        For what the user can mend.
+    """
+    return write_corpus(read_plan(args), part, report)

@@ -1,0 +1,212 @@
+"""Write a corpus of aligned token grids: tokenize once, train many times.
+
+    tmcodec train tokens -c configs/any2any/mini-tokens.yaml
+
+A shard is a token file like any other: its layers are the modalities, and each of its time steps is one augmented
+crop. So `tmcodec info`, `verify` and `decode --time` look into it, and a run reads shards and token files of
+real places alike.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tmcodec.atomic import atomic_path
+from tmcodec.codec.models import default_model, load_tokenizer
+from tmcodec.codec.tokenizer import Tokenizer
+from tmcodec.errors import ConfigError
+from tmcodec.modalities import get_modality
+from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
+from tmcodec.training.any2any.aligned import AlignedRasters, Place
+from tmcodec.training.any2any.grids import pixel_file
+
+Report = Callable[[int, int], None]
+
+BATCH = 8
+"""Crops that a tokenizer encodes at once: more does not fit a core's cache."""
+CHUNK = 64
+
+
+@dataclass
+class TokenPlan:
+    """The configuration of a token corpus.
+
+    Attributes
+    ----------
+    out
+        Folder that the shards are written to, made if it is not there.
+    groups
+        Aligned rasters, each with its number of crops.
+    tokenizers
+        By modality: embedded or imported names, or files. Others take the newest embedded one.
+    pixels
+        Modalities whose pixels are kept beside the shards (``.npy``, float32, physical units), for transformers that
+        take pixels.
+    shard
+        Crops a shard.
+    seed
+        Of places and augmentations.
+    device
+        Of the tokenizers.
+    overwrite
+        Whether shards that are there may be replaced.
+    """
+
+    out: str
+    groups: list[AlignedRasters]
+    tokenizers: dict[str, str] = field(default_factory=dict)
+    pixels: list[str] = field(default_factory=list)
+    shard: int = 200
+    seed: int = 0
+    device: str = "cpu"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.groups or self.shard < 1:
+            raise ConfigError("a token corpus needs at least one group, and shards of at least one crop")
+        known = {m for group in self.groups for m in group.modalities}
+        for modality in (*self.tokenizers, *self.pixels):
+            if modality not in known:
+                raise ConfigError(f"{modality} is in none of the groups; they have {', '.join(sorted(known))}")
+
+    @property
+    def modalities(self) -> list[str]:
+        """Of all groups, sorted."""
+        return sorted({m for group in self.groups for m in group.modalities})
+
+    def load_tokenizers(self) -> dict[str, Tokenizer]:
+        """Load each modality's tokenizer.
+
+        Raises
+        ------
+        ConfigError
+            If a tokenizer is for another modality.
+        TmcodecError
+            If one cannot be loaded.
+        """
+        loaded = {}
+        for m in self.modalities:
+            loaded[m] = load_tokenizer(self.tokenizers.get(m) or default_model(m), self.device)
+            if loaded[m].modality.name != m:
+                raise ConfigError(f"{loaded[m].name} is for {loaded[m].modality.name}, not for {m}; mend tokenizers")
+        return loaded
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file to be written: which group, the number of its first crop, how many."""
+
+    group: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return f"group{self.group:02d}-{self.first:06d}.tmc"
+
+
+def shards_of(plan: TokenPlan) -> list[Shard]:
+    """Return all shards of a plan."""
+    return [
+        Shard(i, first, min(plan.shard, group.crops - first))
+        for i, group in enumerate(plan.groups)
+        for first in range(0, group.crops, plan.shard)
+    ]
+
+
+def write_corpus(plan: TokenPlan, part: tuple[int, int] = (0, 1), report: Report | None = None) -> list[Path]:
+    """Write the shards of a plan.
+
+    Crop number n of a group is a function of the seed and n alone, so several processes may each write a part.
+
+    Parameters
+    ----------
+    plan
+        What to write.
+    part
+        ``(i, n)``: every n-th shard, beginning with shard i.
+    report
+        Called with (shards done, shards in all).
+
+    Returns
+    -------
+    list of Path
+        The files, in order.
+
+    Raises
+    ------
+    TmcodecError
+        What a raster or tokenizer raises; TargetExistsError where a shard is there and `plan.overwrite` is off.
+        Shards that are finished stay.
+    """
+    if not 0 <= part[0] < part[1]:
+        raise ConfigError(f"part {part[0]}/{part[1]}: the first number counts from 0 and is below the second")
+    tokenizers, out = plan.load_tokenizers(), Path(plan.out)
+    out.mkdir(parents=True, exist_ok=True)
+    mine = shards_of(plan)[part[0] :: part[1]]
+    paths = []
+    for done, shard in enumerate(mine, 1):
+        paths.append(out / shard.name)
+        write_shard(paths[-1], plan, shard, tokenizers)
+        if report is not None:
+            report(done, len(mine))
+    return paths
+
+
+def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[str, Tokenizer]) -> None:
+    """Draw, encode and write the crops of one shard, and the pixels that are to be kept."""
+    group = plan.groups[shard.group]
+    layers = tuple(layer_of(tokenizers[m], group.side, shard.count) for m in group.modalities)
+    tags = {"corpus": "augmented crops, one a time step", "seed": str(plan.seed), "first": str(shard.first)}
+    kept: dict[str, list[np.ndarray]] = {m: [] for m in plan.pixels if m in group.modalities}
+    rows = group.side // 16
+    with TokenFileWriter(path, FileMeta(layers, tags), plan.overwrite, coders=(0,)) as writer:
+        time = 0
+        for batch in batches(group, shard, plan.seed):
+            for index, modality in enumerate(group.modalities):
+                values = np.stack([place[modality][0] for place in batch])
+                found = tokenizers[modality].encode(torch.from_numpy(values)).cpu().numpy()
+                for i, (place, tokens) in enumerate(zip(batch, found, strict=True)):
+                    write_grid(writer, index, time + i, tokens, place[modality][1], rows)
+                if modality in kept:
+                    kept[modality].append(values)
+            time += len(batch)
+        for modality, parts in kept.items():
+            with atomic_path(pixel_file(path, modality), plan.overwrite) as temporary, temporary.open("wb") as file:
+                np.save(file, np.concatenate(parts), allow_pickle=False)
+
+
+def batches(group: AlignedRasters, shard: Shard, seed: int) -> Iterator[list[Place]]:
+    """Draw the crops of a shard, a few at a time."""
+    numbers = iter(range(shard.first, shard.first + shard.count))
+    while some := list(itertools.islice(numbers, BATCH)):
+        yield [group.draw(np.random.default_rng([seed, shard.group, n])) for n in some]
+
+
+def layer_of(tok: Tokenizer, side: int, count: int) -> LayerMeta:
+    """Return the metadata of a shard's layer: `count` crops along the time axis."""
+    row = get_modality(tok.modality.name)
+    return LayerMeta(
+        name=row.name, modality=row.name, tokenizer=tok.name, weights_sha256=tok.sha256, levels=tok.levels,
+        width=side, height=side, dtype="float32", bands=row.bands, patch=tok.patch, tile=tok.tile, chunk=CHUNK,
+        units=row.units, s2_offset="present" if row.optical else "", times=(None,) * count,
+    )  # fmt: skip
+
+
+def write_grid(
+    writer: TokenFileWriter, layer: int, time: int, tokens: np.ndarray, valid: np.ndarray, rows: int
+) -> None:
+    """Write one crop's grid, chunk by chunk, with its mask where a pixel is invalid."""
+    whole = bool(valid.all())
+    for r in range(0, rows, CHUNK):
+        for c in range(0, rows, CHUNK):
+            part = tokens[r : r + CHUNK, c : c + CHUNK]
+            mask = None if whole else valid[:, r * 16 : (r + CHUNK) * 16, c * 16 : (c + CHUNK) * 16].all(0)[None]
+            writer.write_chunk(layer, time, r // CHUNK, c // CHUNK, part, mask)
