@@ -68,9 +68,14 @@ PLACES = {"psnr": 2, "ssim": 4, "sam": 2, "ndvi": 4, "imagenet": 4, "encoder": 4
 COLUMNS = tuple(PLACES)
 
 
-def train(name: str, data: Path, out: Path) -> Path:
+def weights_of(name: str, out: Path) -> Path:
+    """Return where a row's weights are, or will be."""
+    return out / name / f"{name}.safetensors"
+
+
+def train(name: str, data: Path, out: Path, share: float) -> Path:
     """Train a row where its weights are not there; return them."""
-    target = out / name / f"{name}.safetensors"
+    target = weights_of(name, out)
     if target.exists():
         return target
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
@@ -79,6 +84,7 @@ def train(name: str, data: Path, out: Path) -> Path:
         source["init_args"]["path"] = str(data / path.relative_to("data"))
     if "start" in config["model"]:
         config["model"]["start"] = str(out / Path(config["model"]["start"]).relative_to("runs/ablation"))
+    config["trainer"]["max_steps"] = round(config["trainer"]["max_steps"] * share)
     config["trainer"].update(default_root_dir=str(out / name), logger=False, enable_progress_bar=False,
                              enable_model_summary=False, accelerator="cpu", limit_val_batches=0)  # fmt: skip
     path = out / f"{name}.yaml"
@@ -163,16 +169,26 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--data", type=Path, default=Path("../shared/data"))
     ap.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    ap.add_argument("--batches", type=int, default=400, help="that the rate is fitted to")
+    ap.add_argument("--batches", type=int, default=300, help="that the rate is fitted to")
+    ap.add_argument("--share", type=float, default=1.0, help="of the steps that the configurations state")
+    ap.add_argument("--only", nargs="*", default=list(TRAINED), help="train these, and do not score")
+    ap.add_argument("--no-train", action="store_true", help="score the rows that are there")
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    files = {name: train(name, args.data, args.out) for name in TRAINED}
+    files = {name: weights_of(name, args.out) for name in TRAINED}
+    if not args.no_train:
+        for name in args.only:
+            train(name, args.data, args.out, args.share)
+    if args.only != list(TRAINED):
+        return
     row = get_modality("S2L2A")
     scenes = load_scenes(args.data, "val", row, {"S2L2A": 1.0})
     rates: dict[str, dict[str, float]] = {}
     results: list[dict[str, Any]] = []
     print(f"| | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for label, name, steps, change in ROWS:
+        if not files[name].exists():
+            continue
         tok = MiniTokenizer.from_file(files[name], "cpu")
         maker = {"denoiser": "baseline", "distill": "baseline"}.get(name, name)  # of the same tokens
         if maker not in rates:

@@ -88,6 +88,8 @@ def test_a_retrained_decoder_decodes_old_files(
     result = decode(tokens, new, "--steps", steps)
     assert result.exit_code == 0, result.output
     assert "with new from tokens of old" in result.output
+    shown = CliRunner().invoke(cli, ["models", "show", str(new)]).output
+    assert f"tokens of old, weights {old_hash.hex()[:12]}" in shown
     with rasterio.open(tokens.with_name("back.tif")) as back:
         tags = back.tags()
     assert (tags["TMCODEC_TOKENIZER"], tags["TMCODEC_DECODER"]) == ("old", name)

@@ -122,7 +122,13 @@ def trained(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("stage", "moves"), [("decoder", "decoder."), ("denoiser", "denoiser."), ("chain", "denoiser.")]
+    ("stage", "moves"),
+    [
+        ("decoder", "decoder."),
+        ("denoiser", "denoiser."),
+        ("chain", "denoiser."),
+        ("distill", "denoiser."),
+    ],
 )
 def test_stages_move_their_part_alone(
     stage: str, moves: str, config: Config, trained: Path, tmp_path: Path

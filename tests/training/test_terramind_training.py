@@ -361,3 +361,30 @@ def test_classes_are_never_mixed_and_masked_pixels_reach_nothing_valid() -> None
         assert ok.any()
         assert not ok.all()
         assert float(out[ok].abs().max()) < 1e6 * 1e-3
+
+
+def test_the_small_tokenizers_distill_too(config: Config, tmp_path: Path) -> None:
+    """Two steps come nearer to what the teacher draws in eight of the same noise."""
+    from training_helpers import SMALL
+
+    from tmcodec.codec.weights import save_weights
+    from tmcodec.networks.mini import MiniConfig, MiniNet
+
+    torch.manual_seed(0)
+    cfg = MiniConfig("NDVI", 1, (8, 8, 8, 6, 5), **SMALL, mean=(0.3,), std=(0.3,), residual_std=(0.5,))
+    save_weights(tmp_path / "a.safetensors", MiniNet(cfg), "a", {})
+    model = {"net": None, "stage": "distill", "start": str(tmp_path / "a.safetensors"), "chain_steps": 2,
+             "teacher_steps": 8}  # fmt: skip
+    built = training.build(["-c", str(config(model=model))], run_it=False)
+    module, batch = built.model, next(iter(built.datamodule.loader("train", 4, endless=True)))
+    assert [term.name for term in module.terms] == ["mse"]
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], 5e-3)
+    losses = []
+    for _ in range(40):
+        losses.append(sum(module.losses_of(batch)[0].values()))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert float(losses[-1].detach()) < 0.5 * float(losses[0].detach())
+    with pytest.raises(ConfigError, match="teacher_steps"):
+        training.build(["-c", str(config(model={**model, "teacher_steps": 2}))], run_it=False)

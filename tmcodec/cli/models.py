@@ -12,6 +12,7 @@ from tmcodec.cli.generators import generator_facts, generator_header, import_oth
 from tmcodec.cli.models_export import export_command
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
 from tmcodec.cli.weights_header import read_header
+from tmcodec.codec.lineage import DECODES, parse_decodes
 from tmcodec.codec.models import EMBEDDED, find_weights
 from tmcodec.codec.store import WeightsHeader, read_stored, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel
@@ -66,7 +67,7 @@ def show_command(name: str, as_json: bool) -> None:
         ("size", human_bytes(header.size)),
         ("SHA-256", header.sha256),
         ("file", str(header.path)),
-        *((key, value) for key, value in sorted(header.notes.items()) if key not in ("name", "format")),
+        *((key, _note(header, key)) for key in sorted(header.notes) if key not in ("name", "format")),
     ])
     click.echo("configuration")
     echo_rows([(key, _short(value)) for key, value in header.config.items() if key != "modality"])
@@ -152,6 +153,14 @@ def _cells(facts: dict[str, Any]) -> list[str]:
     if not facts["usable"]:
         return ["-", "-", "-"]
     return [f"{facts['parameters']:,}", human_bytes(facts["bytes"]), facts["sha256"][:12]]
+
+
+def _note(header: WeightsHeader, key: str) -> str:
+    """Return a string of the header; of the tokenizers whose tokens it decodes, their names and hashes."""
+    if key != DECODES:
+        return header.notes[key]
+    origins = parse_decodes(header.notes, header.path)
+    return ", ".join(f"tokens of {o.name}, weights {o.sha256.hex()[:12]}" for o in origins)
 
 
 def _short(value: Any) -> str:
