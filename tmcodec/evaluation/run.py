@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from tmcodec.codec.decode import decode_array
 from tmcodec.codec.encode import encode
-from tmcodec.codec.models import default_model, load_tokenizer
-from tmcodec.codec.terramind_models import OFFICIAL
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import EvaluationError, TmcodecError
 from tmcodec.evaluation.baselines import (
@@ -34,14 +32,15 @@ from tmcodec.evaluation.baselines import (
 from tmcodec.evaluation.folder import check_folder, report_folder
 from tmcodec.evaluation.machine import machine, versions
 from tmcodec.evaluation.measures import beyond_sigma, measure, score, torchmetrics_image
-from tmcodec.evaluation.perception import NO_COMPOSITE, NO_WEIGHTS, Perception, has_composite
+from tmcodec.evaluation.perception import NO_COMPOSITE, NO_WEIGHTS
 from tmcodec.evaluation.report import EQUAL, Entry, Method, Report, SceneFacts
+from tmcodec.evaluation.request import Job, check_steps, load_perception, load_tokenizers
 from tmcodec.evaluation.scenes import MAX_PIXELS, Reading, Scene, find_rasters, read_scene
 from tmcodec.evaluation.tiles import KEPT, Tile, add_picture, worst_tile
 from tmcodec.evaluation.tokens import TokenCount
 from tmcodec.fsq import codebook_size
 from tmcodec.metrics import PEAKS
-from tmcodec.modalities import Modality, get_modality
+from tmcodec.modalities import get_modality
 from tmcodec.texts import plural
 from tmcodec.tokenfile import TokenFile
 
@@ -133,7 +132,7 @@ def evaluate(
     reading = Reading(row, s2_offset, tuple(s2_offset_of), scale, class_map, max_pixels)
     job = Job(
         toks, row, reading, check_steps(steps, row), check_baselines(baselines, bool(train)), device,
-        batch_size, seed, _perception(lpips, row),
+        batch_size, seed, load_perception(lpips, row),
     )
     run = Run(job, skip_bad)
     if "kmeans" in job.baselines:
@@ -155,77 +154,6 @@ def evaluate(
 
             write_report(folder, found, run.tiles, row)
     return found
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to evaluate, settled before the first raster is read."""
-
-    tokenizers: tuple[Tokenizer, ...]
-    modality: Modality
-    reading: Reading
-    steps: tuple[int, ...]
-    baselines: tuple[str, ...]
-    device: str
-    batch_size: int
-    seed: int
-    perception: Perception | None
-
-
-def load_tokenizers(
-    wanted: Sequence[str | Tokenizer], modality: str | None, checkpoints: Sequence[str], device: str
-) -> tuple[Tokenizer, ...]:
-    """Load all tokenizers.
-
-    Raises
-    ------
-    EvaluationError
-        If there is none, they are of several modalities, or share a name.
-    """
-    if not wanted and modality is None:
-        raise EvaluationError("no tokenizer; give --tokenizer, or --modality for the embedded one")
-    named = list(wanted) or [default_model(get_modality(modality or "").name)]
-    weights = _checkpoints(checkpoints, [n for n in named if isinstance(n, str) and n in OFFICIAL])
-    toks = tuple(
-        load_tokenizer(os.fspath(n), device, checkpoint=weights.get(os.fspath(n)))
-        if not isinstance(n, Tokenizer) else n
-        for n in named
-    )
-    kinds = {t.modality.name for t in toks} | ({get_modality(modality).name} if modality else set())
-    if len(kinds) > 1:
-        both = " and ".join(sorted(kinds))
-        raise EvaluationError(f"{both} in one evaluation; give tokenizers of one modality")
-    if len({t.name for t in toks}) < len(toks):
-        raise EvaluationError("two tokenizers have the same name; export one of them under another")
-    return toks
-
-
-def _checkpoints(given: Sequence[str], official: Sequence[str]) -> dict[str, str]:
-    """Return the weights file of each official tokenizer that was given one."""
-    found = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not equals:
-            if len(official) != 1:
-                raise EvaluationError(f"checkpoint {text}: which tokenizer is it of? give NAME=PATH")
-            name, path = official[0], text
-        if name not in official:
-            raise EvaluationError(f"checkpoint {text}: {name} is none of the official tokenizers evaluated")
-        found[name] = path
-    return found
-
-
-def check_steps(steps: Sequence[int], modality: Modality) -> tuple[int, ...]:
-    """Return the step counts in order, without repetition; class maps have one."""
-    if not steps or any(not 1 <= s <= 1000 for s in steps):
-        raise EvaluationError(f"steps {list(steps)}: give at least one number in 1..1000")
-    return (1,) if modality.categorical else tuple(dict.fromkeys(steps))
-
-
-def _perception(weights: PathLike | None, modality: Modality) -> Perception | None:
-    if weights is None or not has_composite(modality):
-        return None
-    return Perception(weights, modality)
 
 
 @dataclass
