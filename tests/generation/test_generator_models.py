@@ -309,7 +309,7 @@ def wordpiece(path: Path, *words: str) -> Path:
 
 @pytest.mark.parametrize(("place", "text"), [
     ((8.54, 47.38), "lat=47.50 lon=8.50 [EOS]"), ((0.125, -0.375), "lat=-0.50 lon=0.00 [EOS]"),
-    ((-179.9, 0.2), "lat=0.25 lon=-180.00 [EOS]"),
+    ((-179.9, 0.2), "lat=0.25 lon=-180.00 [EOS]"), ((-0.125, -0.1), "lat=-0.00 lon=-0.00 [EOS]"),
 ])  # fmt: skip
 def test_coordinates_as_terramind_writes_them(place: tuple[float, float], text: str) -> None:
     """Quarter degrees, half to even, latitude first."""

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tmcodec.codec.store import home
 from tmcodec.errors import MissingDependencyError, VocabularyError
 
@@ -144,8 +146,9 @@ def coordinates_text(lon: float, lat: float) -> str:
     >>> coordinates_text(8.54, 47.38)
     'lat=47.50 lon=8.50 [EOS]'
     """
-    # Python rounds half to even, as PyTorch does.
-    return f"lat={round(lat * 4) / 4:.2f} lon={round(lon * 4) / 4:.2f} [EOS]"
+    # In float32 and half to even, as TerraTorch; a negative zero keeps its sign.
+    quarters = np.round(np.array([lat, lon], np.float32) * 4) / 4
+    return "lat={:.2f} lon={:.2f} [EOS]".format(*quarters)
 
 
 def read_vocabulary(path: Path) -> Any:
