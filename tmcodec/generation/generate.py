@@ -18,6 +18,7 @@ from tmcodec.generation.tokenizers import tokenizer_of
 from tmcodec.networks.generator.config import SEQUENCES
 
 if TYPE_CHECKING:
+    from tmcodec.codec.tokenizer import Tokenizer
     from tmcodec.generation.models import LoadedGenerator
 
 
@@ -139,6 +140,8 @@ def generate(
         If the model does not make a target, or has no way to be shown it.
     GenerationError
         If another parameter is out of range.
+    TokenizerError
+        If a tokenizer is needed and cannot be had, or has other weights than the generator was trained with.
     """
     images_to, texts_to = split_targets(targets)
     settings = Settings(order, schedule, token_schedule, decoding_steps, temperature, top_p, top_k, filtering,
@@ -151,12 +154,12 @@ def generate(
         words = sequence_inputs(loaded, inputs, batch)
         request = Request(loaded.net, images, words, plans, settings.chained, samples, batch, at)
         seeds = _seeds(seed, batch)
+        # Before anything is generated: they may not be there.
+        toks = {plan.spec.modality: tokenizer_of(loaded, plan.spec.modality) for plan in plans if decode}
         streams = [Stream(s) for s in seeds]
         made = run_in_batches(request, streams)
         texts = write_texts(loaded, request, sequences, settings.sampling, streams, made)
-        rasters = {
-            name: decode_tokens(loaded, name, m.tokens, steps, seeds) for name, m in made.items() if decode
-        }
+        rasters = {name: decode_tokens(tok, made[name].tokens, steps, seeds) for name, tok in toks.items()}
     return Generated(
         {name: m.tokens.to(torch.int32) for name, m in made.items()},
         {name: m.log_probabilities for name, m in made.items()},
@@ -209,17 +212,8 @@ def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
     return seeds
 
 
-def decode_tokens(
-    loaded: LoadedGenerator, modality: str, tokens: Tensor, steps: int, seeds: Sequence[int]
-) -> Tensor:
-    """Decode tokens ``(K, B, rows, cols)`` to rasters ``(K, B, C, H, W)``.
-
-    Raises
-    ------
-    TokenizerError
-        If the tokenizer cannot be had, or has other weights than the generator was trained with.
-    """
-    tok = tokenizer_of(loaded, modality)
+def decode_tokens(tok: Tokenizer, tokens: Tensor, steps: int, seeds: Sequence[int]) -> Tensor:
+    """Decode tokens ``(K, B, rows, cols)`` to rasters ``(K, B, C, H, W)``."""
     if not tok.draws_noise(steps):
         return tok.decode(tokens.flatten(0, 1), steps).unflatten(0, tokens.shape[:2])
     pictures = [
