@@ -1,6 +1,7 @@
 """TerraMind's tokenizers: ours beside TerraTorch's, same random weights, same inputs, in one run.
 
     python benchmarks/terramind.py [--batch 4] [--repeat 3] [--steps 5] [--one-core] [--markdown]
+    python benchmarks/terramind.py --compile encode --compile decode   # ours beside ours, compiled
 
 Needs the extra ``[parity]``. Times are medians of alternating calls. The share of peak is work over what the
 fastest large matrix product of the same precision reaches here (oneDNN's layout, in this run). Weights are
@@ -11,11 +12,14 @@ whose time is scaled from the steps that were timed; ours is one.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +199,43 @@ def memory(folder: Path) -> list[list[str]]:
     return rows
 
 
-def show(rows: list[list[str]], markdown: bool) -> None:
+# --------------------------------------------------------------------------- torch.compile
+
+
+def compile_rows(batch: int, repeat: int, tasks: list[str]) -> list[list[str]]:
+    """Return rows of ours through torch.compile beside ours without: first use, then each use."""
+    from tmcodec.codec.terramind import TerraMindTokenizer
+
+    plain, rows = both()[1], []
+    x = torch.randn(batch, 12, SIZE, SIZE) * plain.std + plain.mean
+    tokens = plain.encode(x)
+    for precision, task in itertools.product(("fp32", "bf16"), tasks):
+        calls: dict[str, Callable[[], torch.Tensor]] = {}
+        for name in ("plain", "compiled"):
+            tok = TerraMindTokenizer(plain.checkpoint, "cpu", precision, compile=name == "compiled")
+            calls[name] = partial(tok.encode, x) if task == "encode" else partial(tok.decode, tokens)
+        begun = _all_seconds()
+        calls["compiled"]()
+        begun, taken = _all_seconds() - begun, seconds(calls, repeat)
+        first, second = calls["plain"](), calls["compiled"]()
+        apart = (first != second).float().mean() if task == "encode" else (first - second).abs().max()
+        figures = taken["plain"], taken["compiled"], taken["plain"] / taken["compiled"]
+        rows.append([task, precision, *(f"{v:.2f}" for v in figures), f"{begun:.0f}", f"{float(apart):.3g}"])
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def _all_seconds() -> float:
+    """Return the time that compiling counts in: with one core, processor seconds of compilers too."""
+    return sum(os.times()[:4]) if clock is time.process_time else time.perf_counter()
+
+
+HEADER = ("task", "", "seconds", "times better", "GFLOP", "of peak")
+
+
+def show(rows: list[list[str]], markdown: bool, header: Sequence[str] = HEADER) -> None:
     """Print the table."""
-    header = ["task", "", "seconds", "times better", "GFLOP", "of peak"]
-    for i, row in enumerate([header, *rows]):
+    for i, row in enumerate([list(header), *rows]):
         print("| " + " | ".join(row) + " |" if markdown else "  ".join(f"{c:<18s}" for c in row))
         if markdown and i == 0:
             print("|" + "---|" * len(header))
@@ -215,11 +252,18 @@ def main() -> None:
     ap.add_argument("--one-core", action="store_true", help="CPU seconds of one thread: for busy machines")
     ap.add_argument("--no-memory", action="store_true", help="leave out the memory")
     ap.add_argument("--markdown", action="store_true")
+    ap.add_argument(
+        "--compile", choices=("encode", "decode"), action="append", help="only this through torch.compile"
+    )
     args = ap.parse_args()
     if args.one_core:
         global clock
         clock = time.process_time
         torch.set_num_threads(1)
+    if args.compile:
+        header = ["task", "", "seconds", "compiled", "times faster", "first use, seconds", "difference"]
+        show(compile_rows(args.batch, args.repeat, args.compile), args.markdown, header)
+        return
     show(measure(args.batch, args.repeat, args.steps), args.markdown)
     if args.no_memory:
         return

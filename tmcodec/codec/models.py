@@ -92,6 +92,7 @@ def load_tokenizer(
     checkpoint: str | os.PathLike[str] | None = None,
     precision: str = "auto",
     tile: int = 256,
+    compile: bool = False,
 ) -> Tokenizer:
     """Load a tokenizer by name or from a weights file.
 
@@ -110,6 +111,8 @@ def load_tokenizer(
         is float32 for encoding and, where the hardware has it, bfloat16 for decoding.
     tile
         For TerraMind's tokenizers: side in pixels of the tiles that rasters are cut into, 256 or 224.
+    compile
+        For TerraMind's tokenizers: whether the networks go through ``torch.compile``.
 
     Raises
     ------
@@ -121,7 +124,7 @@ def load_tokenizer(
         opened = _open_official(OFFICIAL[name], checkpoint)
         from tmcodec.codec.terramind import TerraMindTokenizer
 
-        return TerraMindTokenizer(opened, device, precision, tile)
+        return TerraMindTokenizer(opened, device, precision, tile, compile)
     if checkpoint is not None:
         raise TokenizerNotFoundError(
             f"checkpoint goes with one of {', '.join(OFFICIAL)}, not with {name!r}; give the file as the name"
@@ -134,7 +137,7 @@ def load_tokenizer(
     from tmcodec.codec.terramind import TerraMindTokenizer
     from tmcodec.codec.terramind_weights import open_checkpoint
 
-    return TerraMindTokenizer(open_checkpoint(path), device, precision, tile)
+    return TerraMindTokenizer(open_checkpoint(path), device, precision, tile, compile)
 
 
 def _open_official(model: OfficialModel, checkpoint: str | os.PathLike[str] | None) -> Checkpoint:

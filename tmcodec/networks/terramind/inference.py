@@ -93,12 +93,14 @@ class FastLinear(nn.Module):
     Takes any float type and gives its own; `activation` is ``"none"``, ``"gelu"`` or ``"tanh"``.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str, pack: bool = True
+    ) -> None:
         super().__init__()
         self.activation = activation
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.weight = weight.detach().to(dtype)
-        self.packed = weight.device.type == "cpu" and packs()
+        self.packed = pack and weight.device.type == "cpu" and packs()
         if self.packed:
             self.weight = _pack_linear(self.weight)
 
@@ -120,12 +122,12 @@ class FastConv1d(FastLinear):
 class FastConv2d(nn.Module):
     """A convolution in a dtype of its own, channels last, its weights laid out at the first call."""
 
-    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype, pack: bool = True) -> None:
         super().__init__()
         self.stride, self.padding = list(layer.stride), [int(p) for p in layer.padding]
         self.bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         self.weight = layer.weight.detach().to(dtype, memory_format=torch.channels_last)
-        self.packable = self.weight.device.type == "cpu" and packs()
+        self.packable = pack and self.weight.device.type == "cpu" and packs()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype, memory_format=torch.channels_last)
@@ -137,7 +139,7 @@ class FastConv2d(nn.Module):
         return _conv(x, weight, self.bias, self.padding, self.stride)
 
 
-def prepare(net: Net, dtype: torch.dtype) -> Net:
+def prepare(net: Net, dtype: torch.dtype, pack: bool = True) -> Net:
     """Replace the linear and convolution layers of `net` by fast ones, in place; return `net`.
 
     Parameters
@@ -146,19 +148,21 @@ def prepare(net: Net, dtype: torch.dtype) -> Net:
         A network in evaluation mode, on its device.
     dtype
         ``torch.float32`` or ``torch.bfloat16``; `FLOAT32_PARTS` compute in float32 regardless.
+    pack
+        Whether weights are laid out for oneDNN; a compiler can do nothing with such tensors.
     """
-    _replace(net, "", dtype)
+    _replace(net, "", dtype, pack)
     return net.requires_grad_(False)
 
 
-def _replace(module: nn.Module, path: str, dtype: torch.dtype) -> None:
+def _replace(module: nn.Module, path: str, dtype: torch.dtype, pack: bool) -> None:
     """Replace the layers below `module`, whose own name in the network is `path`."""
     for name, child in list(module.named_children()):
         below = f"{path}.{name}" if path else name
         exact = any(f".{part}." in f".{below}." for part in FLOAT32_PARTS)
-        fast = _fast(child, torch.float32 if exact else dtype, _activation_after(module, name))
+        fast = _fast(child, torch.float32 if exact else dtype, _activation_after(module, name), pack)
         if fast is None:
-            _replace(child, below, dtype)
+            _replace(child, below, dtype, pack)
         elif name != "quant_proj":  # its weights are used directly
             setattr(module, name, fast)
             if name == "fc1":
@@ -171,12 +175,12 @@ def _activation_after(module: nn.Module, name: str) -> str:
     return {nn.GELU: "gelu", nn.Tanh: "tanh"}.get(type(after), "none")
 
 
-def _fast(layer: nn.Module, dtype: torch.dtype, activation: str) -> nn.Module | None:
+def _fast(layer: nn.Module, dtype: torch.dtype, activation: str, pack: bool) -> nn.Module | None:
     """Return the fast form of a layer, or None where it has none."""
     if isinstance(layer, nn.Linear):
-        return FastLinear(layer.weight, layer.bias, dtype, activation)
+        return FastLinear(layer.weight, layer.bias, dtype, activation, pack)
     if isinstance(layer, nn.Conv1d):
-        return FastConv1d(layer.weight[:, :, 0], layer.bias, dtype, activation)
+        return FastConv1d(layer.weight[:, :, 0], layer.bias, dtype, activation, pack)
     if isinstance(layer, nn.Conv2d):
-        return FastConv2d(layer, dtype)
+        return FastConv2d(layer, dtype, pack)
     return None
