@@ -14,12 +14,18 @@ holds: *cloudy* mean B02 above 2500; *water* more than half with (B03 - B08) / (
 more than a third with (B11 - B08) / (B11 + B08) > -0.05 and NDVI < 0.4; else *mixed*. *chips* are the
 first 16 x 16 tokens of scenes that have them. *seasons* are the dates of one place in one file, without
 and with references. Speed is in tokens a second of processor time, a chunk of 64 x 64 tokens.
+
+``--layers`` prints instead what an earlier layer of the same file saves (coder 4): of each pair of default
+tokenizers that has tables, on the validation places where both modalities are known (NDVI and true colour
+also computed from Sentinel-2), bits a token with the shortest of coders 0 to 2, with the pair's tables, and
+without them (table 0); then the place that has every modality, in single files and in a stacked one.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import math
 import tempfile
 import time
@@ -32,11 +38,14 @@ import torch
 
 import tmcodec
 from tmcodec.codec.models import default_model
+from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality
 from tmcodec.tokenfile import FileMeta, TokenFile, TokenFileWriter
 from tmcodec.tokenfile.coders import encode_tokens, radix_size
 from tmcodec.tokenfile.context.backends import NAMES, choose
-from tmcodec.tokenfile.context.coder import context_decode, context_encode
+from tmcodec.tokenfile.context.coder import Source, context_decode, context_encode
+from tmcodec.tokenfile.context.tables import find_pair_tables
+from tmcodec.training.context_layers import held_out, places
 from tmcodec.training.corpus import Scene, load_scenes
 from tmcodec.training.mini import VAL_FOLDERS
 
@@ -188,6 +197,61 @@ def run(modality: Modality, data: Path, markdown: bool) -> None:
         print(("\n" if markdown else "") + seasons(dates) + ("\n" if markdown else ""), flush=True)
 
 
+def pair_line(own: Tokenizer, other: Tokenizer, data: Path) -> str | None:
+    """Format what the reference saves; None where the pair has no tables or no place."""
+    if find_pair_tables(own.sha256, other.sha256) is None:
+        return None
+    found = places(data, "val", own.modality, other.modality)
+    source, sums = Source(other.levels, other.sha256), np.zeros((len(found), 4))
+    for row, (tokens, reference) in zip(sums, held_out(own, other, found), strict=True):
+        for part, beside in zip(chunks(tokens), chunks(reference), strict=True):
+            alone = len(encode_tokens(part, own.levels, own.sha256)[1])
+            with_tables = context_encode(part, own.levels, own.sha256, beside, source)
+            # Two bytes more in a file: where the reference lies.
+            without = context_encode(part, own.levels, own.sha256, beside, Source(other.levels, bytes(32)))
+            assert with_tables is not None and without is not None
+            row += part.size, alone, min(alone, len(with_tables) + 2), min(alone, len(without) + 2)
+    bits = 8 * sums.sum(0)[1:] / sums.sum(0)[0]
+    gains = 1 - sums[:, 2] / sums[:, 1]
+    cells = [
+        f"{own.name} after {other.name}",
+        str(len(found)),
+        f"{sums.sum(0)[0]:.0f}",
+        *(f"{b:.2f}" for b in bits),
+    ]
+    cells += [f"{1 - bits[1] / bits[0]:.1%}", f"{gains.min():.1%}", f"{gains.max():.1%}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def layers_table(data: Path) -> None:
+    """Print what earlier layers save."""
+    print(
+        "| pair | places | tokens | alone | after | table 0 | saved | worst place | best place |\n"
+        + "|---" * 9
+        + "|"
+    )
+    tokenizers = {m: tmcodec.load_tokenizer(default_model(m), device="cpu") for m in MODALITIES}
+    for own, other in itertools.permutations(tokenizers.values(), 2):
+        text = pair_line(own, other, data)
+        if text is not None:
+            print(text, flush=True)
+    single: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("S2L2A", "S2RGB", "NDVI", "LULC", "S1RTC", "DEM"):
+            scenes = load_scenes(data, "val", MODALITIES[name], {name: 1.0})
+            (scene,) = (s for s in scenes if "terramesh_38D_378R_2_3" in s.name)
+            single[name] = scene_file(scene, MODALITIES[name], Path(folder))
+    target = io.BytesIO()
+    tmcodec.stack([io.BytesIO(d) for d in single.values()], target)
+    with TokenFile.open(target) as file:
+        parts = []
+        for name, content in single.items():
+            with TokenFile.open(io.BytesIO(content)) as one:
+                parts.append(f"{name} {one[name].payload_bytes} -> {file[name].payload_bytes}")
+    before, after = sum(map(len, single.values())), len(target.getvalue())
+    print(f"\nOne place, files of {before} bytes in one of {after}; chunks: {', '.join(parts)}")
+
+
 def speed(data: Path) -> None:
     """Print tokens a second of processor time of each backend, coding and decoding a full chunk."""
     modality = MODALITIES["S2L2A"]
@@ -228,7 +292,11 @@ def main() -> None:
     ap.add_argument("--modality", action="append", choices=list(MODALITIES))
     ap.add_argument("--markdown", action="store_true")
     ap.add_argument("--no-speed", action="store_true")
+    ap.add_argument("--layers", action="store_true", help="what earlier layers save")
     args = ap.parse_args()
+    if args.layers:
+        layers_table(args.data)
+        return
     head = ["tokens of", "scenes", "tokens", "raw", "zstd", "order 0", "context", "payload", "file", "worst"]
     print(
         "| " + " | ".join(head) + " |\n" + "|---" * 10 + "|"

@@ -84,7 +84,8 @@ def places(data: Path, split: str, own: Modality, other: Modality) -> list[Place
         for path in sorted((data / split / folder).glob("*.tif"))
     }
     found = []
-    for folder in RECIPES[other.name].folders:
+    # To train on, also what the reference's tokenizer was trained on besides its own modality.
+    for folder in RECIPES[other.name].folders if split == "train" else (other.name,):
         for path in sorted((data / split / folder).glob("*.tif")):
             values, valid = READERS[other.name](path, other.bands)
             weight = float(values.shape[1] * values.shape[2]) ** 0.5
