@@ -72,7 +72,8 @@ def fit_components(values: Float, valid: Bool, count: int) -> Components:
     if bands == 1:
         mean, axes = np.zeros(1, np.float32), np.ones((1, 1), np.float32)
     else:
-        mean = chosen.mean(axis=1, dtype=np.float64).astype(np.float16).astype(np.float32)
+        mean = chosen.mean(axis=1, dtype=np.float64).clip(-65504, 65504)  # float16 ends there
+        mean = mean.astype(np.float16).astype(np.float32)
         covariance = np.cov(chosen.astype(np.float64)) if chosen.shape[1] > 1 else np.eye(bands)
         vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :count]
         axes = (np.round(vectors * 127) / 127).astype(np.float32)

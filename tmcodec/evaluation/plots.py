@@ -192,11 +192,12 @@ def _scenes(path: Path, report: Report) -> bool:
         points = [(e.values.get(report.score, math.nan), names.index(e.scene)) for e in report.of(method.key)]
         if points:
             tokenizer = method.kind == "tokenizer"
-            marker = "s" if tokenizer else ("D" if method.headers == "none" else "o")
+            marker = "|" if tokenizer else ("D" if method.headers == "none" else "o")
             axes.plot(
                 *zip(*points, strict=True), marker, color=colour_of(report, method), label=method.title,
-                ms=8 if tokenizer else 5, mfc=None if method.title.find("unquantized") < 0 else "white",
-                alpha=0.9, zorder=5 if tokenizer else 3,
+                ms=17 if tokenizer else 6, mew=3 if tokenizer else 1, zorder=3 if tokenizer else 4,
+                mfc="white" if "unquantized" in method.title else None,
+                mec="white" if method.kind == "codec" else None,
             )
     axes.set_yticks(range(len(names)), [_ellipsis(n) for n in names], fontsize=7)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -284,7 +285,7 @@ def _has(report: Report, measure: str) -> bool:
 def _worst(path: Path, report: Report, tiles: Sequence[Tile], modality: Modality) -> None:
     """Draw one row a tile: original, tokenizers at their first and last steps, best codec."""
     columns = _tile_columns(report)
-    fig = figure(2.1 * (len(columns) + 1), 2.3 * len(tiles) + 0.5)
+    fig = figure(2.1 * (len(columns) + 1), 2.13 * len(tiles) + 0.4)
     grid = fig.subplots(len(tiles), len(columns) + 1, squeeze=False)
     for place, (row, tile) in enumerate(zip(grid, tiles, strict=True)):
         picture, ranges = render_rgb(tile.original, tile.valid, modality)
