@@ -31,7 +31,11 @@ def test_shares_add_up_and_fit(total: int, shares: list[float], data: st.DataObj
 
 def test_shares_are_kept_where_there_is_room() -> None:
     assert allot(10, np.array([0.5, 0.3, 0.2]), np.array([99, 99, 99])).tolist() == [5, 3, 2]
-    assert allot(10, np.array([0.5, 0.3, 0.2]), np.array([2, 99, 99])).tolist() == [2, 5, 3]  # 8 as 3 to 2, rounded
+    assert allot(10, np.array([0.5, 0.3, 0.2]), np.array([2, 99, 99])).tolist() == [
+        2,
+        5,
+        3,
+    ]  # 8 as 3 to 2, rounded
     assert allot(7, np.array([1.0, 0.0, 0.0]), np.array([4, 9, 0])).tolist() == [4, 3, 0]
 
 

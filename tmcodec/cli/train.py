@@ -103,7 +103,9 @@ def generator_command(stage: str, args: tuple[str, ...]) -> None:
 
 @command.command("tokens", cls=Command, context_settings=_FORWARD)
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.option("--part", type=(int, int), default=(0, 1), metavar="I N", help="Write every N-th shard from shard I.")
+@click.option(
+    "--part", type=(int, int), default=(0, 1), metavar="I N", help="Write every N-th shard from shard I."
+)
 @options(json_option, debug_option)
 def tokens_command(args: tuple[str, ...], part: tuple[int, int], as_json: bool) -> None:
     """Write a corpus of aligned token grids: tokenize once, train many times.

@@ -19,7 +19,8 @@ Place = dict[str, Crop]
 COMPUTED = ("NDVI", "S2RGB")
 """What is computed from Sentinel-2 after its radiometry was changed, so that it goes with it."""
 STRETCH = (0.2, 99.0)
-"""Percentiles of a crop that a true-colour picture is stretched over; nearest to TerraMesh's own of those tried."""
+"""Percentiles of a crop that a true-colour picture is stretched over; nearest to TerraMesh's own of those
+tried."""
 TRIES = 50
 
 
@@ -70,7 +71,9 @@ class AlignedRasters:
         self.optical = next((m for m, f in self.rasters.items() if f.modality.optical), None)
         wrong = [m for m in self.compute if m not in COMPUTED or m in self.rasters or self.optical is None]
         if wrong:
-            raise ConfigError(f"{wrong[0]} cannot be computed here; a Sentinel-2 folder gives {' and '.join(COMPUTED)}")
+            raise ConfigError(
+                f"{wrong[0]} cannot be computed here; a Sentinel-2 folder gives {' and '.join(COMPUTED)}"
+            )
         self.places = self._match(names)
         self.chances = self._chances()
 
@@ -83,9 +86,13 @@ class AlignedRasters:
         """Return the items of each folder that belong together."""
         stems = {m: {p.stem: i for i, p in enumerate(f.files)} for m, f in self.rasters.items()}
         common = set.intersection(*(set(s) for s in stems.values()))
-        found = [{m: s[stem] for m, s in stems.items()} for stem in sorted(common) if fnmatchcase(stem, names)]
+        found = [
+            {m: s[stem] for m, s in stems.items()} for stem in sorted(common) if fnmatchcase(stem, names)
+        ]
         if not found:
-            raise CorpusError(f"no file {names!r} is in all of {', '.join(self.rasters)}; file names must be equal")
+            raise CorpusError(
+                f"no file {names!r} is in all of {', '.join(self.rasters)}; file names must be equal"
+            )
         for place in found:
             self._size(place)
         return found
@@ -100,7 +107,9 @@ class AlignedRasters:
         for modality, size in sizes.items():
             if size != sizes[first]:
                 name = self.rasters[modality].name_of(place[modality])
-                raise CorpusError(f"{name}: {size} pixels, {first} has {sizes[first]}; cut both to one extent")
+                raise CorpusError(
+                    f"{name}: {size} pixels, {first} has {sizes[first]}; cut both to one extent"
+                )
         return sizes[first]
 
     def _chances(self) -> npt.NDArray[np.float64]:
@@ -120,7 +129,9 @@ class AlignedRasters:
             crops = self._turned(self._warped(self._read(rng), rng), rng)
             if min(float(valid.mean()) for _, valid in crops.values()) >= self.min_valid:
                 return self._finished(crops, rng)
-        raise CorpusError(f"{TRIES} crops in a row had too few valid pixels; lower min_valid or check the data")
+        raise CorpusError(
+            f"{TRIES} crops in a row had too few valid pixels; lower min_valid or check the data"
+        )
 
     def _read(self, rng: np.random.Generator) -> tuple[Place, bool]:
         """Read the same window of all rasters of a place; larger where it is to be warped."""
@@ -144,7 +155,7 @@ class AlignedRasters:
             return {m: _mirrored(*crop, self.side) for m, crop in crops.items()}
         planes = {m: _one_hot(m, values) for m, (values, _) in crops.items()}
         whole = all(valid.all() for _, valid in crops.values())
-        masks = [np.zeros((0, *v.shape[1:]), bool) if whole else v.all(0)[None] for _, v in crops.values()]
+        masks = [np.zeros((0, *v.shape[1:]), bool) if whole else np.all(v, 0, keepdims=True) for _, v in crops.values()]
         values, valid = warp_crop(np.concatenate([*planes.values()]), np.concatenate(masks), self.side, rng)
         out: Place = {}
         first = 0
@@ -170,7 +181,10 @@ class AlignedRasters:
         for modality, (values, valid) in crops.items():
             values = np.ascontiguousarray(values, np.float32)
             changed = rng.random() < self.radiometry and not MODALITIES[modality].categorical
-            out[modality] = (AUGMENT[modality](values, rng) if changed else values, np.ascontiguousarray(valid))
+            out[modality] = (
+                AUGMENT[modality](values, rng) if changed else values,
+                np.ascontiguousarray(valid),
+            )
         for modality in self.compute:
             assert self.optical is not None
             bands = MODALITIES[self.optical].bands
@@ -223,5 +237,3 @@ def computed(values: Values, valid: Mask, bands: Sequence[str], modality: str) -
     low, high = np.percentile(seen, STRETCH)
     shown = np.clip((picked - low) / max(high - low, 1) * 255, 0, 255).round().astype(np.float32)
     return shown, ok
-
-

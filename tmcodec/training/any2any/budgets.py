@@ -1,8 +1,8 @@
 """How many tokens of which modality are shown, and how many are asked for.
 
 As 4M (arXiv 2312.06647) and TerraMind (arXiv 2504.11171) do it: a budget of input tokens and one of target
-tokens are shared among the modalities by a Dirichlet draw each. Small concentrations give samples of nearly one
-modality, large ones even shares. What is a target is never an input. Integers and numpy only.
+tokens are shared among the modalities by a Dirichlet draw each. Small concentrations give samples of
+nearly one modality, large ones even shares. What is a target is never an input. Integers and numpy only.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Budgets:
         """Raise ConfigError where a size is out of range."""
         for name, (low, high) in (("inputs", self.inputs), ("targets", self.targets)):
             if not 1 <= low <= high:
-                raise ConfigError(f"budgets.{name} must be two numbers of tokens, the first from 1 to the second")
+                raise ConfigError(
+                    f"budgets.{name} must be two numbers of tokens, the first from 1 to the second"
+                )
         for mixture in self.mixtures:
             values = [*mixture.inputs.values(), *mixture.targets.values(), mixture.weight]
             if min(values, default=0) < 0 or not mixture.weight > 0:
@@ -119,8 +121,8 @@ def draw_counts(
     Returns
     -------
     inputs, targets
-        int64 ``(len(modalities),)``. At least one target; inputs and targets of a modality together are at most
-        `room`.
+        int64 ``(len(modalities),)``. At least one target; inputs and targets of a modality together are at
+        most `room`.
 
     Raises
     ------
@@ -130,7 +132,8 @@ def draw_counts(
     usable = [m for m in budgets.mixtures if _fits(m, modalities)]
     if not usable:
         raise ConfigError(
-            f"no mixture of budgets has inputs and targets among {', '.join(modalities)}; add one to the configuration"
+            f"no mixture of budgets has inputs and targets among {', '.join(modalities)}; add one to the "
+            "configuration"
         )
     weights = np.array([m.weight for m in usable])
     mixture = usable[int(rng.choice(len(usable), p=weights / weights.sum()))]
@@ -153,7 +156,9 @@ def draw_counts(
 
 def _fits(mixture: Mixture, modalities: Sequence[str]) -> bool:
     """Tell whether a mixture has something to show and something to ask for."""
-    return all(any(alphas.get(m, 0.0) > 0 for m in modalities) for alphas in (mixture.inputs, mixture.targets))
+    return all(
+        any(alphas.get(m, 0.0) > 0 for m in modalities) for alphas in (mixture.inputs, mixture.targets)
+    )
 
 
 def _dirichlet(alphas: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -169,7 +174,8 @@ def draw_positions(
 ) -> tuple[Counts, Counts]:
     """Draw which positions of each sample's window are shown and which are asked for.
 
-    Invalid tokens come last: they are used only where there are not enough others, and then the caller masks them.
+    Invalid tokens come last: they are used only where there are not enough others, and then the caller
+    masks them.
 
     Parameters
     ----------

@@ -70,8 +70,9 @@ class WindowSizes:
 class TokenBatches:
     """Batches by number.
 
-    All samples of a batch have the same modalities, the same grid and the same numbers of shown and asked tokens, so
-    that nothing is padded; places and positions differ. Accumulate several batches a step for more variety.
+    All samples of a batch have the same modalities, the same grid and the same numbers of shown and asked
+    tokens, so that nothing is padded; places and positions differ. Accumulate several batches a step for
+    more variety.
 
     Parameters
     ----------
@@ -101,9 +102,9 @@ class TokenBatches:
     def __getitem__(self, number: int) -> Batch:
         """Return a batch: ``number``, ``grid`` (rows, cols), and ``inputs`` and ``targets`` by modality.
 
-        A part has ``values`` (int64 ``(B, n)`` tokens; or float32 ``(B, C, h, w)`` normalised pixels, their name ending
-        in ``/pixels``), ``positions`` int64 ``(B, n)`` row by row in the grid, and ``padding`` bool ``(B, n)``, true
-        where a token stands for no data.
+        A part has ``values`` (int64 ``(B, n)`` tokens; or float32 ``(B, C, h, w)`` normalised pixels, their
+        name ending in ``/pixels``), ``positions`` int64 ``(B, n)`` row by row in the grid, and ``padding``
+        bool ``(B, n)``, true where a token stands for no data.
         """
         rng = np.random.default_rng([self.seed, number])
         stacks = self.kinds[int(rng.choice(len(self.kinds), p=self.chances))]
@@ -112,7 +113,12 @@ class TokenBatches:
         first = stacks[0]
         names = [*first.modalities, *(m + PIXELS for m in sorted(first.pixels))]
         shown, asked = draw_counts(self.budgets, names, rows * cols, rng)
-        batch: Batch = {"number": torch.tensor(number), "grid": torch.tensor([rows, cols]), "inputs": {}, "targets": {}}
+        batch: Batch = {
+            "number": torch.tensor(number),
+            "grid": torch.tensor([rows, cols]),
+            "inputs": {},
+            "targets": {},
+        }
         for name, n_in, n_out in zip(names, shown.tolist(), asked.tolist(), strict=True):
             if n_in or n_out:
                 self._add(batch, name, places, (rows, cols), (n_in, n_out), rng)
@@ -128,7 +134,9 @@ class TokenBatches:
         return rows, cols
 
     @staticmethod
-    def _place(stacks: Sequence[Stack], rows: int, cols: int, rng: np.random.Generator) -> tuple[Stack, int, int, int]:
+    def _place(
+        stacks: Sequence[Stack], rows: int, cols: int, rng: np.random.Generator
+    ) -> tuple[Stack, int, int, int]:
         """Draw a grid and the corner of a window in it; larger grids count for more."""
         sizes = np.array([float(np.prod(s.shape)) for s in stacks])
         stack = stacks[int(rng.choice(len(stacks), p=sizes / sizes.sum()))]
@@ -185,7 +193,8 @@ def cut_pixels(stack: Stack, modality: str, item: int, rows: slice, cols: slice)
 def group_stacks(
     corpora: Sequence[TokenCorpus], weights: Sequence[float]
 ) -> tuple[list[tuple[Stack, ...]], list[float]]:
-    """Put stacks of the same modalities together, source by source; a kind's weight is its share of the source."""
+    """Put stacks of the same modalities together, source by source; a kind's weight is its share of the
+    source."""
     kinds: list[tuple[Stack, ...]] = []
     chances: list[float] = []
     for corpus, weight in zip(corpora, weights, strict=True):
@@ -263,7 +272,9 @@ class TokenData(LightningDataModule):
     ) -> None:
         super().__init__()
         if min(batch, epoch, val_batches) < 1 or not train:
-            raise ConfigError("data.batch, data.epoch and data.val_batches must be above 0, and data.train not empty")
+            raise ConfigError(
+                "data.batch, data.epoch and data.val_batches must be above 0, and data.train not empty"
+            )
         self.sources = {"train": train, "val": val or []}
         self.budgets, self.window = budgets, window or WindowSizes()
         budgets.check()
@@ -301,7 +312,8 @@ class TokenData(LightningDataModule):
                     if known.setdefault(modality, made) != made:
                         raise ConfigError(
                             f"{modality} is by {made.name} ({made.sha256[:12]}) in one source and by "
-                            f"{known[modality].name} ({known[modality].sha256[:12]}) in another; encode all with one"
+                            f"{known[modality].name} ({known[modality].sha256[:12]}) in another; "
+                            "encode all with one"
                         )
         return known
 

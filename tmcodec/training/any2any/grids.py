@@ -47,7 +47,8 @@ class Stack:
     valid
         By modality, bool of the same shape.
     pixels
-        By modality where there are any: ``(n, C, rows * patch, cols * patch)`` in physical units, mapped from files.
+        By modality where there are any: ``(n, C, rows * patch, cols * patch)`` in physical units, mapped
+        from files.
     """
 
     tokens: dict[str, Tokens]
@@ -85,8 +86,8 @@ class TokenCorpus:
 def read_corpus(paths: Iterable[str | Path], modalities: Iterable[str] | None = None) -> TokenCorpus:
     """Read token files, each whole.
 
-    A file's layers of equal size and equally many time steps are one `Stack`; every time step is a grid of its
-    own, so that a shard of augmented crops and the file of a real place are read alike.
+    A file's layers of equal size and equally many time steps are one `Stack`; every time step is a grid of
+    its own, so that a shard of augmented crops and the file of a real place are read alike.
 
     Parameters
     ----------
@@ -98,8 +99,8 @@ def read_corpus(paths: Iterable[str | Path], modalities: Iterable[str] | None = 
     Raises
     ------
     CorpusError
-        If there is no file or no wanted layer, layers of a file differ in size, or a modality's tokens were made by
-        two tokenizers.
+        If there is no file or no wanted layer, layers of a file differ in size, or a modality's tokens
+        were made by two tokenizers.
     """
     wanted = None if modalities is None else set(modalities)
     stacks: list[Stack] = []
@@ -169,7 +170,9 @@ def _mapped(path: Path, stack: Stack) -> npt.NDArray[np.generic]:
         raise CorpusError(f"{path}: not a readable array ({error})") from error
     count, rows, cols = stack.shape
     if pixels.ndim != 4 or pixels.shape[0] != count or pixels.shape[2] * cols != pixels.shape[3] * rows:
-        raise CorpusError(f"{path}: {pixels.shape} pixels do not go with {count} grids of {rows} x {cols} tokens")
+        raise CorpusError(
+            f"{path}: {pixels.shape} pixels do not go with {count} grids of {rows} x {cols} tokens"
+        )
     return pixels
 
 
@@ -180,7 +183,9 @@ def _check_layer(path: Path, layer: Layer, stack: Stack, known: dict[str, Tokeni
         raise CorpusError(f"{path}: two layers of {meta.modality}; leave one out")
     shape = (len(meta.times), meta.rows, meta.cols)
     if stack.tokens and shape != stack.shape:
-        raise CorpusError(f"{path}: layer {meta.name!r} has {shape} dates, rows, columns, others {stack.shape}")
+        raise CorpusError(
+            f"{path}: layer {meta.name!r} has {shape} dates, rows, columns, others {stack.shape}"
+        )
     made = TokenizerId(meta.tokenizer, meta.weights_sha256.hex(), meta.levels)
     first = known.setdefault(meta.modality, made)
     if first != made:

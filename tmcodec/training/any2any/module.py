@@ -25,9 +25,9 @@ from tmcodec.networks.generator.config import (
 )
 from tmcodec.networks.generator.embeddings import TargetEmbedding
 from tmcodec.networks.generator.model import Encoded, Generator, Part
-from tmcodec.training.any2any.softmax import sampled_cross_entropy
 from tmcodec.training.any2any.data import PIXELS, Batch, TokenData
 from tmcodec.training.any2any.grids import TokenizerId
+from tmcodec.training.any2any.softmax import sampled_cross_entropy
 from tmcodec.training.any2any.starting import CONFIG_KEY, TOKENIZERS_KEY, copy_fitting, open_start
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 
@@ -98,16 +98,16 @@ class Any2AnyModule(LightningModule):
     net
         Sizes and modalities.
     start
-        A generator's weights file, or a run's ``.ckpt`` (its averaged weights), whose tensors of equal name and shape
-        are copied.
+        A generator's weights file, or a run's ``.ckpt`` (its averaged weights), whose tensors of equal
+        name and shape are copied.
     optimizer
         See `OptimizerOptions`. Muon moves the matrices of the blocks, AdamW the rest.
     normalise
-        ``"modality"``: the mean of the targets' mean cross-entropies, each over the logarithm of its vocabulary, so
-        that every modality counts alike; ``"token"``: the mean over all tokens asked for.
+        ``"modality"``: the mean of the targets' mean cross-entropies, each over the logarithm of its
+        vocabulary, so that every modality counts alike; ``"token"``: the mean over all tokens asked for.
     negatives
-        Tokens of the vocabulary, beside those asked for, that a training step's softmax sums over; they stand for all
-        others. 0 sums over all, as validation always does.
+        Tokens of the vocabulary, beside those asked for, that a training step's softmax sums over; they
+        stand for all others. 0 sums over all, as validation always does.
     seed
         Of the first weights. What a step draws depends on the number of its batch.
     """
@@ -143,7 +143,8 @@ class Any2AnyModule(LightningModule):
         Raises
         ------
         ConfigError
-            If the data have a modality or levels that the network has not, or a checkpoint was trained on others.
+            If the data have a modality or levels that the network has not, or a checkpoint was trained on
+            others.
         """
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, TokenData):
@@ -152,14 +153,15 @@ class Any2AnyModule(LightningModule):
         for modality, made in found.items():
             spec = self.net.cfg.find(modality, "tokens")
             if spec is None:
-                raise ConfigError(f"the data have {modality}, the network has not; add it to model.net.tokens")
-            if tuple(made.levels) != spec.levels:
-                raise ConfigError(f"{made.name} has levels {made.levels}, the network's {modality} {spec.levels}")
-            if self.tokenizers.setdefault(modality, made) != made:
                 raise ConfigError(
-                    f"the checkpoint was trained on {modality} by {self.tokenizers[modality].name}, the data are by "
-                    f"{made.name} ({made.sha256[:12]}); give it as model.start to go on with other tokens"
+                    f"the data have {modality}, the network has not; add it to model.net.tokens"
                 )
+            if tuple(made.levels) != spec.levels:
+                raise ConfigError(
+                    f"{made.name} has levels {made.levels}, the network's {modality} {spec.levels}"
+                )
+            if self.tokenizers.setdefault(modality, made) != made:
+                raise ConfigError(other_tokens(modality, self.tokenizers[modality], made))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what rebuilds the network, and whose tokens it speaks."""
@@ -169,15 +171,14 @@ class Any2AnyModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, or of other tokens."""
         if json.loads(checkpoint[CONFIG_KEY]) != json.loads(json.dumps(self.net.cfg.to_dict())):
-            raise ConfigError("the checkpoint is of a network of other sizes than model.net; resume with its own config")
+            raise ConfigError(
+                "the checkpoint is of a network of other sizes than model.net; resume with its own config"
+            )
         saved = json.loads(checkpoint[TOKENIZERS_KEY])
         before = {m: TokenizerId(t["name"], t["sha256"], tuple(t["levels"])) for m, t in saved.items()}
         for modality, made in before.items():
             if self.tokenizers.get(modality, made) != made:
-                raise ConfigError(
-                    f"the checkpoint was trained on {modality} by {made.name} ({made.sha256[:12]}), the data are by "
-                    f"{self.tokenizers[modality].name}; give it as model.start to go on with other tokens"
-                )
+                raise ConfigError(other_tokens(modality, made, self.tokenizers[modality]))
         self.tokenizers = {**before, **self.tokenizers}
 
     # ----------------------------------------------------------------------- steps
@@ -251,7 +252,9 @@ class Any2AnyModule(LightningModule):
     def _evaluate(self, batch: Batch, part: str) -> None:
         losses, counts = self.cross_entropies(batch)
         options: dict[str, Any] = {"on_epoch": True, "on_step": False, "sync_dist": True}
-        self.log(f"{part}/loss", self.total(losses, counts), prog_bar=True, batch_size=batch_size(batch), **options)
+        self.log(
+            f"{part}/loss", self.total(losses, counts), prog_bar=True, batch_size=batch_size(batch), **options
+        )
         for modality, value in losses.items():
             self.log(f"{part}/{modality}", value, batch_size=int(counts[modality].clamp_min(1)), **options)
 
@@ -279,9 +282,19 @@ class Any2AnyModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def other_tokens(modality: str, before: TokenizerId, now: TokenizerId) -> str:
+    """Return what is said where a checkpoint's tokens are not the data's."""
+    return (
+        f"the checkpoint was trained on {modality} by {before.name} ({before.sha256[:12]}), the data are by "
+        f"{now.name} ({now.sha256[:12]}); give it as model.start to go on with other tokens"
+    )
+
+
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Tell whether a parameter is a matrix of a block: what Muon is for; embeddings and logits are not."""
-    return parameter.ndim == 2 and name.startswith(("net.encoder.", "net.decoder.", "net.decoder_proj_context."))
+    return parameter.ndim == 2 and name.startswith(
+        ("net.encoder.", "net.decoder.", "net.decoder_proj_context.")
+    )
 
 
 def grid_of(batch: Mapping[str, Any]) -> tuple[int, int]:
@@ -293,5 +306,3 @@ def grid_of(batch: Mapping[str, Any]) -> tuple[int, int]:
 def batch_size(batch: Mapping[str, Any]) -> int:
     """Return the number of samples."""
     return len(next(iter(batch["targets"].values()))["positions"])
-
-

@@ -20,8 +20,9 @@ def sampled_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of tokens, the softmax's sum estimated.
 
-    Exact are the terms of all tokens that occur in `tokens`; of the others, `negatives` are drawn evenly and stand
-    for all: the estimate of the sum is unbiased, and with all of them drawn the result is the full cross-entropy.
+    Exact are the terms of all tokens that occur in `tokens`; of the others, `negatives` are drawn evenly
+    and stand for all: the estimate of the sum is unbiased, and with all of them drawn the result is the
+    full cross-entropy.
 
     Parameters
     ----------

@@ -23,7 +23,8 @@ TOKENIZERS_KEY = "generator_tokenizers"
 
 
 def read_checkpoint(path: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dict[str, TokenizerId]]:
-    """Read a run's checkpoint as plain tensors: configuration, weights (averaged where there are any), tokenizers.
+    """Read a run's checkpoint as plain tensors: configuration, weights (averaged where there are any),
+    tokenizers.
 
     Raises
     ------
@@ -40,12 +41,14 @@ def read_checkpoint(path: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dic
         }
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError,
             AttributeError, IndexError) as err:  # fmt: skip
-        raise WeightsError(f"{path}: not a checkpoint of a generator's training ({type(err).__name__})") from err
+        raise WeightsError(
+            f"{path}: not a checkpoint of a generator's training ({type(err).__name__})"
+        ) from err
     return cfg, {n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")}, made
 
 
 def generator_of_checkpoint(path: Path) -> tuple[Generator, dict[str, TokenizerId]]:
-    """Rebuild the network of a run's checkpoint, averaged weights, evaluation mode, and return its tokenizers too.
+    """Rebuild the network of a run's checkpoint for evaluation, with averaged weights; also its tokenizers.
 
     Raises
     ------

@@ -2,9 +2,9 @@
 
     tmcodec train tokens -c configs/any2any/mini-tokens.yaml
 
-A shard is a token file like any other: its layers are the modalities, and each of its time steps is one augmented
-crop. So `tmcodec info`, `verify` and `decode --time` look into it, and a run reads shards and token files of
-real places alike.
+A shard is a token file like any other: its layers are the modalities, and each of its time steps is one
+augmented crop. So `tmcodec info`, `verify` and `decode --time` look into it, and a run reads shards and
+token files of real places alike.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class TokenPlan:
     tokenizers
         By modality: embedded or imported names, or files. Others take the newest embedded one.
     pixels
-        Modalities whose pixels are kept beside the shards (``.npy``, float32, physical units), for transformers that
-        take pixels.
+        Modalities whose pixels are kept beside the shards (``.npy``, float32, physical units), for
+        transformers that take pixels.
     shard
         Crops a shard.
     seed
@@ -73,7 +73,9 @@ class TokenPlan:
         known = {m for group in self.groups for m in group.modalities}
         for modality in (*self.tokenizers, *self.pixels):
             if modality not in known:
-                raise ConfigError(f"{modality} is in none of the groups; they have {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"{modality} is in none of the groups; they have {', '.join(sorted(known))}"
+                )
 
     @property
     def modalities(self) -> list[str]:
@@ -94,7 +96,9 @@ class TokenPlan:
         for m in self.modalities:
             loaded[m] = load_tokenizer(self.tokenizers.get(m) or default_model(m), self.device)
             if loaded[m].modality.name != m:
-                raise ConfigError(f"{loaded[m].name} is for {loaded[m].modality.name}, not for {m}; mend tokenizers")
+                raise ConfigError(
+                    f"{loaded[m].name} is for {loaded[m].modality.name}, not for {m}; mend tokenizers"
+                )
         return loaded
 
 
@@ -124,7 +128,8 @@ def shards_of(plan: TokenPlan) -> list[Shard]:
 def write_corpus(plan: TokenPlan, part: tuple[int, int] = (0, 1), report: Report | None = None) -> list[Path]:
     """Write the shards of a plan.
 
-    Crop number n of a group is a function of the seed and n alone, so several processes may each write a part.
+    Crop number n of a group is a function of the seed and n alone, so several processes may each write a
+    part.
 
     Parameters
     ----------
@@ -143,8 +148,8 @@ def write_corpus(plan: TokenPlan, part: tuple[int, int] = (0, 1), report: Report
     Raises
     ------
     TmcodecError
-        What a raster or tokenizer raises; TargetExistsError where a shard is there and `plan.overwrite` is off.
-        Shards that are finished stay.
+        What a raster or tokenizer raises; TargetExistsError where a shard is there and `plan.overwrite` is
+        off. Shards that are finished stay.
     """
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"part {part[0]}/{part[1]}: the first number counts from 0 and is below the second")
@@ -179,7 +184,10 @@ def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[s
                     kept[modality].append(values)
             time += len(batch)
         for modality, parts in kept.items():
-            with atomic_path(pixel_file(path, modality), plan.overwrite) as temporary, temporary.open("wb") as file:
+            with (
+                atomic_path(pixel_file(path, modality), plan.overwrite) as temporary,
+                temporary.open("wb") as file,
+            ):
                 np.save(file, np.concatenate(parts), allow_pickle=False)
 
 
@@ -195,8 +203,9 @@ def layer_of(tok: Tokenizer, side: int, count: int) -> LayerMeta:
     row = get_modality(tok.modality.name)
     return LayerMeta(
         name=row.name, modality=row.name, tokenizer=tok.name, weights_sha256=tok.sha256, levels=tok.levels,
-        width=side, height=side, dtype="float32", bands=row.bands, patch=tok.patch, tile=tok.tile, chunk=CHUNK,
-        units=row.units, s2_offset="present" if row.optical else "", times=(None,) * count,
+        width=side, height=side, dtype="float32", bands=row.bands, units=row.units,
+        patch=tok.patch, tile=tok.tile, chunk=CHUNK,
+        s2_offset="present" if row.optical else "", times=(None,) * count,
     )  # fmt: skip
 
 
@@ -208,5 +217,7 @@ def write_grid(
     for r in range(0, rows, CHUNK):
         for c in range(0, rows, CHUNK):
             part = tokens[r : r + CHUNK, c : c + CHUNK]
-            mask = None if whole else valid[:, r * 16 : (r + CHUNK) * 16, c * 16 : (c + CHUNK) * 16].all(0)[None]
+            mask = (
+                None if whole else valid[:, r * 16 : (r + CHUNK) * 16, c * 16 : (c + CHUNK) * 16].all(0)[None]
+            )
             writer.write_chunk(layer, time, r // CHUNK, c // CHUNK, part, mask)
