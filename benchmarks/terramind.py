@@ -204,9 +204,15 @@ def memory(folder: Path) -> list[list[str]]:
 
 def compile_rows(batch: int, repeat: int, tasks: list[str]) -> list[list[str]]:
     """Return rows of ours through torch.compile beside ours without: first use, then each use."""
-    from tmcodec.codec.terramind import TerraMindTokenizer
+    from parity_helpers import as_checkpoint
 
-    plain, rows = both()[1], []
+    from tmcodec.codec.terramind import TerraMindTokenizer
+    from tmcodec.codec.terramind_models import OFFICIAL
+    from tmcodec.networks.terramind.net import DecoderHalf, EncoderHalf
+
+    cfg, rows = OFFICIAL[NAME].config, []
+    state = {**EncoderHalf(cfg).state_dict(), **DecoderHalf(cfg).state_dict()}
+    plain = TerraMindTokenizer(as_checkpoint(NAME, state), "cpu", "fp32")
     x = torch.randn(batch, 12, SIZE, SIZE) * plain.std + plain.mean
     tokens = plain.encode(x)
     for precision, task in itertools.product(("fp32", "bf16"), tasks):
