@@ -84,7 +84,7 @@ def test_what_follows_from_the_reference_is_learnt() -> None:
     net = context.FloatNetwork(base, slots)
     model = context.fit(net, base, [pair() for _ in range(80)], held, plan, context_layers.coarser)
     assert overflow(model) is None
-    # Right three times of four and by chance once in twelve of the rest: 1.57 bits; 3.5 without the reference.
+    # Right three times of four, and once in twelve of the rest: 1.57 bits; 3.5 without the reference.
     bits = context.coded_bits(model, held)
     assert 1.5 < bits < 2.1
     again = unpack_pair_tables(pack_pair_tables(PairTables(bytes(32), bytes(32), 1, model))).model

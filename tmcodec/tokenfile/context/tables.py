@@ -276,7 +276,7 @@ def find_tables(tokenizer: bytes, number: int | None = None) -> Tables | None:
 @lru_cache(maxsize=32)
 def find_pair_tables(tokenizer: bytes, reference: bytes, number: int | None = None) -> PairTables | None:
     """Return the tables of a tokenizer's chunks after another's, as `find_tables` does."""
-    data = _file(tokenizer + reference, number)
+    data = _file(tokenizer + reference, number) if len(tokenizer) == len(reference) == 32 else None
     return None if data is None else unpack_pair_tables(data)
 
 
