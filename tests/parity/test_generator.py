@@ -298,7 +298,10 @@ def test_backbone_in_terratorchs_registry(tmp_path: Path) -> None:
     )
     model = EncoderDecoderFactory().build_model(
         task="segmentation", backbone=backbone, decoder="FCNDecoder", num_classes=3,
-        necks=[{"name": "SelectIndices", "indices": [-1]}, {"name": "ReshapeTokensToImage"}],
+        necks=[
+            {"name": "SelectIndices", "indices": [-1]},
+            {"name": "ReshapeTokensToImage", "remove_cls_token": False},
+        ],
     )  # fmt: skip
     out = model(torch.randn(2, 2, 64, 64)).output
     assert out.shape == (2, 3, 64, 64)
