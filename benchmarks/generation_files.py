@@ -122,13 +122,13 @@ from tmcodec.generation.files import generate_files
 from tmcodec.generation.models import load_generator
 from tmcodec.generation.settings import Settings
 report = generate_files(load_generator(sys.argv[1]), sys.argv[2], sys.argv[3], ["LULC"], overwrite=True,
-                        settings=Settings(decoding_steps=1), overlap=0)
+                        settings=Settings(decoding_steps=1), overlap=0, batch_size=4)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
 
 
 def memory(gen: LoadedGenerator, folder: Path, sizes: tuple[int, ...]) -> None:
-    """Print the peak memory of processes of their own, by the size of the raster."""
+    """Print the peak memory of processes of their own, four tiles at once, by the size of the raster."""
     for size in sizes:
         raster, tokens = folder / f"{size}.tif", folder / f"{size}.tmc"
         repeated_scene(raster, size)

@@ -37,7 +37,9 @@ from tmcodec.generation.settings import Settings
 from tmcodec.generation.sources import MapGrid
 from tmcodec.generation.tiles import Strip, tile_borders, tile_starts, tile_windows
 from tmcodec.generation.tiling import centre, tile_coordinates
+from tmcodec.networks.generator.model import Encoded
 from tmcodec.rasters import Window
+from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 
 MakeScene = Callable[..., Path]
 FAST = Settings(decoding_steps=2)
@@ -201,6 +203,55 @@ def test_independent_tiles_go_in_batches_and_see_nothing_of_each_other(
             tile = np.s_[row : row + 4, col : col + 4]
             assert (made[tile] == given[tile].sum() % 15360).all()
     assert len(net.shown) == 2  # a row of tiles at once
+
+
+class LevelNet(SumNet):
+    """Takes the level of the tokens settled before it, where it is shown any, else one of its own."""
+
+    def encode(self, parts: Any) -> Any:
+        settled = [part for part in parts if part.key == "tok_dem@224"]
+        if not settled:
+            return super().encode(parts)
+        return Encoded(settled[0].values.float().mean(1).round()[:, None, None])
+
+
+def test_levels_do_not_jump_where_overlaps_are_settled(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src, jumps = encode(width=160, height=128), []
+    how = Settings(decoding_steps=1, temperature=0)
+    for overlap in (0, 1):
+        net, out = LevelNet(), src.with_name(f"{overlap}.tmc")
+        generate_files(
+            Loaded(net, tokenizers=loaded.tokenizers), src, out, ["DEM"], settings=how, overlap=overlap
+        )
+        jumps.append(tile_jumps(tokens_of(out, "DEM")[None].astype(np.float32), 4, overlap, patch=1))
+    assert jumps[0].across > 0 and jumps[0].inside == 0
+    assert (jumps[1].across, jumps[1].inside) == (0, 0)
+
+
+def test_large_grids_are_streamed_chunk_by_chunk(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, cols = 140, 68
+    given = np.random.default_rng(0).integers(0, 15360, (rows, cols)).astype(np.int32)
+    tok = load_tokenizer(loaded.tokenizers["DEM"].name)
+    meta = LayerMeta("DEM", "DEM", tok.name, tok.sha256, tok.levels, cols * 16, rows * 16, "int16", ("DEM",))
+    with TokenFileWriter(tmp_path / "dem.tmc", FileMeta((meta,)), coders=(0, 1)) as writer:
+        for row in range(0, rows, 64):
+            for col in range(0, cols, 64):
+                writer.write_chunk(0, 0, row // 64, col // 64, given[row : row + 64, col : col + 64])
+    heights, drop = [], Strip.drop
+
+    def watched(strip: Strip, row: int) -> None:
+        heights.append(strip._rows.shape[1])
+        drop(strip, row)
+
+    monkeypatch.setattr(Strip, "drop", watched)
+    summing, out = Loaded(SumNet(), tokenizers=loaded.tokenizers), tmp_path / "lulc.tmc"
+    how = Settings(decoding_steps=1, temperature=0)
+    generate_files(summing, tmp_path / "dem.tmc", out, ["LULC"], settings=how, overlap=0)
+    tiles = given.astype(np.int64).reshape(rows // 4, 4, cols // 4, 4).sum((1, 3)) % 4375
+    assert np.array_equal(tokens_of(out, "LULC"), tiles.repeat(4, 0).repeat(4, 1))
+    assert len(heights) == 3 and max(heights) <= 64 + 4
 
 
 def test_level_jumps_by_hand() -> None:
