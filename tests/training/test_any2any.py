@@ -313,7 +313,7 @@ def test_a_run_starts_from_another_with_other_tokens(config: Make, tmp_path: Pat
     write_tokens(tmp_path / "other" / "a.tmc", toy_grids(), sha=b"\3" * 32)
     sources = {"train": [{"paths": [str(tmp_path / "other")]}], "val": None}
     last = str(tmp_path / "first" / "last.ckpt")
-    with pytest.raises(ConfigError, match="give it as model.start"):
+    with pytest.raises(ConfigError, match=r"give it as model\.start"):
         fit(config("second", data=sources), f"--ckpt_path={last}")
     module = fit(config("third", data=sources), f"--model.start={last}").model
     assert module.copied == len(module.net.state_dict())
@@ -434,8 +434,8 @@ def test_shards_do_not_depend_on_who_writes_them(plan: Make, tmp_path: Path) -> 
     ("change", "says"),
     [
         ({"shards": 3}, "shards"),
-        ({"tokenizers": {"LULC": "mini-lulc-v1"}}, "LULC is in none of the groups"),
-        ({"tokenizers": {"DEM": "mini-ndvi-v1"}}, "mini-ndvi-v1 is for NDVI"),
+        ({"tokenizers": {"LULC": "mini-lulc-v2"}}, "LULC is in none of the groups"),
+        ({"tokenizers": {"DEM": "mini-ndvi-v2"}}, "mini-ndvi-v2 is for NDVI"),
         ({"group": {"compute": ["LULC"]}}, "LULC cannot be computed"),
         ({"group": {"names": "7*"}}, "no file '7*'"),
         ({"group": {"side": 50}}, "side must be a multiple of 16"),
@@ -457,3 +457,54 @@ def test_rasters_of_one_name_must_be_of_one_size(plan: Make, tmp_path: Path) -> 
     write_raster(tmp_path / "DEM" / "1.tif", "DEM", 64)
     with pytest.raises(CorpusError, match=r"1\.tif: \(64, 64\) pixels, S2L2A has \(96, 96\)"):
         training.read_plan(["-c", str(path)])
+
+
+# --------------------------------------------------------------------------- what ships
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "any2any"
+
+
+@pytest.mark.parametrize("name", ["mini", "base"])
+def test_configurations_instantiate(name: str, config: Make, tmp_path: Path) -> None:
+    config()  # writes the tokens
+    sections = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    small = {"dim": 48, "encoder_depth": 1, "decoder_depth": 1, "heads": 4}
+    sections["model"]["net"].update(small)
+    for part in ("train", "val"):
+        sections["data"][part][0]["paths"] = [str(tmp_path / "tokens")]
+    sections["data"].update(batch=2)
+    sections["trainer"].update(accelerator="cpu", logger=False, precision="32-true")
+    sections["trainer"]["callbacks"] = [
+        c for c in sections["trainer"]["callbacks"] if "Monitor" not in c["class_path"]
+    ]
+    path = tmp_path / "shipped.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    built = training.build(["-c", str(path)], run_it=False)
+    cfg = built.model.net.cfg
+    named = set(sections["model"]["net"]["tokens"])
+    assert {s.modality for s in cfg.modalities if s.kind == "tokens"} == named
+    assert cfg.gated == (name == "base")
+    batch = built.datamodule.loader("train", 1, endless=True).source[0]
+    losses, counts = built.model.cross_entropies(batch)
+    assert torch.isfinite(built.model.total(losses, counts))
+
+
+@pytest.mark.parametrize("name", ["mini-tokens", "mini-val-tokens"])
+def test_token_configurations_find_their_rasters(name: str, tmp_path: Path) -> None:
+    sections = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    stems = {"terramesh_*": "terramesh_a", "ssl4eos12_*": "ssl4eos12_a", "bigearthnet_*": "bigearthnet_a"}
+    for group in sections["groups"]:
+        for source in group["rasters"]:
+            stem = stems.get(group.get("names", "*"), "b")
+            modality = source.get("derive", source["modality"])
+            source["path"] = str(tmp_path / source["path"])
+            write_raster(Path(source["path"]) / f"{stem}.tif", modality)
+            if source.get("class_map"):
+                source["class_map"] = "1:1,2:2,3:3,4:4,5:5,6:6,7:7,8:8,9:9"
+    path = tmp_path / "tokens.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    plan = training.read_plan(["-c", str(path), "--out", str(tmp_path / "out")])
+    everything = {"DEM", "LULC", "NDVI", "S1RTC", "S2L2A", "S2RGB"}
+    assert set(plan.groups[0].modalities) == everything == set(plan.modalities)
+    crop = plan.groups[0].draw(np.random.default_rng(0))
+    assert {v.shape[1:] for v, _ in crop.values()} == {(224, 224)}

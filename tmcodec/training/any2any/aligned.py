@@ -155,7 +155,8 @@ class AlignedRasters:
             return {m: _mirrored(*crop, self.side) for m, crop in crops.items()}
         planes = {m: _one_hot(m, values) for m, (values, _) in crops.items()}
         whole = all(valid.all() for _, valid in crops.values())
-        masks = [np.zeros((0, *v.shape[1:]), bool) if whole else np.all(v, 0, keepdims=True) for _, v in crops.values()]
+        none = 0 if whole else 1  # planes of validity a modality
+        masks = [np.all(valid, 0, keepdims=True)[:none] for _, valid in crops.values()]
         values, valid = warp_crop(np.concatenate([*planes.values()]), np.concatenate(masks), self.side, rng)
         out: Place = {}
         first = 0

@@ -27,6 +27,7 @@ from tmcodec.networks.generator.embeddings import TargetEmbedding
 from tmcodec.networks.generator.model import Encoded, Generator, Part
 from tmcodec.training.any2any.data import PIXELS, Batch, TokenData
 from tmcodec.training.any2any.grids import TokenizerId
+from tmcodec.training.any2any.initial import align_attention
 from tmcodec.training.any2any.softmax import sampled_cross_entropy
 from tmcodec.training.any2any.starting import CONFIG_KEY, TOKENIZERS_KEY, copy_fitting, open_start
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
@@ -108,6 +109,8 @@ class Any2AnyModule(LightningModule):
     negatives
         Tokens of the vocabulary, beside those asked for, that a training step's softmax sums over; they
         stand for all others. 0 sums over all, as validation always does.
+    alike
+        Gain of `tmcodec.training.any2any.initial.align_attention` for the first weights; 0 leaves it out.
     seed
         Of the first weights. What a step draws depends on the number of its batch.
     """
@@ -119,12 +122,15 @@ class Any2AnyModule(LightningModule):
         optimizer: OptimizerOptions | None = None,
         normalise: Literal["modality", "token"] = "modality",
         negatives: int = 2048,
+        alike: float = 2.5,
         seed: int = 0,
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.net = Generator(net.config())
+        if alike:
+            align_attention(self.net, alike)
         self.copied = copy_fitting(self.net, open_start(start)) if start else 0
         self.options = optimizer or OptimizerOptions()
         self.lr = self.options.lr  # under this name the learning-rate finder sets it

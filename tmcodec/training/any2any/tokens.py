@@ -217,7 +217,6 @@ def write_grid(
     for r in range(0, rows, CHUNK):
         for c in range(0, rows, CHUNK):
             part = tokens[r : r + CHUNK, c : c + CHUNK]
-            mask = (
-                None if whole else valid[:, r * 16 : (r + CHUNK) * 16, c * 16 : (c + CHUNK) * 16].all(0)[None]
-            )
+            pixels = valid[:, r * 16 : (r + CHUNK) * 16, c * 16 : (c + CHUNK) * 16]
+            mask = None if whole else np.all(pixels, 0, keepdims=True)
             writer.write_chunk(layer, time, r // CHUNK, c // CHUNK, part, mask)
