@@ -34,13 +34,15 @@ def test_evaluate_prints_and_writes(
     assert plain["modality"] == "S2L2A" and plain["scenes"][0]["width"] == 40
 
 
-def test_evaluate_says_what_is_wrong(run: Run, scene: Path, tmp_path: Path) -> None:
+def test_evaluate_says_what_is_wrong(
+    run: Run, scene: Path, tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
     for status, text, args in (
         (2, "whole numbers", ("--steps", "1,x")),
         (2, "PATTERN=present", ("--s2-offset-of", "S2A*")),
         (1, "no tokenizer", ()),
         (1, "unknown baseline", ("-m", "S2L2A", "--baselines", "gif")),
-        (1, "DEM and S2L2A", ("-m", "DEM", "--tokenizer", "mini-s2l2a-v1")),
+        (1, "DEM and S2L2A", ("-m", "DEM", "--tokenizer", "mini-s2l2a-v2")),
     ):
         assert text in run("evaluate", "--data", scene, *args, status=status).output
     (tmp_path / "none").mkdir()

@@ -18,6 +18,8 @@ import tmcodec
 from tmcodec.errors import EvaluationError, MissingDependencyError, TargetExistsError, TargetFolderError
 from tmcodec.evaluation.folder import report_folder
 from tmcodec.evaluation.report import EQUAL, Report
+from tmcodec.evaluation.scenes import Reading, read_scene
+from tmcodec.modalities import MODALITIES
 
 MakeScene = Callable[..., Path]
 MakeTokenizer = Callable[[str], Path]
@@ -208,6 +210,18 @@ def test_the_offset_by_file_name(make_scene: MakeScene, tokenizer: Path, tmp_pat
     assert (new.name, old.name) == ("mixed/new", "mixed/old")
     first, second = (e.values["rmse"] for e in report.of("tiny-s2l2a@1"))
     assert first != second
+
+
+def test_codecs_are_rounded_as_the_raster_is(make_scene: MakeScene) -> None:
+    """Decoding a token file gives whole digital numbers; what it is compared with must, too."""
+    row = MODALITIES["S2L2A"]
+    scene = read_scene(make_scene(offset="absent"), Reading(row))
+    given = scene.values + np.linspace(-3, 3, scene.values.shape[2], dtype=np.float32)
+    rounded = scene.as_stored(given)
+    assert np.array_equal(rounded, np.rint(given)) and (rounded >= 1000).all()
+    assert replace(scene, step=0.0).as_stored(given) is given
+    fine = replace(scene, step=0.25, origin=0.1).as_stored(given)
+    assert np.abs((fine - 0.1) / 0.25 % 1 - 0.5).min() > 0.49 and np.abs(fine - given).max() <= 0.126
 
 
 # --------------------------------------------------------------------------- folders

@@ -305,6 +305,7 @@ class Run:
                 return
             values = found.values
             entry = replace(entry, bytes=found.bytes, forgiven_bytes=found.forgiven, setting=found.setting)
+        values = scene.as_stored(values)
         if method.factor != EQUAL:  # a point of the rate-distortion plot
             found_score = score(scene.values, values, scene.valid, modality)
             self.entries.append(replace(entry, values=found_score))

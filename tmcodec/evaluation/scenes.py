@@ -70,6 +70,9 @@ class Scene:
         `values` with smooth continuations where nothing is valid, as the codec's networks see them.
     raw_bytes
         ``width * height * bands * itemsize``.
+    step, origin
+        Physical units between neighbouring values of an integer raster (0: the raster is of floats), and the
+        physical value of a stored 0.
     """
 
     name: str
@@ -78,11 +81,20 @@ class Scene:
     valid: Bool = field(repr=False)
     filled: Float = field(repr=False)
     raw_bytes: int
+    step: float = 0.0
+    origin: float = 0.0
 
     @property
     def pixels(self) -> int:
         """Width times height."""
         return self.values.shape[1] * self.values.shape[2]
+
+    def as_stored(self, values: Float) -> Float:
+        """Round a picture as a raster of this one's dtype would; decoding a token file does it, too."""
+        if not self.step:
+            return values
+        step, origin = np.float32(self.step), np.float32(self.origin)
+        return np.rint((values - origin) / step) * step + origin
 
 
 def find_rasters(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -121,13 +133,15 @@ def read_scene(path: Path, how: Reading) -> Scene:
                 size = f"{raster.width} x {raster.height} pixels"
                 raise EvaluationError(f"{size} are more than {how.max_pixels}; raise max_pixels")
             values, valid = raster.read(Window(0, 0, raster.width, raster.height))
-            itemsize = np.dtype(raster.dtype).itemsize
+            dtype = np.dtype(raster.dtype)
+            step = raster.scale if dtype.kind in "iu" else 0.0
+            origin = raster.offset
     except (TmcodecError, OSError) as err:
         raise EvaluationError(_named(path, err)) from err
     if not valid.any():
         raise EvaluationError(f"{path}: no pixel is valid; leave it out, or skip bad rasters")
     filled = fill_invalid(values, valid, how.modality.mean)
-    return Scene(_short(path), path, values, valid, filled, values.size * itemsize)
+    return Scene(_short(path), path, values, valid, filled, values.size * dtype.itemsize, step, origin)
 
 
 def _short(path: Path) -> str:
