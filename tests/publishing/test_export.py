@@ -107,6 +107,8 @@ def test_a_run_becomes_a_folder(run: Path, tmp_path: Path) -> None:
     assert (name, notes["licence"]) == ("my-ndvi-v1", "CC-BY-4.0")
     assert notes["training"] == "stage decoder, 1234 steps"
     assert sha256.hex()[:12] in result.output
+    modes = {p.stat().st_mode for p in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # whoever may read the card may read the weights
     plain = mini_net().state_dict()
     for key, value in net.state_dict().items():
         expected = plain[key] + 0.5 if key.startswith("decoder.") else plain[key]
@@ -177,6 +179,7 @@ def test_the_item_has_what_stac_and_mlm_require(run: Path, tmp_path: Path) -> No
     assert p["mlm:input"][0]["value_scaling"] == [
         {"type": "z-score", "mean": MODALITIES["NDVI"].mean[0], "stddev": MODALITIES["NDVI"].std[0]}
     ]
+    assert (p["mlm:pretrained"], p["mlm:pretrained_source"]) == (True, "old.safetensors")
     weights = item["assets"]["weights"]
     assert "mlm:model" in weights["roles"]
     assert weights["mlm:artifact_type"]
@@ -253,7 +256,7 @@ def test_an_existing_folder_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mini-s2l2a-v1", "terramind-v1-s2l2a", "a/b", "../up", "", "a", "ä-ö", "x" * 200]
+    "name", ["mini-s2l2a-v2", "terramind-v1-s2l2a", "a/b", "../up", "", "a", "ä-ö", "x" * 200]
 )
 def test_bad_names_are_refused(name: str, run: Path, tmp_path: Path) -> None:
     result = export(str(run), "--name", name, "-o", str(tmp_path / "out"))

@@ -144,6 +144,7 @@ def write_rest(folder: Path, facts: Facts) -> None:
     """Write card, item and checksums beside the weights."""
     weights = f"{facts.name}.safetensors"
     (folder / "README.md").write_text(write_card(facts), encoding="utf-8")
+    shutil.copymode(folder / "README.md", folder / weights)  # safetensors lets the owner alone read its files
     known = {n: describe(folder / n) for n in (weights, "README.md")}
     item = json.dumps(make_item(facts, known), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "item.json").write_text(item + "\n", encoding="utf-8")

@@ -76,7 +76,6 @@ def _file(published: Published) -> dict[str, Any]:
 
 def properties(facts: Facts) -> dict[str, Any]:
     """Return the item's properties."""
-    start = facts.recipe.get("model", {}).get("start")
     return {
         "datetime": facts.created,
         "description": f"Tokenizer for {facts.modality.title}: {facts.architecture}.",
@@ -87,8 +86,7 @@ def properties(facts: Facts) -> dict[str, Any]:
         "mlm:framework": "PyTorch",
         "mlm:framework_version": _framework_version(),
         "mlm:total_parameters": facts.parameters,
-        "mlm:pretrained": True,
-        **({"mlm:pretrained_source": str(start)} if start else {}),
+        **pretraining(facts),
         "mlm:accelerator_constrained": False,
         "mlm:input": [model_input(facts)],
         "mlm:output": [tokens_output(facts), pixels_output(facts)],
@@ -100,6 +98,15 @@ def properties(facts: Facts) -> dict[str, Any]:
             "steps": facts.steps,
         },
     }
+
+
+def pretraining(facts: Facts) -> dict[str, Any]:
+    """Say whether other weights came first, and which; nothing where the recipe is not known."""
+    model = facts.recipe.get("model")
+    if model is None:
+        return {}
+    start = model.get("start")
+    return {"mlm:pretrained": start is not None, "mlm:pretrained_source": start}
 
 
 def _framework_version() -> str:
