@@ -12,7 +12,7 @@ SAM     spectral angle, degrees
 NDVI    mean absolute error
 ImageNet, encoder
         perceptual distances: features of EfficientNet-Lite0 on true colour, false colour and short-wave
-        infrared (`tmcodec.training.imagenet`), and of mini-s2l2a-v1's encoder (loss ``features``)
+        infrared (`tmcodec.training.imagenet`), and of mini-s2l2a-v2's encoder (loss ``features``)
 digits  entropy of the tokens' digits over the validation scenes, each digit on its own, bits a token
 context bits a token that a small causal network needs (`tmcodec.training.rate`), fitted to tokens of
         training crops: nearer to what a token file takes
@@ -50,7 +50,7 @@ TRAINED = ("baseline", "imagenet", "features", "rate", "linear", "balance", "joi
 ROWS: tuple[tuple[str, str, int, str], ...] = (
     ("baseline (mse + 0.1 decibel)", "baseline", 1, ""),
     ("+ 0.2 imagenet", "imagenet", 1, ""),
-    ("+ 0.1 features of mini-s2l2a-v1", "features", 1, ""),
+    ("+ 0.1 features of mini-s2l2a-v2", "features", 1, ""),
     ("+ rate term, 0.01 a bit", "rate", 1, ""),
     ("without companding", "linear", 1, ""),
     ("decoder alone for the last third", "decoder-only", 1, ""),

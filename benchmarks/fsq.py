@@ -273,7 +273,7 @@ def shares(rounds: int, device: str) -> dict[str, dict[str, float]]:
     from tmcodec.codec.models import EMBEDDED
     from tmcodec.codec.tokenizer import MiniTokenizer
 
-    tok = MiniTokenizer.from_file(EMBEDDED["mini-s2l2a-v1"].path, device)
+    tok = MiniTokenizer.from_file(EMBEDDED["mini-s2l2a-v2"].path, device)
     x = torch.rand(1, len(tok.modality.bands), 1024, 1024, device=tok.device) * 4000
     tokens, latents = tok.encode(x), torch.randn(1, 64, 64, len(tok.levels), device=tok.device)
     names = [name for name in own_backends(device) if name != "numba"]
@@ -305,7 +305,7 @@ def with_backend(name: str, call: Callable[[], Any]) -> None:
 
 
 def print_shares(found: dict[str, dict[str, float]]) -> None:
-    print("\n1024 x 1024 x 12 with mini-s2l2a-v1: milliseconds, and the share of the quantizer")
+    print("\n1024 x 1024 x 12 with mini-s2l2a-v2: milliseconds, and the share of the quantizer")
     titles = ("encode", "quantize", "share", "decode", "dequantize", "share")
     print(f"  {'backend':10}" + "".join(f"{title:>11}" for title in titles))
     for name, t in found.items():

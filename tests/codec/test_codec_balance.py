@@ -130,7 +130,7 @@ def test_a_window_is_balanced_as_in_the_whole(col: int, row: int, data: st.DataO
 )
 def test_what_was_decoded_without_context_is_left_out(chunk: Window, expected: Window) -> None:
     assert MARGIN == 2
-    tok = tmcodec.load_tokenizer("mini-s2l2a-v1", device="cpu")
+    tok = tmcodec.load_tokenizer("mini-s2l2a-v2", device="cpu")
     width = 2068 if chunk.width == 20 else 3032
     assert BalanceProbe(tok, width, 2048, SCALE).trusted(chunk) == expected
 

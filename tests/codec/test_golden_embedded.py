@@ -12,7 +12,8 @@ import rasterio
 
 import tmcodec
 from tmcodec.cli.demo import SCENES
-from tmcodec.codec.models import EMBEDDED
+from tmcodec.codec.models import EMBEDDED, RETIRED
+from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.modalities import MODALITIES
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -27,7 +28,20 @@ EXPECTED = {
 
 
 def test_every_tokenizer_has_a_golden_file() -> None:
-    assert set(EXPECTED) == set(EMBEDDED)
+    assert set(EXPECTED) == set(EMBEDDED) | RETIRED
+
+
+@pytest.mark.parametrize("name", sorted(RETIRED))
+def test_files_of_replaced_tokenizers_can_be_read(name: str) -> None:
+    path = folder_of(name) / f"{name}.tmc"
+    with tmcodec.open(path) as f:
+        (layer,) = (f[key] for key in f)
+        tokens = layer.tokens()
+        assert layer.tokenizer == name
+    assert tokens.shape == (6, 8)
+    assert tmcodec.verify(path).ok
+    with pytest.raises(TokenizerNotFoundError, match="was replaced"):
+        tmcodec.decode_array(path)
 
 
 @pytest.mark.parametrize("name", list(EMBEDDED))

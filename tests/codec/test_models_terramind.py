@@ -203,7 +203,7 @@ def test_a_name_is_never_guessed(write: Write, tmp_path: Path) -> None:
     with pytest.raises(errors.WeightsError, match="not terramind-v1-s2l2a"):
         load(S2, import_weights(write()).path)
     with pytest.raises(errors.TokenizerNotFoundError, match="checkpoint goes with"):
-        tmcodec.load_tokenizer("mini-s2l2a-v1", checkpoint=write())
+        tmcodec.load_tokenizer("mini-s2l2a-v2", checkpoint=write())
 
 
 def test_versions_differ_by_statistics_alone(write: Write) -> None:
@@ -422,7 +422,7 @@ def test_models_commands(write: Write, tmp_path: Path) -> None:
     shown = json.loads(run("models", "show", S1, "--json").stdout)
     assert (shown["sha256"], shown["config"]["modality"]) == (report["sha256"], "S1GRD")
     assert "models pull" in run("models", "show", LULC, status=1).stderr
-    assert "no official tokenizer" in run("models", "pull", "mini-s2l2a-v1", status=1).stderr
+    assert "no official tokenizer" in run("models", "pull", "mini-s2l2a-v2", status=1).stderr
 
 
 # --------------------------------------------------------------------------- the Hub, stubbed

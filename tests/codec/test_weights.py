@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tmcodec import errors
-from tmcodec.codec.models import EMBEDDED
+from tmcodec.codec.models import EMBEDDED, RETIRED, load_tokenizer
 from tmcodec.codec.weights import content_hash, load_weights
 from tmcodec.modalities import MODALITIES
 
@@ -111,4 +111,12 @@ def test_embedded_weights_never_change() -> None:
     # Users hold files made with these: a new hash needs a new name.
     golden = json.loads((Path(__file__).parent.parent / "golden" / "weights.json").read_text())
     found = {name: load_weights(model.path)[2].hex() for name, model in EMBEDDED.items()}
-    assert found == golden
+    assert found == {name: sha for name, sha in golden.items() if name not in RETIRED}
+
+
+@pytest.mark.parametrize("name", sorted(RETIRED))
+def test_a_replaced_tokenizer_says_by_which_and_what_to_do(name: str) -> None:
+    newer = name.replace("v1", "v2")
+    assert newer in EMBEDDED
+    with pytest.raises(errors.TokenizerNotFoundError, match=f"replaced by {newer} .* give the old weights"):
+        load_tokenizer(name)

@@ -33,7 +33,7 @@ FOLDERS = {"S2L1C_no_B10": "S2L2A", "S2L1C_reflectance": "S2L1C", "LULC_worldcov
 def shrink_mini(model: dict[str, Any]) -> None:
     """Make a small network smaller; a starting point that a run would write is an embedded one."""
     if model.get("start", "").endswith(".safetensors"):
-        model["start"] = "mini-s2l2a-v1"
+        model["start"] = "mini-s2l2a-v2"
     if "net" in model:
         sizes = {k: v for k, v in SMALL.items() if k != "denoiser_blocks"}
         model["net"] = {**model["net"], **sizes}

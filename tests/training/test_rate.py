@@ -72,4 +72,4 @@ def test_a_gradient_pulls_towards_the_likelier_digit() -> None:
 
 def test_a_stage_that_keeps_tokens_refuses_it() -> None:
     with pytest.raises(ConfigError, match="rate shapes tokens"):
-        TokenizerModule(start="mini-ndvi-v1", stage="decoder", rate=0.01)
+        TokenizerModule(start="mini-ndvi-v2", stage="decoder", rate=0.01)

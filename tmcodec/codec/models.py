@@ -41,8 +41,11 @@ class Model:
         return self.path.stat().st_size
 
 
-VERSIONS = {"S2L1C": (1, 2)}
-"""Generations of embedded weights where there is more than the first; files name the one that made them."""
+VERSIONS = {"S2L2A": (2,), "S2L1C": (2,), "S1GRD": (2,), "S1RTC": (2,), "NDVI": (2,), "LULC": (2,)}
+"""Generations of embedded weights where it is not the first alone; files name the one that made them."""
+
+RETIRED = frozenset(f"mini-{m.lower()}-v1" for m in VERSIONS)
+"""Replaced before the first release. Their token files can be read, and decoded with the old weights file."""
 
 
 def _embedded(modality: str, version: int) -> Model:
@@ -79,6 +82,12 @@ def find_weights(name: str) -> Path:
     path = Path(name)
     if path.suffix in (".safetensors", ".pt", ".pth") and path.is_file():
         return path
+    if name in RETIRED:
+        newer = f"{name.rpartition('-')[0]}-v2"
+        raise TokenizerNotFoundError(
+            f"{name} was replaced by {newer} before the first release; "
+            "encode the raster again, or give the old weights file with --tokenizer"
+        )
     known = ", ".join((*EMBEDDED, *OFFICIAL))
     raise TokenizerNotFoundError(
         f"no tokenizer {name!r}; pass --tokenizer with a .safetensors or .pt file or one of {known}"
@@ -99,7 +108,7 @@ def load_tokenizer(
     Parameters
     ----------
     name
-        An embedded name such as ``"mini-s2l2a-v1"``, an official one such as ``"terramind-v1-s2l2a"``, or
+        An embedded name such as ``"mini-s2l2a-v2"``, an official one such as ``"terramind-v1-s2l2a"``, or
         the path of a weights file.
     device
         ``"auto"``, ``"cpu"`` or ``"cuda"``.

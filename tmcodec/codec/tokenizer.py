@@ -58,7 +58,7 @@ class Tokenizer(ABC):
     Attributes
     ----------
     name
-        E.g. ``"mini-s2l2a-v1"``.
+        E.g. ``"mini-s2l2a-v2"``.
     modality
         Row of the modality table.
     levels
