@@ -94,3 +94,18 @@ class SumNet:
         answer = encoded.context[:, 0, 0].long() % vocabulary
         logits = torch.zeros(*positions.shape, vocabulary)
         return logits.scatter_(2, answer[:, None, None].expand(-1, positions.shape[1], 1), 5.0)
+
+
+class Words:
+    """A vocabulary of digits: text and words are the same numbers."""
+
+    marks = {"[S_1]": 40, "[S_2]": 41, "[EOS]": 42}  # noqa: RUF012
+
+    def encode(self, modality: str, value: Any) -> list[int]:
+        return [*(int(v) % 40 for v in value), 42]
+
+    def decode(self, modality: str, words: list[int]) -> str:
+        return " ".join(map(str, words))
+
+    def mark(self, modality: str, name: str) -> int:
+        return self.marks[name]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from generation_helpers import Loaded, SumNet, tiny_generator, tokenizer_refs
+from generation_helpers import Loaded, SumNet, Words, tiny_generator, tokenizer_refs
 
 import tmcodec
 from tmcodec.codec.models import load_tokenizer
@@ -398,12 +398,25 @@ def folder(encode: Callable[..., Path]) -> Path:
     return src.parent
 
 
+def test_texts_come_from_the_tile_in_the_middle(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src = encode(width=130, height=90)
+    loaded.vocabulary = Words()
+    middle = tokens_of(src, "S2L2A")[1:5, 2:6]  # of 6 x 9 tokens
+    report = generate_files(loaded, src, None, [], texts=["coords"], settings=Settings(temperature=0))
+    alone = generate(loaded, {"S2L2A": middle}, ["coords"], temperature=0)
+    assert (report.paths, report.targets) == ((), ("coords",))
+    assert report.texts == {"coords": alone.texts["coords"][0][0]}
+
+
 @pytest.mark.parametrize(
     ("srcs", "targets", "how", "error", "message"),
     [
         (["S2L2A.tmc"], ["S3"], {}, ModalityError, "unknown modality"),
         (["S2L2A.tmc"], ["S1RTC"], {}, TargetError, "does not make S1RTC"),
         (["S2L2A.tmc"], ["S2L2A"], {}, TargetError, "source and target"),
+        (["S2L2A.tmc"], [], {}, TargetError, "no target"),
+        (["S2L2A.tmc"], ["DEM", "dem"], {}, TargetError, "each once"),
+        ([], ["DEM"], {}, ConditionError, "no layer to generate"),
         (["NDVI.tmc"], ["DEM"], {}, ConditionError, "no NDVI"),
         (["NDVI.tif"], ["DEM"], {}, ConditionError, "no NDVI"),
         (["S2L2A.tmc", "S1GRD.tmc"], ["DEM"], {}, GridMismatchError, "60 x 40.*60 x 56"),

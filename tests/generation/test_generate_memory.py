@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from generation_helpers import SPECS, Loaded, SumNet, tiny_generator, tokenizer_refs
+from generation_helpers import SPECS, Loaded, SumNet, Words, tiny_generator, tokenizer_refs
 
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.errors import (
@@ -188,21 +188,6 @@ def test_a_tokenizer_of_other_weights_is_refused_by_name(tiny_tokenizer: Callabl
 
 
 # --------------------------------------------------------------------------- texts
-
-
-class Words:
-    """A vocabulary of digits: text and words are the same numbers."""
-
-    marks = {"[S_1]": 40, "[S_2]": 41, "[EOS]": 42}  # noqa: RUF012
-
-    def encode(self, modality: str, value: Any) -> list[int]:
-        return [*(int(v) % 40 for v in value), 42]
-
-    def decode(self, modality: str, words: list[int]) -> str:
-        return " ".join(map(str, words))
-
-    def mark(self, modality: str, name: str) -> int:
-        return self.marks[name]
 
 
 def test_coordinates_condition_and_are_written() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tmcodec.codec.decode import MAX_PIXELS, decode
 from tmcodec.codec.report import Stopwatch
-from tmcodec.errors import LimitExceededError
+from tmcodec.errors import GenerationError, LimitExceededError, TargetError
 from tmcodec.generation.ensemble import write_spread
 from tmcodec.generation.outputs import Outputs, plan_outputs, staging, target_layer
 from tmcodec.generation.settings import Settings, target_spec
@@ -26,6 +26,7 @@ from tmcodec.generation.tiling import (
     write_tile_texts,
 )
 from tmcodec.generation.tokenizers import tokenizer_of
+from tmcodec.modalities import get_modality
 from tmcodec.tokenfile import FileMeta, TokenFileWriter
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def generate_files(
     time
         Step of their time axis.
     s2_offset, scale
-        Of rasters, as for `tmcodec.encode`.
+        Of all rasters, as for `tmcodec.encode`.
     tokenizers
         Loaded tokenizers, instead of those found by the names that the generator says.
     batch_size
@@ -171,8 +172,14 @@ def generate_files(
         A subclass for each way to fail; then nothing is written.
     """
     watch, how = Stopwatch(), settings or Settings()
-    names, words = list(targets), list(texts)
-    outputs = plan_outputs(out, names, how.samples, format, overwrite)
+    names, words = [get_modality(name).name for name in targets], list(texts)
+    if not names and not words:
+        raise TargetError("no target; name a modality, coords or caption")
+    if names and out is None:
+        raise GenerationError("no output for images; name a token file, a GeoTIFF or a folder")
+    if len(set(names)) < len(names):
+        raise TargetError(f"targets {', '.join(names)}; name each once")
+    outputs = plan_outputs(out if names else None, names, how.samples, format, overwrite)
     paths = [srcs] if isinstance(srcs, str | os.PathLike) else list(srcs)
     generator = _loaded(loaded, device)
     given = {tok.modality.name: tok for tok in tokenizers}

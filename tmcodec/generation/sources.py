@@ -21,7 +21,7 @@ from tmcodec.errors import ConditionError, GridMismatchError, LayerNotFoundError
 from tmcodec.generation.conditions import check_taken, encoder_spec
 from tmcodec.generation.decoding import MISSING
 from tmcodec.generation.tokenizers import check_tokenizer, tokenizer_of
-from tmcodec.modalities import MODALITIES, get_modality
+from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, Window, fill_invalid, open_raster
 from tmcodec.rasters.windows import IDENTITY, Transform
 from tmcodec.tokenfile import Layer, TokenFile
@@ -263,7 +263,6 @@ def check_sources(sources: Sequence[Source]) -> None:
                 f"{first.name} has {first.map_grid}, but {source.name} {source.map_grid}; "
                 "bring them to the same pixels first"
             )
-        get_modality(source.modality)
 
 
 def _short(crs: str | None) -> str:
