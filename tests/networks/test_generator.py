@@ -303,6 +303,27 @@ def test_bfloat16_is_close() -> None:
     assert 0 < float((rough - exact).square().mean().sqrt()) < 0.03 * float(exact.std())
 
 
+@pytest.mark.slow
+def test_compiled_blocks_answer_alike() -> None:
+    """What the compiler traces of the blocks is what they compute, for several shapes; no code is made."""
+    torch.manual_seed(6)
+    net = Generator(config()).eval().requires_grad_(False)
+    cases = [(tokens(16, batch=b), grid) for b, grid in ((1, (4, 4)), (3, (2, 8)))]
+    cases.append((tokens(6, batch=2), (2, 3)))
+
+    def answers() -> list[Tensor]:
+        with torch.inference_mode():
+            return [
+                net.predict(net.encode([Part(S2, t, grid=grid)]), LULC, all_places(5, len(t)), grid)
+                for t, grid in cases
+            ]
+
+    expected = answers()
+    net.compile_blocks(backend="eager")
+    for found, plain in zip(answers(), expected, strict=True):
+        torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+
+
 # --------------------------------------------------------------------------- vectors from digits
 
 

@@ -134,10 +134,10 @@ class Generator(nn.Module):
             if key in self.encoder_embeddings:
                 target.mod_emb = self.encoder_embeddings[key].mod_emb  # type: ignore[assignment]
 
-    def compile_blocks(self) -> None:
-        """Compile each block with ``torch.compile``; blocks alike share the result."""
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile each block with ``torch.compile``, for any batch and number of tokens."""
         for block in (*self.encoder, *self.decoder):
-            block.compile(dynamic=True)
+            block.compile(dynamic=True, backend=backend)
 
     # ----------------------------------------------------------------------- encoder
 
