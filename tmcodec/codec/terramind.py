@@ -59,8 +59,8 @@ class TerraMindTokenizer(Tokenizer):
     tile
         Side in pixels that rasters are cut into, 256 or 224.
     compile
-        Whether the networks go through ``torch.compile``: a minute or more at the first use of each size of
-        input. Sums are in another order: latents agree within 1e-4 in float32.
+        Whether the networks go through ``torch.compile``, once for each size of input. Sums are in another
+        order: latents agree within 1e-4 in float32.
 
     Raises
     ------
