@@ -47,6 +47,7 @@ def both(name: str, folder: Path) -> tuple[TerraMindTokenizer, TerraMindTokenize
     return made[0], made[1]  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_compiled_tokens_and_pictures(tmp_path: Path) -> None:
     plain, fast = both(S1, tmp_path)
     x = torch.randn(2, 2, 64, 64, generator=torch.Generator().manual_seed(1)) * plain.std + plain.mean
