@@ -14,7 +14,6 @@ which times are right and pictures mean nothing.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -117,13 +116,14 @@ def overlaps(gen: LoadedGenerator, tokens: Path, repeat: int) -> None:
 
 
 MEMORY = """
-import resource, sys
+import pathlib, re, sys
 from tmcodec.generation.files import generate_files
 from tmcodec.generation.models import load_generator
 from tmcodec.generation.settings import Settings
 report = generate_files(load_generator(sys.argv[1]), sys.argv[2], sys.argv[3], ["LULC"], overwrite=True,
                         settings=Settings(decoding_steps=1), overlap=0, batch_size=4)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+# Not ru_maxrss, which a child inherits from the process that started it.
+print(int(re.search(r"VmHWM:\\s*(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024 / 1e9)
 """
 
 
@@ -158,7 +158,6 @@ def main() -> None:
         saved(gen, raster, tokens, args.repeat)
         overlaps(gen, tokens, args.repeat)
         memory(gen, folder, tuple(args.memory))
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 
 if __name__ == "__main__":
