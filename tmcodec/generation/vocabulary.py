@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tmcodec.codec.store import home
 from tmcodec.errors import MissingDependencyError, VocabularyError
 
@@ -146,6 +144,8 @@ def coordinates_text(lon: float, lat: float) -> str:
     >>> coordinates_text(8.54, 47.38)
     'lat=47.50 lon=8.50 [EOS]'
     """
+    import numpy as np  # not at the top: `tmcodec models` comes by here
+
     # In float32 and half to even, as TerraTorch; a negative zero keeps its sign.
     quarters = np.round(np.array([lat, lon], np.float32) * 4) / 4
     return "lat={:.2f} lon={:.2f} [EOS]".format(*quarters)
