@@ -109,10 +109,23 @@ class Bench:
         """Return the mean picture ``(C, H, W)``."""
         return self.toks[modality].decode(tokens)[0].numpy()
 
-    def made(self, tile: int, targets: Sequence[str], seed: int, **how: Any) -> Array:
-        """Return the last target's picture, from the tile's Sentinel-2 tokens."""
-        out = self.gen.generate({"S2L2A": self.tokens[tile]}, list(targets), seed=seed, **how)
-        return self.decode(targets[-1], out.tokens[targets[-1]])
+    def groups(self, target: str) -> list[list[int]]:
+        """Return the tiles that have a truth, those of one size together."""
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for i, tile in enumerate(self.tiles):
+            if target in tile.truth:
+                sizes.setdefault(tuple(self.tokens[i].shape), []).append(i)
+        return list(sizes.values())
+
+    def made(self, targets: Sequence[str], seed: int, **how: Any) -> dict[int, Array]:
+        """Return the last target's pictures by tile, from the tiles' Sentinel-2 tokens."""
+        last, pictures = targets[-1], {}
+        for tiles in self.groups(last):
+            shown = torch.cat([self.tokens[i] for i in tiles])
+            seeds = [seed * 1000 + i for i in tiles]
+            tokens = self.gen.generate({"S2L2A": shown}, list(targets), seed=seeds, **how).tokens[last]
+            pictures.update({i: self.decode(last, tokens[k : k + 1]) for k, i in enumerate(tiles)})
+        return pictures
 
     def error(self, target: str, guess: Callable[[int], Array]) -> float:
         """Return the root mean square error over the tiles that have a truth, mean over tiles."""
@@ -126,7 +139,8 @@ class Bench:
         """Return `error` of generated pictures, mean over seeds."""
         found = []
         for seed in range(self.seeds):
-            found.append(self.error(targets[-1], lambda i, s=seed: self.made(i, targets, s, **how)))  # type: ignore[misc]
+            pictures = self.made(targets, seed, **how)
+            found.append(self.error(targets[-1], pictures.__getitem__))
         return float(np.mean(found))
 
     @torch.no_grad()
@@ -134,26 +148,23 @@ class Bench:
         """Return bits a token of the true tokens, asked for in so many groups in random order."""
         keys = {s.modality: s.key for s in self.gen.cfg.modalities if s.kind == "tokens"}
         total, count = 0.0, 0
-        for i, tile in enumerate(self.tiles):
-            if target not in tile.truth:
-                continue
-            known, true = self.tokens[i].long(), self.encode(target, tile.truth[target]).long()
-            grid = (int(true.shape[1]), int(true.shape[2]))
-            flat, n = true.flatten(1), true.numel()
-            order = torch.randperm(n, generator=torch.Generator().manual_seed(i))
-            parts = [Part(keys["S2L2A"], known.flatten(1), None, grid)]
+        for tiles in self.groups(target):
+            known = torch.cat([self.tokens[i] for i in tiles]).long()
+            true = torch.cat([self.encode(target, self.tiles[i].truth[target]) for i in tiles]).long()
+            grid, flat = (int(true.shape[1]), int(true.shape[2])), true.flatten(1)
+            order = torch.randperm(flat.shape[1], generator=torch.Generator().manual_seed(0))
+            parts, done = [Part(keys["S2L2A"], known.flatten(1), None, grid)], 0
             for some in order.tensor_split(groups):
-                done = order[: count_before(order, some)]
-                shown = [*parts, Part(keys[target], flat[:, done], done[None], grid)] if len(done) else parts
-                logits = self.gen.net.predict(self.gen.net.encode(shown), keys[target], some[None], grid)
-                total += float(F.cross_entropy(logits[0].float(), flat[0, some], reduction="sum"))
-            count += n
+                before = order[:done].expand(len(tiles), -1)
+                shown = [*parts, Part(keys[target], flat.gather(1, before), before, grid)] if done else parts
+                asked = some.expand(len(tiles), -1)
+                logits = self.gen.net.predict(self.gen.net.encode(shown), keys[target], asked, grid)
+                losses = F.cross_entropy(
+                    logits.flatten(0, 1).float(), flat.gather(1, asked).flatten(), reduction="sum"
+                )
+                total, done = total + float(losses), done + len(some)
+            count += flat.numel()
         return total / count / float(np.log(2))
-
-
-def count_before(order: Tensor, some: Tensor) -> int:
-    """Return where a part of an order begins."""
-    return int((order == some[0]).nonzero()[0, 0])
 
 
 def training_means(data: Path, target: str) -> Array:
@@ -232,15 +243,14 @@ def others_table(bench: Bench, data: Path) -> list[str]:
 
 def class_shares(bench: Bench, common: float) -> tuple[float, float, float]:
     """Return the shares of pixels that are right: generated, the tokenizer's, of one class throughout."""
-    made, own, trivial = [], [], []
-    for i, tile in enumerate(bench.tiles):
-        if "LULC" in tile.truth:
-            truth = tile.truth["LULC"]
-            made += [
-                np.mean(bench.made(i, ["LULC"], s, decoding_steps=8) == truth) for s in range(bench.seeds)
-            ]
-            own.append(np.mean(bench.decode("LULC", bench.encode("LULC", truth)) == truth))
-            trivial.append(np.mean(truth == common))
+    tiles = [i for i, tile in enumerate(bench.tiles) if "LULC" in tile.truth]
+    truth = {i: bench.tiles[i].truth["LULC"] for i in tiles}
+    made = []
+    for seed in range(bench.seeds):
+        pictures = bench.made(["LULC"], seed, decoding_steps=8)
+        made += [np.mean(pictures[i] == truth[i]) for i in tiles]
+    own = [np.mean(bench.decode("LULC", bench.encode("LULC", truth[i])) == truth[i]) for i in tiles]
+    trivial = [np.mean(truth[i] == common) for i in tiles]
     return float(np.mean(made)), float(np.mean(own)), float(np.mean(trivial))
 
 
@@ -290,7 +300,7 @@ def main() -> None:
         "others": lambda: others_table(bench, args.data),
         "jumps": lambda: jumps_table(bench, args.data, args.seeds),
     }  # fmt: skip
-    print(f"{gen.name}, {len(bench.tiles)} tiles, {args.seeds} seeds")
+    print(f"{gen.name}, {len(bench.tiles)} tiles, {args.seeds} seeds", flush=True)
     text = "\n".join("\n".join([*makers[name](), ""]) for name in args.tables)
     print(text)
     if args.out:

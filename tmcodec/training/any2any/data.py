@@ -84,6 +84,8 @@ class TokenBatches:
         Samples.
     seed
         Decides everything.
+    noise
+        See `TokenData`.
     """
 
     def __init__(
@@ -94,8 +96,10 @@ class TokenBatches:
         window: WindowSizes,
         batch: int,
         seed: int,
+        noise: float = 0.0,
     ) -> None:
         self.budgets, self.window, self.batch, self.seed = budgets, window, batch, seed
+        self.noise = noise
         self.kinds, chances = group_stacks(corpora, weights)
         self.chances = np.array(chances) / sum(chances)
 
@@ -122,6 +126,9 @@ class TokenBatches:
         for name, n_in, n_out in zip(names, shown.tolist(), asked.tolist(), strict=True):
             if n_in or n_out:
                 self._add(batch, name, places, (rows, cols), (n_in, n_out), rng)
+        own = np.random.default_rng([self.seed, number, 1])  # noise moves nothing else
+        for name in sorted(batch["inputs"].keys() & batch["targets"].keys()) if self.noise else ():
+            disturb(batch["inputs"][name]["values"], self.noise, own)
         return batch
 
     def _size(self, stacks: Sequence[Stack], rng: np.random.Generator) -> tuple[int, int]:
@@ -178,6 +185,13 @@ def part_of(tokens: npt.NDArray[np.integer] | None, valid: npt.NDArray[np.bool_]
     if tokens is not None:
         part["values"] = torch.from_numpy(np.take_along_axis(tokens, positions, 1).astype(np.int64))
     return part
+
+
+def disturb(tokens: Tensor, most: float, rng: np.random.Generator) -> None:
+    """Replace up to a share `most` of tokens ``(B, n)`` by others of the batch, in place."""
+    values = tokens.numpy()
+    wrong = rng.random(values.shape) < most * rng.random()
+    values[wrong] = rng.permutation(values.ravel())[: int(wrong.sum())]
 
 
 def cut_pixels(stack: Stack, modality: str, item: int, rows: slice, cols: slice) -> npt.NDArray[np.float32]:
@@ -257,6 +271,10 @@ class TokenData(LightningDataModule):
         Batches of an epoch, all processes together, and of a validation.
     seed
         Of places, budgets and positions.
+    noise
+        Largest share of wrong tokens among those shown of a modality that is asked for, too. What
+        iterative decoding has made so far is not the truth either, and a network that never met a wrong
+        token trusts it too much.
     """
 
     def __init__(
@@ -269,6 +287,7 @@ class TokenData(LightningDataModule):
         epoch: int = 1000,
         val_batches: int = 32,
         seed: int = 0,
+        noise: float = 0.0,
     ) -> None:
         super().__init__()
         if min(batch, epoch, val_batches) < 1 or not train:
@@ -280,6 +299,9 @@ class TokenData(LightningDataModule):
         budgets.check()
         self.window.check()
         self.batch, self.epoch, self.val_batches, self.seed = batch, epoch, val_batches, seed
+        self.noise = noise
+        if not 0 <= noise <= 1:
+            raise ConfigError("data.noise is a share of tokens; give 0 to 1")
         self._read: dict[str, list[TokenCorpus]] = {}
         self._stream: BatchLoader | None = None
         self._given = 0
@@ -341,7 +363,8 @@ class TokenData(LightningDataModule):
         """Return `count` batches an epoch of ``"train"`` or ``"val"``, shared among the processes."""
         weights = [s.weight for s in self.sources[part]]
         seed = self.seed + (0 if endless else 1)
-        source = TokenBatches(self.corpora(part), weights, self.budgets, self.window, self.batch, seed)
+        noise = self.noise if endless else 0.0
+        source = TokenBatches(self.corpora(part), weights, self.budgets, self.window, self.batch, seed, noise)
         world = self.trainer.world_size if self.trainer is not None else 1
         rank = self.trainer.global_rank if self.trainer is not None else 0
         return BatchLoader(source, max(count // world, 1), rank, world, endless)
