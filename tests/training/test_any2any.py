@@ -25,12 +25,14 @@ from click.testing import CliRunner
 from tmcodec.cli import cli
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.errors import ConfigError, CorpusError, WeightsError
+from tmcodec.generation.models import load_generator
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFile, TokenFileWriter
 from tmcodec.training.any2any import run as training
 from tmcodec.training.any2any.budgets import Budgets, Mixture
 from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
 from tmcodec.training.any2any.grids import read_corpus, token_validity
+from tmcodec.training.any2any.module import Any2AnyModule, Layout
 from tmcodec.training.any2any.starting import generator_of_checkpoint
 
 Make = Callable[..., Path]
@@ -326,6 +328,35 @@ def test_the_checkpoint_rebuilds_the_averaged_network(config: Make, tmp_path: Pa
     (tmp_path / "bad.ckpt").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match="not a checkpoint"):
         generator_of_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_the_weights_file_is_a_generator(config: Make, tmp_path: Path) -> None:
+    path = config()
+    writer = {"class_path": "GeneratorFile", "init_args": {"name": "mine"}}
+    callbacks = [{"class_path": "MovingAverage"}, writer]
+    module = fit(path, "--trainer.max_steps=2", f"--trainer.callbacks={callbacks}").model
+    file = tmp_path / "run" / "mine.safetensors"
+    made = load_generator(str(file), "cpu")
+    assert (made.name, made.cfg) == ("mine", module.net.cfg)
+    assert made.tokenizers["NDVI"].name == "toy-ndvi"
+    assert made.tokenizers["NDVI"].sha256 == b"\1" * 32
+    again = fit(config("again"), "--trainer.max_steps=1", f"--model.start={file}")
+    assert again.model.copied > 10
+
+
+def test_attention_begins_at_the_same_place() -> None:
+    net = Any2AnyModule(Layout(["NDVI"], dim=32, encoder_depth=1, decoder_depth=1, heads=4), alike=2.0).net
+    plain = Any2AnyModule(Layout(["NDVI"], dim=32, encoder_depth=1, decoder_depth=1, heads=4), alike=0.0).net
+    for attention, before in (
+        (net.encoder[0].attn, plain.encoder[0].attn),
+        (net.decoder[0].self_attn, plain.decoder[0].self_attn),
+    ):
+        query, key, value = attention.qkv.weight.chunk(3)
+        assert torch.equal(query, key)
+        assert torch.equal(query, 2 * before.qkv.weight[:32])
+        assert torch.equal(value, before.qkv.weight[64:])
+    cross = net.decoder[0].cross_attn
+    assert torch.equal(cross.q.weight, cross.kv.weight[:32])
 
 
 def test_a_run_starts_from_another_with_other_tokens(config: Make, tmp_path: Path) -> None:
