@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +122,9 @@ def test_a_replaced_tokenizer_says_by_which_and_what_to_do(name: str) -> None:
     assert newer in EMBEDDED
     with pytest.raises(errors.TokenizerNotFoundError, match=f"replaced by {newer} .* give the old weights"):
         load_tokenizer(name)
+
+
+def test_loading_a_tokenizer_imports_no_compiler() -> None:
+    code = "import sys, tmcodec; tmcodec.load_tokenizer('mini-dem-v1', 'cpu'); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

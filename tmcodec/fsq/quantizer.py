@@ -54,7 +54,9 @@ class FSQ(nn.Module):
         self._grid = make_grid(levels, form)
         self.levels, self.form, self.axis, self.backend = self._grid.levels, form, axis, backend
         self.codebook_size = lv.codebook_size(self.levels)
-        self.register_buffer("spans", torch.tensor(self.levels, dtype=torch.float32) - 1, persistent=False)
+        # Not computed by torch: on the meta device, where shapes are checked, that would import its compiler.
+        spans = [float(level - 1) for level in self.levels]
+        self.register_buffer("spans", torch.tensor(spans, dtype=torch.float32), persistent=False)
         self.register_buffer("basis", torch.tensor(lv.basis(self.levels)), persistent=False)
         self.register_buffer("moduli", torch.tensor(self.levels), persistent=False)
 

@@ -233,11 +233,14 @@ class MiniNet(nn.Module):
     @staticmethod
     def _plain_basis(cfg: MiniConfig) -> Tensor:
         """One component a band, as far as the components go."""
-        std = torch.tensor(cfg.residual_std or (1.0,) * cfg.channels)
-        return torch.diag(std)[: cfg.residual_channels]
+        std = cfg.residual_std or (1.0,) * cfg.channels
+        rows = range(cfg.residual_channels)
+        return torch.tensor([[std[c] if c == row else 0.0 for c in range(cfg.channels)] for row in rows])
 
     def set_residual_basis(self, basis: Tensor) -> None:
         """Set the components ``(K, C)`` and how residuals are projected on them."""
+        if basis.is_meta:
+            return  # shapes alone are wanted, and arithmetic on the meta device imports torch's compiler
         self.residual_basis.copy_(basis)
         # Rows are orthogonal, so the pseudo-inverse is the transpose over the squared lengths.
         self.residual_inverse.copy_(basis / basis.square().sum(1, keepdim=True))
