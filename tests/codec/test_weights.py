@@ -125,6 +125,7 @@ def test_a_replaced_tokenizer_says_by_which_and_what_to_do(name: str) -> None:
 
 
 def test_loading_a_tokenizer_imports_no_compiler() -> None:
-    code = "import sys, tmcodec; tmcodec.load_tokenizer('mini-dem-v1', 'cpu'); print('torch._dynamo' in sys.modules)"
+    load = "import sys, tmcodec; tmcodec.load_tokenizer('mini-dem-v1', 'cpu')"
+    code = f"{load}; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
