@@ -139,12 +139,10 @@ def measure(size: str, batch: int, steps: int, repeat: int) -> list[list[str]]:
             def tokens_only(loaded: Any = loaded, toks: Any = toks, order: str = order) -> object:
                 return made_by_us(loaded, toks, x, 0, order)
 
-            alone[precision + suffix] = tokens_only
+            def whole(loaded: Any = loaded, toks: Any = toks, order: str = order) -> object:
+                return made_by_us(loaded, toks, x, steps, order)
 
-        def whole(loaded: Any = loaded, toks: Any = toks) -> object:
-            return made_by_us(loaded, toks, x, steps, "chained")
-
-        full[precision] = whole
+            alone[precision + suffix], full[precision + suffix] = tokens_only, whole
     agreement(made_by_them(official, z, True), {p: made_by_us(*b, x, 0, "chained") for p, b in both.items()})
     rows = report(f"tokens of two targets, {batch} tiles", seconds(alone, repeat))
     return rows + report(f"with pixels, {steps} diffusion steps", seconds(full, repeat))
