@@ -43,6 +43,12 @@ def fetch(model: HubFile) -> Path:
     return Path(found)
 
 
+def fetch_with_source(model: HubFile) -> tuple[Path, dict[str, str]]:
+    """Return what `fetch` returns, and where it is from, for the header of the imported file."""
+    path = fetch(model)
+    return path, {"source_repo": model.repo, "source_revision": commit_of(path)}
+
+
 def cached(model: HubFile) -> Path | None:
     """Return the checkpoint if the Hub's cache has it, without any network."""
     try:

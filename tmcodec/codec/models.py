@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.codec.store import FORMAT, stored_path
+from tmcodec.codec.store import FORMAT, local_weights, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.modalities import MODALITIES
@@ -73,25 +73,13 @@ def find_weights(name: str) -> Path:
     """
     if name in EMBEDDED:
         return EMBEDDED[name].path
-    if name in OFFICIAL:
-        if stored_path(name).is_file():
-            return stored_path(name)
-        raise TokenizerNotFoundError(
-            f"{name} is not on this computer; run `tmcodec models pull {name}` first"
-        )
-    path = Path(name)
-    if path.suffix in (".safetensors", ".pt", ".pth") and path.is_file():
-        return path
     if name in RETIRED:
         newer = f"{name.rpartition('-')[0]}-v2"
         raise TokenizerNotFoundError(
             f"{name} was replaced by {newer} before the first release; "
             "encode the raster again, or give the old weights file with --tokenizer"
         )
-    known = ", ".join((*EMBEDDED, *OFFICIAL))
-    raise TokenizerNotFoundError(
-        f"no tokenizer {name!r}; pass --tokenizer with a .safetensors or .pt file or one of {known}"
-    )
+    return local_weights(name, OFFICIAL, "tokenizer", (*EMBEDDED, *OFFICIAL))
 
 
 def load_tokenizer(
@@ -182,12 +170,11 @@ def pull(name: str) -> Checkpoint:
     """
     if name not in OFFICIAL:
         raise TokenizerNotFoundError(f"no official tokenizer {name!r}; choose one of {', '.join(OFFICIAL)}")
-    from tmcodec.codec.hub import commit_of, fetch
+    from tmcodec.codec.hub import fetch_with_source
     from tmcodec.codec.terramind_weights import import_checkpoint
 
     model = OFFICIAL[name]
-    path = fetch(model)
-    notes = {"source_repo": model.repo, "source_revision": commit_of(path)}
+    path, notes = fetch_with_source(model)
     return import_checkpoint(path, stored_path(name), model, notes)
 
 

@@ -6,9 +6,12 @@ import json
 import math
 import os
 import struct
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tmcodec.errors import TokenizerNotFoundError
 
 FORMAT = "tmcodec-terramind-1"
 """Mark of imported weights in their header."""
@@ -31,6 +34,38 @@ def home() -> Path:
 def stored_path(name: str) -> Path:
     """Return where the weights of that name lie, or would lie."""
     return home() / "weights" / f"{name}.safetensors"
+
+
+def local_weights(name: str, official: Container[str], kind: str, known: Iterable[str]) -> Path:
+    """Return the imported weights of an official name, or the weights file that `name` is the path of.
+
+    Parameters
+    ----------
+    name
+        What the user gave.
+    official
+        Names that can be fetched.
+    kind, known
+        For the error: ``"tokenizer"`` or ``"generator"``, and the names there are.
+
+    Raises
+    ------
+    TokenizerNotFoundError
+        If there is no such file on this computer.
+    """
+    if name in official:
+        if stored_path(name).is_file():
+            return stored_path(name)
+        raise TokenizerNotFoundError(
+            f"{name} is not on this computer; run `tmcodec models pull {name}` first"
+        )
+    path = Path(name)
+    if path.suffix in (".safetensors", ".pt", ".pth") and path.is_file():
+        return path
+    option = "--tokenizer" if kind == "tokenizer" else "--model"
+    raise TokenizerNotFoundError(
+        f"no {kind} {name!r}; pass {option} with a .safetensors or .pt file or one of {', '.join(known)}"
+    )
 
 
 @dataclass(frozen=True)

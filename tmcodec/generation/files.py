@@ -172,13 +172,9 @@ def generate_files(
         A subclass for each way to fail; then nothing is written.
     """
     watch, how = Stopwatch(), settings or Settings()
-    names, words = [get_modality(name).name for name in targets], list(texts)
+    names, words = _targets(targets, out), list(texts)
     if not names and not words:
         raise TargetError("no target; name a modality, coords or caption")
-    if names and out is None:
-        raise GenerationError("no output for images; name a token file, a GeoTIFF or a folder")
-    if len(set(names)) < len(names):
-        raise TargetError(f"targets {', '.join(names)}; name each once")
     outputs = plan_outputs(out if names else None, names, how.samples, format, overwrite)
     paths = [srcs] if isinstance(srcs, str | os.PathLike) else list(srcs)
     generator = _loaded(loaded, device)
@@ -188,11 +184,7 @@ def generate_files(
         opener = Opener(generator, given, stage, stack, watch, layers, time, s2_offset, scale)
         sources = opener.open(paths)
         first = sources[0].map_grid
-        if first.width * first.height > max_pixels:
-            raise LimitExceededError(
-                f"{first.width} x {first.height} pixels are more than the limit of {max_pixels}; "
-                "raise max_pixels if you trust the file"
-            )
+        _refuse_large(first.width, first.height, max_pixels)
         toks = {name: tokenizer_of(generator, name, given) for name in names}
         shared = default_overlap(generator.cfg.grid) if overlap is None else overlap
         settled = usable_coordinates(generator, coords, sources)
@@ -219,6 +211,24 @@ def generate_files(
         seconds=watch.seconds,
         timings=watch.timings,
     )
+
+
+def _targets(targets: Sequence[str], out: str | os.PathLike[str] | None) -> list[str]:
+    """Return the targets' names as the modality table has them."""
+    names = [get_modality(name).name for name in targets]
+    if names and out is None:
+        raise GenerationError("no output for images; name a token file, a GeoTIFF or a folder")
+    if len(set(names)) < len(names):
+        raise TargetError(f"targets {', '.join(names)}; name each once")
+    return names
+
+
+def _refuse_large(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise LimitExceededError(
+            f"{width} x {height} pixels are more than the limit of {max_pixels}; "
+            "raise max_pixels if you trust the file"
+        )
 
 
 # --------------------------------------------------------------------------- out

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmcodec.codec.store import GENERATOR_FORMAT, read_stored, stored_path
+from tmcodec.codec.store import GENERATOR_FORMAT, local_weights, read_stored, stored_path
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.generation.vocabulary import VOCABULARIES, OfficialVocabulary, Vocabulary, vocabulary_path
 from tmcodec.networks.generator.config import SIZES, official_config
@@ -182,18 +182,8 @@ def find_generator(name: str) -> Path:
         if path.is_file():
             return path
         raise TokenizerNotFoundError(f"{path.name} is not in this package; reinstall tmcodec")
-    if name in OFFICIAL_GENERATORS:
-        if stored_path(name).is_file():
-            return stored_path(name)
-        raise TokenizerNotFoundError(
-            f"{name} is not on this computer; run `tmcodec models pull {name}` first"
-        )
-    path = Path(name)
-    if path.suffix in (".safetensors", ".pt", ".pth") and path.is_file():
-        return path
-    known = ", ".join((*EMBEDDED_GENERATORS, *OFFICIAL_GENERATORS))
-    raise TokenizerNotFoundError(
-        f"no generator {name!r}; pass a .safetensors or .pt file or one of {known}"
+    return local_weights(
+        name, OFFICIAL_GENERATORS, "generator", (*EMBEDDED_GENERATORS, *OFFICIAL_GENERATORS)
     )
 
 
@@ -213,12 +203,11 @@ def pull_generator(name: str) -> GeneratorWeights:
         raise TokenizerNotFoundError(
             f"no official generator {name!r}; choose one of {', '.join(OFFICIAL_GENERATORS)}"
         )
-    from tmcodec.codec.hub import commit_of, fetch
+    from tmcodec.codec.hub import fetch_with_source
     from tmcodec.generation.weights import import_generator
 
     official = OFFICIAL_GENERATORS[name]
-    path = fetch(official)
-    notes = {"source_repo": official.repo, "source_revision": commit_of(path)}
+    path, notes = fetch_with_source(official)
     return import_generator(path, stored_path(name), name, official.config, notes)
 
 
