@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,16 @@ run.run("fit", ["-c", sys.argv[1], "--trainer.callbacks+=killing.Kill"])
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums depend on how many threads share them, so runs to be equal to the bit must agree on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_to_the_same_weights(config: Make, tmp_path: Path) -> None:
     trainer = {
         "max_steps": 6, "accumulate_grad_batches": 2, "val_check_interval": 2,
