@@ -18,6 +18,7 @@ from tmcodec import errors
 from tmcodec.codec.models import EMBEDDED, RETIRED, load_tokenizer
 from tmcodec.codec.weights import content_hash, load_weights
 from tmcodec.modalities import MODALITIES
+from tmcodec.tokenfile.registered import REGISTERED
 
 
 @pytest.fixture
@@ -114,6 +115,8 @@ def test_embedded_weights_never_change() -> None:
     golden = json.loads((Path(__file__).parent.parent / "golden" / "weights.json").read_text())
     found = {name: load_weights(model.path)[2].hex() for name, model in EMBEDDED.items()}
     assert found == {name: sha for name, sha in golden.items() if name not in RETIRED}
+    assert found.items() <= dict(REGISTERED.values()).items()  # their files are short
+    assert dict(REGISTERED.values()).items() <= golden.items()
 
 
 @pytest.mark.parametrize("name", sorted(RETIRED))

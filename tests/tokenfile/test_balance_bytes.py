@@ -17,6 +17,7 @@ from tmcodec.errors import MetadataError, StackError, TokenFileError
 from tmcodec.tokenfile import Balance, LayerMeta, TokenFile, stack
 from tmcodec.tokenfile.balance import MAX_VALUE, node_counts, pack_balance, unpack_balance
 from tmcodec.tokenfile.binary import Cursor
+from tmcodec.tokenfile.golomb import pack_golomb, unpack_golomb
 
 INTEGERS = st.integers(-MAX_VALUE, MAX_VALUE) | st.integers(-40, 40)
 
@@ -30,8 +31,11 @@ def balanced(**changes: Any) -> LayerMeta:
 def test_the_bytes_of_the_document() -> None:
     # 1 x 2 nodes, 2 bands: g, o of each band at the first node, then what changes at the second.
     balance = Balance(32, 2000.0, 64, 4.0, (0, -1, 3, 20, 1, -1, 3, 10))
-    assert pack_balance(balance, 2).hex(" ") == "20 80 7d 40 20 00 00 00 01 06 28 02 00 00 13"
-    assert unpack_balance(Cursor(bytes.fromhex("20807d4020000000010628020000 13"), "x"), 2) == balance
+    for text in ("20 80 7d 40 20 00 00 00 01 06 28 02 00 00 13", "00 10 e7 0a 9d 15"):
+        assert unpack_balance(Cursor(bytes.fromhex(text), "x"), 2) == balance
+    assert pack_balance(balance, 2).hex(" ") == "00 10 e7 0a 9d 15"  # the last, which is shorter
+    other = replace(balance, step=2.0)
+    assert pack_balance(other, 2).hex(" ") == "20 80 7d 40 10 00 00 00 01 06 28 02 00 00 13"
 
 
 def test_the_bytes_of_a_mixing() -> None:
@@ -51,6 +55,47 @@ def test_comes_back(bands: int, nodes: int, data: st.DataObject) -> None:
     balance = Balance(5, -0.5, 1, 0.25, tuple(values), data.draw(st.integers(1, 1000)), tuple(mix))
     packed = pack_balance(balance, bands)
     assert unpack_balance(Cursor(packed, "x"), bands) == balance
+
+
+@given(st.integers(1, 13), st.integers(1, 12), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_usual_nodes_come_back_in_fewer_bytes(bands: int, nodes: int, data: st.DataObject) -> None:
+    values = data.draw(st.lists(INTEGERS, min_size=nodes * bands * 2, max_size=nodes * bands * 2))
+    balance = Balance(32, 2000.0, 64, 4.0, tuple(values))
+    packed = pack_balance(balance, bands)
+    assert unpack_balance(Cursor(packed, "x"), bands) == balance
+    assert len(packed) <= len(pack_balance(replace(balance, step=2.0), bands))  # 2 takes a byte, as 4 does
+
+
+@given(st.lists(st.integers(0, 2**17), max_size=40), st.tuples(st.integers(0, 15), st.integers(0, 15)))
+def test_golomb_codes_by_their_definition(values: list[int], orders: tuple[int, int]) -> None:
+    bits = ""
+    for i, value in enumerate(values):
+        order = orders[i % 2]
+        prefix = (value >> order) + 1  # the textbook's way: Elias gamma of the quotient, then the remainder
+        gamma = "0" * (prefix.bit_length() - 1) + f"{prefix:b}"
+        bits += gamma + (f"{value % (1 << order):0{order}b}" if order else "")
+    packed = pack_golomb(values, orders)
+    assert "".join(f"{byte:08b}" for byte in packed) == bits.ljust(-(-len(bits) // 8) * 8, "0")
+    assert unpack_golomb(Cursor(packed, "x"), orders) == values
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("00", "orders needs 1 bytes"),
+        ("00 00", "balance of 0 integers"),
+        ("00 00 fe 00", "more filling"),
+        ("00 00 fd", "cut off"),
+        ("00 00 80", "balance of 1 integers"),
+        ("00 00 fc" + "00" * 3 + "ff" * 4, "balance of .* integers|out of range|cut off"),
+        ("00 00 " + "00" * 20 + "ff" * 40, "integers|out of range|cut off"),
+        ("00 00 " + "ff" * 4097, "at most 4096"),
+    ],
+)
+def test_malformed_codes_are_refused(body: str, message: str) -> None:
+    with pytest.raises(MetadataError, match=message):
+        unpack_balance(Cursor(bytes.fromhex(body), "x"), 3)
 
 
 def test_many_alike_nodes_are_compressed() -> None:

@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import struct
 import sys
 from pathlib import Path
@@ -64,6 +65,9 @@ def test_decodes(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_writer_makes_the_same_bytes(name: str) -> None:
     case = CASES[name]
+    if case.shorter_now:
+        assert len(make_v1.write(case)) < (GOLDEN / "v1" / f"{name}.tmc").stat().st_size
+        return
     if case.needs_zstd and list(zstandard.ZSTD_VERSION) != expected(name)["zstd"]:
         pytest.skip("another zstandard may find other (equally valid) frames")
     assert make_v1.write(case) == (GOLDEN / "v1" / f"{name}.tmc").read_bytes()
@@ -107,6 +111,13 @@ class Bytes:
         return found
 
 
+REGISTERED = {  # the number, any name, and the checksum, as the document's table has them
+    int(row[1]): row[2]
+    for row in re.finditer(
+        r"^\| (\d+) \| `mini-[^`]*` \| `([0-9a-f]{64})` \|$",
+        (Path(__file__).parents[2] / "docs" / "format.md").read_text(), re.MULTILINE,
+    )
+}  # fmt: skip
 LEVELS = {8: (7, 5, 5, 5, 5)}
 BANDS = {1: 12, 2: 13, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1, 8: 1}
 
@@ -125,7 +136,7 @@ def layer_facts(data: bytes) -> dict[str, Any]:
         "width": grid.varint(), "height": grid.varint(), "patch": sizes.varint(), "tile": sizes.varint(),
         "chunk": sizes.varint(),
         "levels": LEVELS.get(kind, (8, 8, 8, 6, 5)), "bands": BANDS.get(kind, 0), "times": 0,
-        "weights": fields[7],
+        "weights": fields[7] if 7 in fields else bytes.fromhex(REGISTERED[Bytes(fields[31]).varint()]),
     }  # fmt: skip
     if 9 in fields:
         facts["levels"] = tuple(levels.varint() for _ in range(sum(b < 128 for b in fields[9])))

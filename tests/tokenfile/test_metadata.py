@@ -20,6 +20,7 @@ from tmcodec.tokenfile import FileMeta, LayerMeta
 from tmcodec.tokenfile.fields import MODALITY_IDS, pack_layer, unpack_layer
 from tmcodec.tokenfile.header import pack_header, unpack_header
 from tmcodec.tokenfile.metadata import DTYPE_IDS
+from tmcodec.tokenfile.registered import REGISTERED
 from tmcodec.tokenfile.sections import pack_crs, unpack_crs
 
 SHA = bytes(range(32))
@@ -244,6 +245,36 @@ def test_minimal_layer() -> None:
 
 def test_optional_field_is_skipped() -> None:
     assert unpack(GRID, MODALITY, WEIGHTS, section(1000, b"future")) == unpack(GRID, MODALITY, WEIGHTS)
+
+
+@pytest.mark.parametrize("number", REGISTERED)
+def test_a_registered_tokenizer_takes_three_bytes(number: int) -> None:
+    name, sha256 = REGISTERED[number]
+    modality = next(m for m in MODALITY_IDS if name.startswith(f"mini-{m.lower()}-"))
+    meta = layer_meta(
+        name=modality, modality=modality, tokenizer=name, weights_sha256=bytes.fromhex(sha256),
+        dtype=MODALITIES[modality].dtype, bands=MODALITIES[modality].bands,
+        levels=MODALITIES[modality].levels, units=MODALITIES[modality].units,
+    )  # fmt: skip
+    packed = pack_layer(meta, [])
+    assert section(31, varint(number)) in packed and len(section(31, varint(number))) == 3
+    assert unpack_layer(memoryview(packed), [], "layer 0") == meta
+    # Another checksum under the same name is written out.
+    other = meta.replace(weights_sha256=SHA)
+    assert len(pack_layer(other, [])) >= len(packed) + 31
+    assert unpack_layer(memoryview(pack_layer(other, [])), [], "layer 0") == other
+
+
+@pytest.mark.parametrize("fields", [(WEIGHTS,), (section(5, b"\x02"),), (section(5, b"\x02"), WEIGHTS)])
+def test_a_registered_tokenizer_has_no_other_name_or_checksum(fields: tuple[bytes, ...]) -> None:
+    with pytest.raises(MetadataError, match="beside another name or checksum"):
+        unpack(GRID, MODALITY, *fields, section(31, b"\x03"))
+
+
+@pytest.mark.parametrize("number", [0, 10_000])
+def test_a_tokenizer_registered_later_is_refused_by_its_number(number: int) -> None:
+    with pytest.raises(UnknownSectionError, match=f"tokenizer number {number} is not registered; a newer"):
+        unpack(GRID, MODALITY, section(31, varint(number)))
 
 
 def test_mandatory_field_is_not() -> None:

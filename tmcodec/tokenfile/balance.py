@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tmcodec.errors import MetadataError, StackError
 from tmcodec.tokenfile.binary import Cursor, pack_number, pack_varint, zigzag
+from tmcodec.tokenfile.golomb import pack_golomb, unpack_golomb
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_size, zstd_unpack
 
 MAX_SPACING = 65536
@@ -26,6 +27,10 @@ MAX_VALUES = 2**24
 """Most integers of one layer: bounds what a compressed field can grow to."""
 
 _VARINTS, _ZSTD = 0, 1
+_USUAL = 0
+"""In the place of the spacing, which is never 0: the usual nodes and steps, no mixing, Golomb codes."""
+_MAX_SHORT = 4096
+"""Most bytes of Golomb codes; nodes that need more are alike enough for zstandard."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,10 @@ class Balance:
         """Return the integers as an array (times, node rows, node cols, bands, 2) of a token grid."""
         shape = (times, *node_counts(rows, cols, self.spacing), bands, 2)
         return np.array(self.values, np.int32).reshape(shape)
+
+
+USUAL = Balance(32, 2000.0, 64, 4.0, ())
+"""Nodes and steps that take one byte."""
 
 
 def node_counts(rows: int, cols: int, spacing: int) -> tuple[int, int]:
@@ -137,6 +146,26 @@ def pack_balance(balance: Balance, bands: int) -> bytes:
     values = np.array(balance.values, np.int64).reshape(-1, 2 * bands)
     steps = np.diff(values, axis=0, prepend=0).reshape(-1)
     zigzagged = (steps << 1) ^ (steps >> 63)
+    general = _pack_general(balance, zigzagged, bands)
+    if replace(balance, values=(), mix_divisor=USUAL.mix_divisor) != USUAL or len(general) > _MAX_SHORT:
+        return general
+    short = _pack_short(zigzagged.tolist())
+    return short if len(short) < len(general) else general
+
+
+def _pack_short(zigzagged: list[int]) -> bytes:
+    """Pack with the usual nodes and steps: the two orders, of gains and offsets, and the codes."""
+    orders = [min(range(16), key=lambda k: _bits(zigzagged[i::2], k)) for i in (0, 1)]
+    return bytes([_USUAL, orders[0] | orders[1] << 4]) + pack_golomb(zigzagged, orders)
+
+
+def _bits(values: list[int], order: int) -> int:
+    """Return the length of Golomb codes in bits."""
+    return sum(2 * (v + (1 << order)).bit_length() - order - 1 for v in values)
+
+
+def _pack_general(balance: Balance, zigzagged: NDArray[np.int64], bands: int) -> bytes:
+    """Pack with any nodes and steps."""
     plain = b"".join(map(pack_varint, zigzagged.tolist()))
     # Low bytes before high bytes: the high ones are nearly all zero.
     frame = zstd_pack(zigzagged.astype("<u4").view(np.uint8).reshape(-1, 4).T.tobytes())
@@ -155,7 +184,10 @@ def unpack_balance(cursor: Cursor, bands: int) -> Balance:
     ------
     MetadataError
     """
-    spacing, pivot = cursor.varint("spacing", MAX_SPACING), cursor.number("pivot")
+    spacing = cursor.varint("spacing", MAX_SPACING)
+    if spacing == _USUAL:
+        return replace(USUAL, values=_values(_unpack_short(cursor), bands, cursor))
+    pivot = cursor.number("pivot")
     divisor, step = cursor.varint("divisor", MAX_VALUE), cursor.number("step")
     mixed = 2 * bands * cursor.varint("components", MAX_VALUES // (2 * bands))
     mix_divisor = cursor.varint("mix divisor", MAX_VALUE) if mixed else 128
@@ -168,13 +200,26 @@ def unpack_balance(cursor: Cursor, bands: int) -> Balance:
         zigzagged = cursor.varints(int(np.count_nonzero(np.frombuffer(ahead, np.uint8) < 0x80)), "balance")
     else:
         raise cursor.fail(f"kind {kind} of balance is not defined")
+    return Balance(spacing, pivot, divisor, step, _values(zigzagged, bands, cursor), mix_divisor, mix)
+
+
+def _unpack_short(cursor: Cursor) -> NDArray[np.int64]:
+    """Invert `_pack_short` after its first byte."""
+    orders = cursor.u8("orders")
+    if cursor.left > _MAX_SHORT:
+        raise cursor.fail(f"{cursor.left} bytes of codes; at most {_MAX_SHORT} fit")
+    values = unpack_golomb(cursor, (orders & 15, orders >> 4))
+    return np.array([min(v, 2**62) for v in values], np.int64)  # what is out of range is refused later
+
+
+def _values(zigzagged: NDArray[np.int64], bands: int, cursor: Cursor) -> tuple[int, ...]:
+    """Return the integers of all nodes from their differences."""
     if len(zigzagged) == 0 or len(zigzagged) % (2 * bands) or len(zigzagged) > MAX_VALUES:
         raise cursor.fail(f"balance of {len(zigzagged)} integers where each node has {2 * bands}")
     if int(zigzagged.max()) > 4 * MAX_VALUE + 1:  # the largest difference; sums cannot overflow
         raise cursor.fail("balance has a difference out of range")
     steps = np.array(_unzigzag(zigzagged), np.int64)
-    values = np.cumsum(steps.reshape(-1, 2 * bands), axis=0).reshape(-1)
-    return Balance(spacing, pivot, divisor, step, tuple(values.tolist()), mix_divisor, mix)
+    return tuple(np.cumsum(steps.reshape(-1, 2 * bands), axis=0).reshape(-1).tolist())
 
 
 def _unzigzag(values: NDArray[np.int64]) -> tuple[int, ...]:

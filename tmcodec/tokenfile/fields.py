@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
-from tmcodec.errors import MetadataError
+from tmcodec.errors import MetadataError, UnknownSectionError
 from tmcodec.modalities import MODALITIES, Modality
 from tmcodec.tokenfile.balance import pack_balance, unpack_balance
 from tmcodec.tokenfile.binary import Cursor, encode_utf8, pack_number, pack_string, pack_varint, zigzag
@@ -33,6 +33,7 @@ from tmcodec.tokenfile.metadata import (
     need,
     sorted_tags,
 )
+from tmcodec.tokenfile.registered import REGISTERED, registered_number
 from tmcodec.tokenfile.sections import pack_section, unpack_sections
 
 MODALITY_IDS = {"S2L2A": 1, "S2L1C": 2, "S2RGB": 3, "S1GRD": 4, "S1RTC": 5, "DEM": 6, "NDVI": 7, "LULC": 8}
@@ -88,7 +89,24 @@ def _mini_prefix(modality: str) -> str:
     return f"mini-{modality.encode().lower().decode()}-v"  # bytes.lower touches ASCII only
 
 
+def _pack_registered(meta: LayerMeta, context: _Context) -> bytes | None:
+    number = registered_number(meta.tokenizer, meta.weights_sha256)
+    return None if number is None else pack_varint(number)
+
+
+def _unpack_registered(cursor: Cursor, context: _Context) -> dict[str, Any]:
+    number = cursor.varint("tokenizer number")
+    if number not in REGISTERED:
+        raise UnknownSectionError(
+            f"{cursor.what}: tokenizer number {number} is not registered; a newer tmcodec may know it"
+        )
+    name, sha256 = REGISTERED[number]
+    return {"tokenizer": name, "weights_sha256": bytes.fromhex(sha256)}
+
+
 def _pack_tokenizer(meta: LayerMeta, context: _Context) -> bytes | None:
+    if registered_number(meta.tokenizer, meta.weights_sha256) is not None:
+        return None
     prefix = _mini_prefix(meta.modality)
     version = meta.tokenizer.removeprefix(prefix)
     if meta.tokenizer.startswith(prefix) and re.fullmatch("[1-9][0-9]{0,8}", version):
@@ -103,8 +121,9 @@ def _unpack_tokenizer(cursor: Cursor, context: _Context) -> dict[str, Any]:
     return {"tokenizer": cursor.utf8(cursor.left, "tokenizer")}
 
 
-def _pack_weights(meta: LayerMeta, context: _Context) -> bytes:
-    return meta.weights_sha256
+def _pack_weights(meta: LayerMeta, context: _Context) -> bytes | None:
+    known = registered_number(meta.tokenizer, meta.weights_sha256) is not None
+    return None if known else meta.weights_sha256
 
 
 def _unpack_weights(cursor: Cursor, context: _Context) -> dict[str, Any]:
@@ -380,8 +399,9 @@ _FIELDS: dict[int, tuple[_Pack, _Unpack]] = {
     25: (_pack_crs_index, _unpack_crs_index),
     27: (_pack_transform, _unpack_transform),
     29: (_pack_times, _unpack_times),
+    31: (_pack_registered, _unpack_registered),
 }
-_MODALITY = 3
+_MODALITY, _TOKENIZER, _WEIGHTS, _REGISTERED = 3, 5, 7, 31
 
 
 def pack_layer(meta: LayerMeta, crs: list[str]) -> bytes:
@@ -399,6 +419,8 @@ def unpack_layer(data: memoryview, crs: list[str], what: str) -> LayerMeta:
     MetadataError, UnknownSectionError
     """
     stored = dict(unpack_sections(Cursor(data, what), _FIELDS))
+    if _REGISTERED in stored and not stored.keys().isdisjoint({_TOKENIZER, _WEIGHTS}):
+        raise MetadataError(f"{what}: a registered tokenizer beside another name or checksum")
     context = _Context(crs)
     values: dict[str, Any] = {}
     # The modality first: the defaults of the other fields depend on it.

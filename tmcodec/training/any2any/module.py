@@ -28,6 +28,7 @@ from tmcodec.networks.generator.model import Encoded, Generator, Part
 from tmcodec.training.any2any.data import PIXELS, Batch, TokenData
 from tmcodec.training.any2any.grids import TokenizerId
 from tmcodec.training.any2any.initial import align_attention
+from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.softmax import sampled_cross_entropy
 from tmcodec.training.any2any.starting import CONFIG_KEY, TOKENIZERS_KEY, copy_fitting, open_start
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
@@ -111,6 +112,9 @@ class Any2AnyModule(LightningModule):
         stand for all others. 0 sums over all, as validation always does.
     alike
         Gain of `tmcodec.training.any2any.initial.align_attention` for the first weights; 0 leaves it out.
+    own
+        Chance that a batch shows some tokens that the network made itself; see
+        `tmcodec.training.any2any.own.show_own`. 0 costs nothing.
     seed
         Of the first weights. What a step draws depends on the number of its batch.
     """
@@ -123,6 +127,7 @@ class Any2AnyModule(LightningModule):
         normalise: Literal["modality", "token"] = "modality",
         negatives: int = 2048,
         alike: float = 2.5,
+        own: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -134,9 +139,11 @@ class Any2AnyModule(LightningModule):
         self.copied = copy_fitting(self.net, open_start(start)) if start else 0
         self.options = optimizer or OptimizerOptions()
         self.lr = self.options.lr  # under this name the learning-rate finder sets it
-        self.normalise, self.negatives = normalise, negatives
+        self.normalise, self.negatives, self.own = normalise, negatives, own
         if negatives < 0:
             raise ConfigError("model.negatives must be 0, for the whole vocabulary, or above")
+        if not 0 <= own <= 1:
+            raise ConfigError("model.own is a share of the batches; give 0 to 1")
         self.keys = {s.modality: s.key for s in self.net.cfg.modalities if s.kind == "tokens"}
         self.pixel_keys = {s.modality + PIXELS: s.key for s in self.net.cfg.modalities if s.kind == "pixels"}
         self.tokenizers: dict[str, TokenizerId] = {}
@@ -240,7 +247,8 @@ class Any2AnyModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss."""
-        losses, counts = self.cross_entropies(batch)
+        shown = show_own(self.net, self.keys, batch, self.own) if self.own else batch
+        losses, counts = self.cross_entropies(shown)
         total, size = self.total(losses, counts), batch_size(batch)
         self.log("train/loss", total, prog_bar=True, batch_size=size)
         for modality, value in losses.items():
