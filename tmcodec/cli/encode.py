@@ -59,6 +59,9 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
     click.option("--balance/--no-balance", default=None,
                  help="Store gains and offsets that bring decoded bands nearer to the raster, two numbers "
                       "a band for every 512 pixels. Default: for Sentinel-2 with the embedded tokenizers."),
+    click.option("--exact", is_flag=True,
+                 help="Store elevation's tokens as the encoder gives them. Otherwise they may move by a "
+                      "sixteenth of the local roughness to where they are shorter to code."),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
                  help="Text to store in the file; may be repeated."),
     checkpoint_option,

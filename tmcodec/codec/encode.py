@@ -23,6 +23,7 @@ from tmcodec.errors import ModalityError, TokenizerMismatchError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
+from tmcodec.tokenfile.context.settle import settle
 
 Progress = Callable[[int, int], None]
 Tokens = npt.NDArray[np.int32]
@@ -69,6 +70,7 @@ def encode(
     checkpoint: str | os.PathLike[str] | None = None,
     precision: str = "auto",
     tile: int = 256,
+    exact: bool = False,
 ) -> EncodeReport:
     """Encode a raster to a token file.
 
@@ -113,6 +115,10 @@ def encode(
         Called with (windows done, windows in all).
     checkpoint, precision, tile
         As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
+    exact
+        Whether to store the encoder's tokens as they are. Otherwise elevation's may move by a sixteenth of
+        the local roughness to where they are shorter to code (`tmcodec.tokenfile.context.settle`); other
+        modalities' never do.
 
     Returns
     -------
@@ -136,7 +142,7 @@ def encode(
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=check_sampler(sampler))
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
-            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe)
+            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, exact)
             if probe is not None:
                 writer.set_balance(0, probe.fit.solve())
     raw = raster.width * raster.height * len(raster.bands) * np.dtype(raster.dtype).itemsize
@@ -239,6 +245,7 @@ def encode_layer(
     watch: Stopwatch,
     progress: Progress | None,
     probe: BalanceProbe | None,
+    exact: bool,
 ) -> int:
     """Encode chunk by chunk, reading one square ahead and coding one chunk behind; count tokens."""
     span = layer.chunk * tok.patch
@@ -265,6 +272,8 @@ def encode_layer(
             last = (square.col_end, square.row_end) == (chunk.col_end, chunk.row_end)
             if last:
                 coded, mask = board.finish()
+                if coded is not None and not exact:
+                    coded = settle(coded, tok.levels, tok.sha256)
                 stored += 0 if coded is None else coded.size
                 if probe is not None and coded is not None:
                     with watch("balance"):

@@ -30,9 +30,10 @@ from tmcodec.codec.models import default_model
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.context.backends import choose
-from tmcodec.tokenfile.context.coder import _planes, _to_coded
+from tmcodec.tokenfile.context.coder import _planes, _to_coded, predictor_of
 from tmcodec.tokenfile.context.heights import Levels, Tokens, neighbours, reflected_to_number
 from tmcodec.tokenfile.context.model import REACH, ContextModel, Network, slot_rows
+from tmcodec.tokenfile.context.settle import settle
 from tmcodec.tokenfile.context.tables import FOLDER, Tables, overflow, pack_tables, with_rates
 from tmcodec.training.corpus import AUGMENT, CropSampler, Scene, load_scenes
 from tmcodec.training.mini import VAL_FOLDERS
@@ -57,10 +58,14 @@ Pairs = Sequence[tuple[Tokens, Tokens | None]]
 
 
 def encode(tokenizer: Tokenizer, values: npt.NDArray[np.float32]) -> Tokens:
-    """Return int32 tokens (n, rows, cols) of pictures (n, bands, h, w), extended by reflection."""
+    """Return int32 tokens (n, rows, cols) of pictures (n, bands, h, w), extended by reflection.
+
+    They are settled as in files, where earlier tables say how.
+    """
     short = [(0, 0), (0, 0), *((0, -n % tokenizer.patch) for n in values.shape[2:])]
     padded = torch.from_numpy(np.pad(values, short, mode="reflect"))
-    return np.asarray(tokenizer.encode(padded), np.int32)
+    grids = np.asarray(tokenizer.encode(padded), np.int32)
+    return np.stack([settle(grid, tokenizer.levels, tokenizer.sha256) for grid in grids])
 
 
 def draw(tokenizer: Tokenizer, data: Path, crops: int, seed: int) -> Tokens:
@@ -362,7 +367,9 @@ def main() -> None:
         raise SystemExit(f"{path} exists, and files may depend on it; remove it if it was never released")
     grids = draw(tokenizer, args.data, args.crops, args.seed + 1)
     levels = tokenizer.levels
-    predictor = fit_predictor(grids[:2000], levels) if args.modality == "DEM" else None
+    predictor = predictor_of(tokenizer.sha256, levels)  # what earlier tables settled on stays
+    if args.modality == "DEM" and predictor is None:
+        predictor = fit_predictor(grids[:2000], levels)
     order = tuple(reversed(range(len(levels))))
     base = ContextModel(levels, order, None, np.zeros((6, 64), np.int32), 0, predictor)
     near = [(0, dy, dx) for dy, dx in NEAR]

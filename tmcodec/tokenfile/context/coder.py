@@ -33,7 +33,7 @@ from tmcodec.tokenfile.context.model import (
     generic_model,
 )
 from tmcodec.tokenfile.context.reference import Planes, pad_planes
-from tmcodec.tokenfile.context.tables import find_pair_tables, find_tables, rates_of
+from tmcodec.tokenfile.context.tables import find_pair_tables, find_tables, rates_of, table_numbers
 
 MAX_SIDE = 256
 """Longest side of a chunk, in tokens."""
@@ -87,12 +87,19 @@ def context_encode(
     """
     if max(tokens.shape) > MAX_SIDE or (source is not None and len(source.levels) != len(levels)):
         return None
-    number, model = _newest(tokenizer, levels, reference is not None, source)
     chosen = choose(backend)
-    planes = _planes(model, tokens.shape, _to_coded(model, tokens), reference)
-    coded = chosen.code_chunk(model, planes, None)
-    assert coded is not None
-    return bytes([number]) + coded + _crc(tokens)
+    tried = []
+    for number, model in _known(tokenizer, levels, reference is not None, source):
+        planes = _planes(model, tokens.shape, _to_coded(model, tokens), reference)
+        coded = chosen.code_chunk(model, planes, None)
+        assert coded is not None
+        tried.append(bytes([number]) + coded)
+    return min(tried, key=len) + _crc(tokens)
+
+
+def predictor_of(tokenizer: bytes, levels: Levels) -> tuple[int, ...] | None:
+    """Return how a tokenizer's numbers are predicted (`tmcodec.tokenfile.context.heights`), or None."""
+    return _known(tokenizer, levels, False, None)[0][1].predictor
 
 
 def context_decode(
@@ -133,11 +140,13 @@ def context_decode(
     return tokens
 
 
-def _newest(
+def _known(
     tokenizer: bytes, levels: Levels, referred: bool, source: Source | None
-) -> tuple[int, ContextModel]:
-    """Return the tables to code with, and their number."""
-    return _trained(tokenizer, None, levels, referred, source) or (0, _generic(levels, referred, source))
+) -> list[tuple[int, ContextModel]]:
+    """Return the tables to code with, and their numbers, newest first; else the generic ones."""
+    known = table_numbers(tokenizer, b"" if source is None else source.tokenizer)
+    found = [_trained(tokenizer, number, levels, referred, source) for number in reversed(known)]
+    return [pair for pair in found if pair is not None] or [(0, _generic(levels, referred, source))]
 
 
 def _numbered(
@@ -161,9 +170,9 @@ def _generic(levels: Levels, referred: bool, source: Source | None) -> ContextMo
 
 
 def _trained(
-    tokenizer: bytes, number: int | None, levels: Levels, referred: bool, source: Source | None
+    tokenizer: bytes, number: int, levels: Levels, referred: bool, source: Source | None
 ) -> tuple[int, ContextModel] | None:
-    """Return (number, model) of a tokenizer or a pair, the newest without a number; None if there is none."""
+    """Return (number, model) of a tokenizer or a pair; None where there is none."""
     if source is not None:
         pair = find_pair_tables(tokenizer, source.tokenizer, number)
         if pair is None or pair.model.source_levels != (levels, source.levels):

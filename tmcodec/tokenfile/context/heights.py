@@ -58,6 +58,18 @@ def neighbours(numbers: Tokens) -> NDArray[np.int64]:
     return np.stack([w, n, nw, ne, ww, nn])
 
 
+def neighbours_at(numbers: list[list[int]], r: int, c: int) -> tuple[int, int, int, int, int, int]:
+    """Return what `neighbours` has at one place, of rows of which that place and later ones may be unset."""
+    here, above = numbers[r], numbers[r - 1] if r else None
+    n = above[c] if above is not None else (here[c - 1] if c else 0)
+    w = here[c - 1] if c else n
+    nw = (above[c - 1] if c else n) if above is not None else w
+    ne = above[c + 1] if above is not None and c + 1 < len(here) else n
+    ww = here[c - 2] if c > 1 else w
+    nn = numbers[r - 2][c] if r > 1 else n
+    return w, n, nw, ne, ww, nn
+
+
 def number_errors(numbers: Tokens, weights: tuple[int, ...], size: int) -> Tokens:
     """Return the folded errors of prediction, int32 in ``range(size)``.
 
@@ -83,16 +95,9 @@ def undo_errors(errors: Tokens, weights: tuple[int, ...], size: int) -> Tokens:
     rows, cols = errors.shape
     out: list[list[int]] = [[0] * cols for _ in range(rows)]
     for r, line in enumerate(errors.tolist()):
-        here, above = out[r], out[r - 1] if r else None
         for c, folded in enumerate(line):
-            n = above[c] if above is not None else (here[c - 1] if c else 0)
-            w = here[c - 1] if c else n
-            nw = (above[c - 1] if c else n) if above is not None else w
-            ne = above[c + 1] if above is not None and c + 1 < cols else n
-            ww = here[c - 2] if c > 1 else w
-            nn = out[r - 2][c] if r > 1 else n
-            total = sum(k * x for k, x in zip(weights, (w, n, nw, ne, ww, nn), strict=True))
-            here[c] = unfold(folded, min(max(total + 128 >> 8, 0), size - 1), size)
+            total = sum(k * x for k, x in zip(weights, neighbours_at(out, r, c), strict=True))
+            out[r][c] = unfold(folded, min(max(total + 128 >> 8, 0), size - 1), size)
     return np.array(out, np.int32).reshape(errors.shape)
 
 

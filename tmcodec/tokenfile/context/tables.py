@@ -258,6 +258,11 @@ def _index() -> dict[bytes, dict[int, Path]]:
     return found
 
 
+def table_numbers(tokenizer: bytes, reference: bytes = b"") -> list[int]:
+    """Return the numbers of a tokenizer's tables, or of those after another's, ascending."""
+    return sorted(_index().get(tokenizer + reference, {}))
+
+
 def _file(key: bytes, number: int | None) -> bytes | None:
     """Return a table file, the newest without a number; None where there is none."""
     known = _index().get(key, {})
