@@ -65,7 +65,8 @@ def main() -> None:
         }
         offset = "present" if row.optical else "auto"
         tmcodec.encode(
-            synthetic(row), path, profile=profile, modality=row.name, tokenizer=name, s2_offset=offset
+            synthetic(row), path, profile=profile, modality=row.name, tokenizer=name, s2_offset=offset,
+            exact=True,
         )
         expected = json.loads(listing.read_text()) if listing.exists() else {}
         expected[name] = patch_means(tmcodec.decode_array(path)[0])

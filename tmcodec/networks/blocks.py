@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.networks.linear import Linear, plain_inference
@@ -80,3 +81,12 @@ def image_to_cells(image: Tensor, factor: int) -> Tensor:
     split = image.reshape(b, rows // factor, factor, cols // factor, factor, c)
     gathered = split.permute(0, 1, 3, 2, 4, 5)
     return gathered.reshape(b, rows // factor, cols // factor, factor * factor * c)
+
+
+def enlarge(x: Tensor, factor: int, slopes: bool) -> Tensor:
+    """Interpolate ``(B, C, h, w)`` bicubically to `factor` times the size.
+
+    With `slopes` by Keys' kernel of a = -1/2 (doi 10.1109/TASSP.1981.1163711), which reproduces planes; torch
+    takes it only together with its antialiasing, which does nothing when a picture grows. Otherwise a = -3/4.
+    """
+    return F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False, antialias=slopes)

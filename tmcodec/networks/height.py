@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.fsq import codebook_size
+from tmcodec.networks.blocks import enlarge
 from tmcodec.networks.compand import Compander
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class HeightDecoder(nn.Module):
 
     def __init__(self, cfg: MiniConfig, scale: HeightScale, detail: MiniDecoder) -> None:
         super().__init__()
-        self.levels, self.scale, self.detail = tuple(cfg.levels), scale, detail
+        self.levels, self.scale, self.detail, self.slopes = tuple(cfg.levels), scale, detail, cfg.slopes
         self.halo = detail.halo + AROUND + 2  # bicubic reaches two tokens
 
     def heights(self, codes: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ class HeightDecoder(nn.Module):
         mean, relief = local_statistics(height)
         relative = torch.cat([(height - mean) / relief, relief.log() / 3 - 1], dim=1)
         detail, features = self.detail.paint(relative.permute(0, 2, 3, 1))
-        smooth = F.interpolate(height, scale_factor=PATCH, mode="bicubic", align_corners=False)
+        smooth = enlarge(height, PATCH, self.slopes)
         spread = F.interpolate(relief, scale_factor=PATCH, mode="bilinear", align_corners=False)
         return self.scale.compander.compress(smooth + detail * spread), features
 

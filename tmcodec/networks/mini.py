@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tmcodec.fsq import FSQ
 from tmcodec.fsq.curves import compand_cells, expand_double
 from tmcodec.modalities import get_modality
-from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
+from tmcodec.networks.blocks import MixBlock, cells_to_image, enlarge, image_to_cells
 from tmcodec.networks.compand import Compander
 from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.height import HeightDecoder, HeightEncoder, HeightScale
@@ -55,6 +55,10 @@ class MiniConfig:
     antialias
         Whether the refinement of the mean is smoothed at half resolution, so that the four outputs of a
         quarter cell cannot draw a lattice where the network has seen nothing alike.
+    slopes
+        Whether coarse cells are interpolated by Keys' cubic of a = -1/2, which draws a slope as it is;
+        that of a = -3/4, torch's default, makes it up to half too steep and a quarter too flat in turn, a
+        lattice that relief shading shows.
     smooth
         Whether the denoiser ends in a 3x3 convolution over single pixels.
     residual_std
@@ -87,6 +91,7 @@ class MiniConfig:
     smooth: bool = False
     residual_basis: tuple[tuple[float, ...], ...] = ()
     antialias: bool = False
+    slopes: bool = False
 
     @property
     def residual_channels(self) -> int:
@@ -145,7 +150,7 @@ class MiniDecoder(nn.Module):
 
     def __init__(self, cfg: MiniConfig, inputs: int) -> None:
         super().__init__()
-        self.channels, self.antialias = cfg.channels, cfg.antialias
+        self.channels, self.antialias, self.slopes = cfg.channels, cfg.antialias, cfg.slopes
         self.embed = Linear(inputs, cfg.dim)
         self.blocks = nn.ModuleList(MixBlock(cfg.dim, cfg.kernel) for _ in range(cfg.decoder_blocks))
         self.norm = nn.LayerNorm(cfg.dim)
@@ -173,7 +178,7 @@ class MiniDecoder(nn.Module):
             x = block(x)
         x = self.norm(x)
         coarse = cells_to_image(self.coarse(x), 2).permute(0, 3, 1, 2)
-        smooth = F.interpolate(coarse.float(), scale_factor=4, mode="bicubic", align_corners=False)
+        smooth = enlarge(coarse.float(), 4, self.slopes)
         features = cells_to_image(self.spread(x), 4)
         for block in self.refine:
             features = block(features)

@@ -42,6 +42,8 @@ from tmcodec.training.recipes import RECIPES
 CROP = 224
 AUGMENTED, WARPED = 0.75, 0.25
 """Chances that a crop's radiometry is changed, and that it is turned and zoomed; most are as they are."""
+COARSER = (2, 3)
+"""Land cover of other products is coarser, and its patches hold more classes."""
 NEAR = ((0, -1), (-1, 0), (-1, -1), (-1, 1), (0, -2), (-2, 0), (-1, -2), (-1, 2), (-2, -1), (-2, 1))
 """Row and column offsets of the neighbours that the network sees."""
 AROUND = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))
@@ -68,11 +70,19 @@ def encode(tokenizer: Tokenizer, values: npt.NDArray[np.float32]) -> Tokens:
     return np.stack([settle(grid, tokenizer.levels, tokenizer.sha256) for grid in grids])
 
 
+def thinned(scene: Scene, every: int) -> Scene:
+    """Return a scene of classes at a coarser resolution: one pixel of each `every` rows and columns."""
+    cut = np.s_[:, ::every, ::every]
+    return replace(scene, values=scene.values[cut], valid=scene.valid[cut])
+
+
 def draw(tokenizer: Tokenizer, data: Path, crops: int, seed: int) -> Tokens:
     """Return tokens of random crops of the train split: int32 (crops, 14, 14)."""
     modality = tokenizer.modality
     recipe, change = RECIPES[modality.name], AUGMENT[modality.name]
     scenes = load_scenes(data, "train", modality, dict(recipe.folders))
+    if modality.categorical:  # which is not turned and zoomed
+        scenes += [thinned(scene, every) for scene in scenes for every in COARSER]
 
     def augment(values: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
         return change(values, rng) if rng.random() < AUGMENTED else values

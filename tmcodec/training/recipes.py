@@ -63,7 +63,8 @@ RECIPES: dict[str, Recipe] = {
     "DEM": Recipe(
         folders={"DEM": 1.0},
         peak=1000.0,
-        net={"kind": "height", "compand": "asinh", "origin": 0.0, "knee": 1000.0, "dim": 160, "smooth": True},
+        net={"kind": "height", "compand": "asinh", "origin": 0.0, "knee": 1000.0, "dim": 160, "smooth": True,
+             "antialias": True, "slopes": True},
         blend=0.0,
     ),
     "NDVI": Recipe(folders={"NDVI": 0.3, "S2L2A": 0.5, "S2L1C": 0.2}, peak=2.0),
