@@ -7,7 +7,9 @@ All on the validation split, which no gradient saw; the tokens of Sentinel-2 alo
 
 1. Sentinel-2 to NDVI and true colour in 1, 2, 4 and 8 decoding steps: root mean square error of the
 decoded picture,
-   mean over tiles and seeds, with the defaults, with temperature 0 and with MaskGIT; and the cross-entropy
+   mean over tiles and seeds, with the defaults, with temperature 0 and with MaskGIT; the same error of the
+   differences between neighbouring patches' means, which is small where neighbours agree on what they err
+   in; and the cross-entropy
    of the true tokens when they are asked for in so many groups, each group knowing the ones before.
    Beside it: what the tokenizer's own decoder makes of the true tokens (no generator can be better but by
    luck), NDVI computed from the decoded Sentinel-2 tokens (what they know), and the mean of the training
@@ -45,6 +47,7 @@ from tmcodec.training.any2any.aligned import computed
 from tmcodec.training.corpus import read_optical
 
 Array = npt.NDArray[np.float32]
+Taken = Callable[[Array], npt.NDArray[Any]]
 STEPS = (1, 2, 4, 8)
 WAYS: dict[str, dict[str, Any]] = {
     "default (random order, top-p 0.8)": {},
@@ -127,21 +130,28 @@ class Bench:
             pictures.update({i: self.decode(last, tokens[k : k + 1]) for k, i in enumerate(tiles)})
         return pictures
 
-    def error(self, target: str, guess: Callable[[int], Array]) -> float:
-        """Return the root mean square error over the tiles that have a truth, mean over tiles."""
+    def error(self, target: str, guess: Callable[[int], Array], part: Taken = np.asarray) -> float:
+        """Return the root mean square error over the tiles that have a truth, mean over tiles.
+
+        `part` takes what is compared from a picture.
+        """
         found = []
         for i, tile in enumerate(self.tiles):
             if target in tile.truth:
-                found.append(float(np.sqrt(np.mean((guess(i) - tile.truth[target]) ** 2))))
+                found.append(float(np.sqrt(np.mean((part(guess(i)) - part(tile.truth[target])) ** 2))))
         return float(np.mean(found))
 
     def mean_error(self, targets: Sequence[str], **how: Any) -> float:
         """Return `error` of generated pictures, mean over seeds."""
+        return self.mean_errors(targets, (np.asarray,), **how)[0]
+
+    def mean_errors(self, targets: Sequence[str], parts: Sequence[Taken], **how: Any) -> list[float]:
+        """Return `error` of generated pictures for each part of them, mean over seeds."""
         found = []
         for seed in range(self.seeds):
             pictures = self.made(targets, seed, **how)
-            found.append(self.error(targets[-1], pictures.__getitem__))
-        return float(np.mean(found))
+            found.append([self.error(targets[-1], pictures.__getitem__, part) for part in parts])
+        return [float(x) for x in np.mean(found, 0)]
 
     @torch.no_grad()
     def cross_entropy(self, target: str, groups: int) -> float:
@@ -167,6 +177,14 @@ class Bench:
         return total / count / float(np.log(2))
 
 
+def contrasts(picture: Array) -> Array:
+    """Return the differences between the means of neighbouring patches of 16 x 16 pixels."""
+    bands, height, width = picture.shape
+    means = picture.reshape(bands, height // 16, 16, width // 16, 16).mean((2, 4), dtype=np.float64)
+    across, down = np.diff(means, axis=2), np.diff(means, axis=1)
+    return np.concatenate([across.ravel(), down.ravel()])
+
+
 def training_means(data: Path, target: str) -> Array:
     """Return the mean of each band over the training scenes ``(C, 1, 1)``; of classes the commonest."""
     scenes = [read(p) for p in sorted((data / "train" / target).glob("terramesh_*.tif"))]
@@ -190,8 +208,12 @@ def steps_table(bench: Bench, data: Path) -> list[str]:
     ]
     for target in ("NDVI", "S2RGB"):
         for name, how in WAYS.items():
-            cells = [f"{bench.mean_error([target], decoding_steps=n, **how):.4g}" for n in STEPS]
-            lines.append(f"| {target}, RMSE {UNITS[target]} | {name} | {' | '.join(cells)} |")
+            found = [
+                bench.mean_errors([target], (np.asarray, contrasts), decoding_steps=n, **how) for n in STEPS
+            ]
+            for what, errors in zip(("RMSE", "RMSE between patches"), zip(*found, strict=True), strict=True):
+                cells = " | ".join(f"{error:.4g}" for error in errors)
+                lines.append(f"| {target}, {what} {UNITS[target]} | {name} | {cells} |")
         bits = [f"{bench.cross_entropy(target, n):.2f}" for n in STEPS]
         lines.append(f"| {target}, bits a token | true tokens in groups | {' | '.join(bits)} |")
     return [*lines, "", *references(bench, data)]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
+from tmcodec.networks.blocks import MixBlock, cells_to_image, enlarge, image_to_cells
 from tmcodec.networks.compand import Compander
 from tmcodec.networks.denoiser import Denoiser, time_features
 from tmcodec.networks.mini import MiniConfig, MiniNet, binomial
@@ -73,7 +73,37 @@ def test_companding_values_by_hand() -> None:
         Compander("cube", 0, 1, [0], [1])
 
 
-def small_net(channels: int = 3) -> MiniNet:
+def keys_cubic(x: np.ndarray, a: float) -> np.ndarray:
+    """Keys' convolution kernel, from his paper."""
+    x = np.abs(x)
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+@pytest.mark.parametrize(("slopes", "a"), [(True, -0.5), (False, -0.75)])
+@pytest.mark.parametrize("factor", [4, 16])
+def test_enlarging_is_keys_convolution(slopes: bool, a: float, factor: int) -> None:
+    x = torch.rand(1, 1, 9, 11, generator=torch.Generator().manual_seed(0))
+    got = enlarge(x, factor, slopes)[0, 0].double().numpy()
+    rows, cols = ((np.arange(n * factor) + 0.5) / factor - 0.5 for n in x.shape[2:])
+    down, across = (
+        keys_cubic(at[:, None] - np.arange(n), a) for at, n in zip((rows, cols), x.shape[2:], strict=True)
+    )
+    inner = np.s_[2 * factor : -2 * factor, 2 * factor : -2 * factor]
+    np.testing.assert_allclose(got[inner], (down @ x[0, 0].double().numpy() @ across.T)[inner], atol=1e-5)
+
+
+def test_slopes_stay_slopes() -> None:
+    plane = (3.0 * torch.arange(10)[:, None] - 2.0 * torch.arange(12))[None, None]
+    inner = enlarge(plane, 16, True)[0, 0, 32:-32, 32:-32]
+    assert torch.allclose(inner.diff(dim=0), torch.tensor(3 / 16), atol=1e-4)
+    assert torch.allclose(inner.diff(dim=1), torch.tensor(-2 / 16), atol=1e-4)
+    rippled = enlarge(plane, 16, False)[0, 0, 32:-32, 32:-32].diff(dim=1) * 16 / -2
+    assert rippled.min() < 0.8 and rippled.max() > 1.4
+
+
+def small_net(channels: int = 3, slopes: bool = False) -> MiniNet:
     torch.manual_seed(1)
     cfg = MiniConfig(
         "S2RGB",
@@ -85,6 +115,7 @@ def small_net(channels: int = 3) -> MiniNet:
         refine=16,
         denoiser_dim=16,
         denoiser_blocks=2,
+        slopes=slopes,
     )
     net = MiniNet(cfg).eval()
     for name, p in net.named_parameters():
@@ -106,9 +137,10 @@ def test_a_window_with_its_halo_gives_the_tokens_of_the_whole() -> None:
     assert not torch.allclose(less[:, 1:-1, 1:-1], whole[:, 8:12, 8:12], atol=1e-3)
 
 
+@pytest.mark.parametrize("slopes", [False, True])
 @torch.no_grad()
-def test_a_window_with_its_halo_decodes_to_the_whole() -> None:
-    net = small_net()
+def test_a_window_with_its_halo_decodes_to_the_whole(slopes: bool) -> None:
+    net = small_net(slopes=slopes)
     codes = torch.rand(1, 24, 24, 5)
     whole, features = net.decoder(codes)
     halo = net.decoder_halo
