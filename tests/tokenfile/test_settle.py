@@ -15,8 +15,8 @@ from tmcodec.tokenfile.registered import REGISTERED
 
 LEVELS = (8, 8, 8, 6, 5)
 SIZE = 15360
-DEM = next(bytes.fromhex(sha) for name, sha in REGISTERED.values() if name == "mini-dem-v1")
-OTHERS = [bytes.fromhex(sha) for name, sha in REGISTERED.values() if name != "mini-dem-v1"]
+DEM = next(bytes.fromhex(sha) for name, sha in REGISTERED.values() if name == "mini-dem-v2")
+OTHERS = [bytes.fromhex(sha) for name, sha in REGISTERED.values() if "-dem-" not in name]
 WEST = (256, 0, 0, 0, 0, 0)
 
 sides = st.integers(1, 9)

@@ -14,6 +14,7 @@ REGISTERED: dict[int, tuple[str, str]] = {
     6: ("mini-dem-v1", "894f5b4eea63e8ae7eda0ee6b02f8351bf09359c57a72229833b5e9f37827f02"),
     7: ("mini-ndvi-v2", "b2d340b457c6ec1e96c30303443da30f8a0517caaf1dc4185188b010c7d2114b"),
     8: ("mini-lulc-v2", "989abca8e61945e678916648841226707fe3e277ac51e4a696e41ecc66db3a87"),
+    9: ("mini-dem-v2", "f3d610b0320b7462eaca4996abb4089f01757ac8520f1fb4626725733a386524"),
 }
 """Number -> name and SHA-256 of the weights."""
 
