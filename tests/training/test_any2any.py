@@ -33,6 +33,7 @@ from tmcodec.training.any2any.budgets import Budgets, Mixture
 from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
 from tmcodec.training.any2any.grids import read_corpus, token_validity
 from tmcodec.training.any2any.module import Any2AnyModule, Layout
+from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.starting import generator_of_checkpoint
 
 Make = Callable[..., Path]
@@ -569,3 +570,73 @@ def test_token_configurations_find_their_rasters(name: str, tmp_path: Path) -> N
     assert set(plan.groups[0].modalities) == everything == set(plan.modalities)
     crop = plan.groups[0].draw(np.random.default_rng(0))
     assert {v.shape[1:] for v, _ in crop.values()} == {(224, 224)}
+
+
+# --------------------------------------------------------------------------- its own tokens
+
+
+def shown_batch(number: int, modalities: tuple[str, ...] = ("S2L2A", "NDVI")) -> dict[str, Any]:
+    """Return a batch of two samples that shows four tokens of each modality."""
+    positions = torch.arange(4).expand(2, -1)
+    part = {"positions": positions, "padding": torch.zeros(2, 4, dtype=torch.bool)}
+    inputs = {m: {**part, "values": torch.full((2, 4), 7)} for m in modalities}
+    return {"number": torch.tensor(number), "grid": torch.tensor([2, 2]), "inputs": inputs, "targets": {}}
+
+
+def certain_net(token: int) -> Any:
+    """Return a small transformer that makes one token whatever it is shown, and its keys."""
+    module = Any2AnyModule(Layout(["S2L2A", "NDVI"], dim=16, encoder_depth=1, decoder_depth=1, heads=2,
+                                  codes_hidden=8, grid=2))  # fmt: skip
+    net = module.net
+
+    def predict(encoded: Any, key: str, positions: torch.Tensor, *_: Any) -> torch.Tensor:
+        logits = torch.zeros(*positions.shape, 15360)
+        logits[..., token] = 1000.0
+        return logits
+
+    net.predict = predict  # type: ignore[method-assign]
+    return net, module.keys
+
+
+def test_some_of_one_modality_are_the_networks_own() -> None:
+    net, keys = certain_net(99)
+    replaced = set()
+    for number in range(40):
+        batch = shown_batch(number)
+        got = show_own(net, keys, batch, chance=1.0)
+        again = show_own(net, keys, shown_batch(number), chance=1.0)
+        own = {m: int((part["values"] == 99).sum()) for m, part in got["inputs"].items()}
+        assert own == {m: int((part["values"] == 99).sum()) for m, part in again["inputs"].items()}
+        assert all(set(part["values"].unique().tolist()) <= {7, 99} for part in got["inputs"].values())
+        assert min(own.values()) == 0  # one modality at most
+        assert all(bool((part["values"] == 7).all()) for part in batch["inputs"].values())  # as it was
+        replaced.add((next((m for m, n in own.items() if n), None), max(own.values()) // 2))
+    assert {m for m, _ in replaced} == {None, "S2L2A", "NDVI"}
+    assert {n for _, n in replaced} == {0, 1, 2, 3, 4}  # any share, of both samples alike
+
+
+@pytest.mark.parametrize(("modalities", "chance"), [(("S2L2A", "NDVI"), 0.0), (("NDVI",), 1.0)])
+def test_without_chance_or_another_modality_all_stay(modalities: tuple[str, ...], chance: float) -> None:
+    net, keys = certain_net(99)
+    batch = shown_batch(3, modalities)
+    assert show_own(net, keys, batch, chance) is batch
+
+
+def test_own_tokens_leave_no_gradients_and_no_half_precision_behind(config: Make) -> None:
+    # Weights cast for the drawing, without gradients, must not be what the training step multiplies with.
+    path = config(model={**yaml.safe_load(config("base").read_text())["model"], "own": 1.0})
+    data = yaml.safe_load(path.read_text())["data"]
+    source = TokenData(
+        [TokenSource(**data["train"][0])], Budgets((20, 20), (4, 4), [Mixture(EVERYTHING, EVERYTHING)]),
+        window=WindowSizes(5, 5, 0.0), batch=2,
+    ).loader("train", 9, True).source  # fmt: skip
+    gradients = {}
+    for own in (0.0, 1.0):
+        module = Any2AnyModule(Layout(["S2L2A", "NDVI"], dim=16, encoder_depth=1, decoder_depth=1, heads=2,
+                                      codes_hidden=8, grid=6), own=own)  # fmt: skip
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        with torch.autocast("cpu", torch.bfloat16):
+            module.training_step(source[1], 0).backward()
+        moved = {n: p.grad is not None and bool(p.grad.any()) for n, p in module.named_parameters()}
+        gradients[own] = {name for name, it_did in moved.items() if it_did}
+    assert gradients[1.0] == gradients[0.0] != set()

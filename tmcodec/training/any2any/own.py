@@ -57,7 +57,7 @@ def show_own(net: Generator, keys: Mapping[str, str], batch: Batch, chance: floa
         logits = net.predict(
             net.encode(others), keys[modality], part["positions"][:, columns], (rows, cols)
         )
-    torch.clear_autocast_cache()  # or weights cast here, without gradients, would be used again below
+    torch.clear_autocast_cache()  # older versions would use weights cast here, without gradients, again
     values = part["values"].clone()
     values[:, columns] = draw(logits, torch.Generator(logits.device).manual_seed(int(batch["number"])))
     return {**batch, "inputs": {**batch["inputs"], modality: {**part, "values": values}}}
