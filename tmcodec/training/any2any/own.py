@@ -23,8 +23,9 @@ CANDIDATES = 32
 def show_own(net: Generator, keys: Mapping[str, str], batch: Batch, chance: float) -> Batch:
     """Return a batch in which a share of one modality's shown tokens is the network's own.
 
-    They are drawn from what the network makes of the other modalities that are shown. Which modality, and
-    how large a share, follows from the number of the batch; the batch given is left as it is.
+    They are drawn from what the network makes of the other modalities that are shown. The modality that
+    shows most stands for a measurement and stays. Which other one, and how large a share, follows from the
+    number of the batch; the batch given is left as it is.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ def show_own(net: Generator, keys: Mapping[str, str], batch: Batch, chance: floa
     shown = [m for m in batch["inputs"] if m in keys]
     if rng.random() >= chance or len(shown) < 2:
         return batch
-    modality = shown[int(rng.integers(len(shown)))]
+    shown.sort(key=lambda m: batch["inputs"][m]["values"].shape[1])
+    modality = shown[int(rng.integers(len(shown) - 1))]
     part = batch["inputs"][modality]
     count = part["values"].shape[1]
     columns = torch.from_numpy(rng.permutation(count)[: int(rng.integers(count + 1))])
