@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+from click.testing import CliRunner
 
 import tmcodec
 from tmcodec import errors
+from tmcodec.cli import cli
 from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
 from tmcodec.modalities import MODALITIES
+from tmcodec.tokenfile.context.settle import settle
 
 MakeScene = Callable[..., Path]
 MakeTokenizer = Callable[[str], Path]
@@ -317,3 +320,25 @@ def test_small_helpers_by_hand() -> None:
     assert far.shape == (4, 10)
     assert not far[:, :5].any()
     assert far[:, 5:].all()
+
+
+def test_rough_heights_settle_unless_exact_ones_are_wanted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rough = np.kron(np.cumsum(rng.normal(0, 60, (20, 20)), axis=0) + 2000, np.ones((16, 16)))
+    source = tmp_path / "rough.tif"
+    with rasterio.open(source, "w", driver="GTiff", width=320, height=320, count=1, dtype="int16") as dst:
+        dst.write(rough.astype(np.int16), 1)
+        dst.set_band_description(1, "DEM")
+    tmcodec.encode(source, tmp_path / "a.tmc")
+    tmcodec.encode(source, tmp_path / "exact.tmc", exact=True)
+    done = CliRunner().invoke(cli, ["encode", str(source), str(tmp_path / "cli.tmc"), "--exact", "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "cli.tmc").read_bytes() == (tmp_path / "exact.tmc").read_bytes()
+    with tmcodec.open(tmp_path / "a.tmc") as a, tmcodec.open(tmp_path / "exact.tmc") as b:
+        settled, exact, meta = a["DEM"].tokens(), b["DEM"].tokens(), a["DEM"].meta
+    padded = torch.from_numpy(rough.astype(np.int16).astype(np.float32))[None, None]
+    own = tmcodec.load_tokenizer(meta.tokenizer, "cpu").encode(padded)[0].numpy()
+    np.testing.assert_array_equal(exact, own)
+    np.testing.assert_array_equal(settled, settle(exact, meta.levels, meta.weights_sha256))
+    assert np.any(settled != exact)
+    assert (tmp_path / "a.tmc").stat().st_size < (tmp_path / "exact.tmc").stat().st_size

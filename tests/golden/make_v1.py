@@ -50,8 +50,8 @@ class Case:
     meta: FileMeta
     chunks: tuple[Chunk, ...]
     needs_zstd: bool
-    shorter_now: bool = False
-    """Whether today's writer has a shorter way to say the same."""
+    before_numbers: bool = False
+    """Whether it names a tokenizer in full that has got a number since."""
     coders: tuple[int, ...] | None = (0, 1)
 
 
@@ -172,7 +172,7 @@ def context() -> Case:
         valid = (x + y > 30)[None] if (time, row) == (1, 1) else None
         chunks.append(Chunk(0, time, row, col, tokens, valid))
     chunks.append(Chunk(1, 0, 0, 0, hills(11, 13, 15360, 5) // 9))
-    return Case("context", FileMeta((plain, dem)), tuple(chunks), True, shorter_now=True, coders=None)
+    return Case("context", FileMeta((plain, dem)), tuple(chunks), True, before_numbers=True, coders=None)
 
 
 def registered() -> Case:

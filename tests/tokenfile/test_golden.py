@@ -22,7 +22,7 @@ import pytest
 import second_context
 import zstandard
 
-from tmcodec.tokenfile import FileMeta, TokenFile, verify
+from tmcodec.tokenfile import FileMeta, TokenFile, fields, verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -63,11 +63,11 @@ def test_decodes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_writer_makes_the_same_bytes(name: str) -> None:
+def test_writer_makes_the_same_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
-    if case.shorter_now:
+    if case.before_numbers:
         assert len(make_v1.write(case)) < (GOLDEN / "v1" / f"{name}.tmc").stat().st_size
-        return
+        monkeypatch.setattr(fields, "registered_number", lambda name, sha256: None)
     if case.needs_zstd and list(zstandard.ZSTD_VERSION) != expected(name)["zstd"]:
         pytest.skip("another zstandard may find other (equally valid) frames")
     assert make_v1.write(case) == (GOLDEN / "v1" / f"{name}.tmc").read_bytes()
