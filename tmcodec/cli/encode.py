@@ -60,8 +60,12 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                  help="Store gains and offsets that bring decoded bands nearer to the raster, two numbers "
                       "a band for every 512 pixels. Default: for Sentinel-2 with the embedded tokenizers."),
     click.option("--exact", is_flag=True,
-                 help="Store elevation's tokens as the encoder gives them. Otherwise they may move by a "
-                      "sixteenth of the local roughness to where they are shorter to code."),
+                 help="Store the encoder's tokens as they are. Otherwise elevation's may move by a sixteenth "
+                      "of the local roughness to where they are shorter to code, and others are searched."),
+    click.option("--effort", type=Whole(0, 1000), default=None, metavar="N",
+                 help="Rounds of the search for tokens that decode nearer to the raster and are shorter to "
+                      "code; 0 for none. Default: 16, fewer above 2048 x 2048 pixels, none above "
+                      "8192 x 8192."),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
                  help="Text to store in the file; may be repeated."),
     checkpoint_option,

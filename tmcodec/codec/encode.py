@@ -18,6 +18,7 @@ from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
+from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import ModalityError, TokenizerMismatchError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
@@ -71,6 +72,7 @@ def encode(
     precision: str = "auto",
     tile: int = 256,
     exact: bool = False,
+    effort: int | None = None,
 ) -> EncodeReport:
     """Encode a raster to a token file.
 
@@ -117,8 +119,12 @@ def encode(
         As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
     exact
         Whether to store the encoder's tokens as they are. Otherwise elevation's may move by a sixteenth of
-        the local roughness to where they are shorter to code (`tmcodec.tokenfile.context.settle`); other
-        modalities' never do.
+        the local roughness to where they are shorter to code (`tmcodec.tokenfile.context.settle`), and the
+        other embedded tokenizers' are searched. TerraMind's never change.
+    effort
+        Rounds of the search for tokens that decode nearer to the raster and are shorter to code
+        (`tmcodec.codec.search`); 0 for none. None: 16 for up to 16,384 tokens (2048 x 2048 pixels), fewer for
+        more, none for more than 262,144.
 
     Returns
     -------
@@ -142,7 +148,8 @@ def encode(
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=check_sampler(sampler))
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
-            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, exact)
+            better = Better(tok, layer, exact, effort)
+            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, better)
             if probe is not None:
                 writer.set_balance(0, probe.fit.solve())
     raw = raster.width * raster.height * len(raster.bands) * np.dtype(raster.dtype).itemsize
@@ -245,7 +252,7 @@ def encode_layer(
     watch: Stopwatch,
     progress: Progress | None,
     probe: BalanceProbe | None,
-    exact: bool,
+    better: Better,
 ) -> int:
     """Encode chunk by chunk, reading one square ahead and coding one chunk behind; count tokens."""
     span = layer.chunk * tok.patch
@@ -261,7 +268,7 @@ def encode_layer(
             return raster.read(tok.encoder_context(item[1], raster.width, raster.height))
 
     stored = 0
-    board = ChunkBoard(tok, len(raster.bands), keep_values=probe is not None)
+    board = ChunkBoard(tok, len(raster.bands), keep_values=probe is not None or better.effort > 0)
     with WriteBehind() as behind:
         for done, ((chunk, square), (values, valid)) in enumerate(read_ahead(load, squares), 1):
             board.start(chunk)
@@ -272,8 +279,9 @@ def encode_layer(
             last = (square.col_end, square.row_end) == (chunk.col_end, chunk.row_end)
             if last:
                 coded, mask = board.finish()
-                if coded is not None and not exact:
-                    coded = settle(coded, tok.levels, tok.sha256)
+                if coded is not None:
+                    with watch("search"):
+                        coded = better.than(coded, board)
                 stored += 0 if coded is None else coded.size
                 if probe is not None and coded is not None:
                     with watch("balance"):
@@ -287,6 +295,34 @@ def encode_layer(
             if progress is not None:
                 progress(done, len(squares))
     return stored
+
+
+class Better:
+    """Tokens to store in place of the encoder's: settled heights, searched patches.
+
+    Parameters
+    ----------
+    tok, layer
+        Whose tokens.
+    exact
+        Whether to leave them all as they are.
+    effort
+        Rounds of search; None decides by the number of tokens.
+    """
+
+    def __init__(self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None) -> None:
+        self.tok, self.exact = tok, exact
+        wanted = default_effort(layer.rows * layer.cols) if effort is None else effort
+        self.effort = wanted if tok.searched and not exact else 0
+
+    def than(self, tokens: Tokens, board: ChunkBoard) -> Tokens:
+        """Return what to store of a chunk."""
+        if self.exact:
+            return tokens
+        settled = settle(tokens, self.tok.levels, self.tok.sha256)
+        if self.effort == 0:
+            return settled
+        return search(self.tok, settled, board.values, board.valid, self.effort)
 
 
 class ChunkBoard:

@@ -17,7 +17,7 @@ from tmcodec.codec.weights import load_weights
 from tmcodec.errors import DeviceError, SamplerError, ShapeError, TokenRangeError
 from tmcodec.fsq import codebook_size
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.networks.mini import PATCH, MiniNet
+from tmcodec.networks.mini import PATCH, MiniDecoder, MiniNet
 from tmcodec.rasters.windows import Window, align_out
 from tmcodec.samplers.noise import block_noise
 from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
@@ -73,6 +73,8 @@ class Tokenizer(ABC):
         Tokens of real context that the encoder wants around a window.
     balanced
         Whether decoding is cheap enough to fit a radiometric balance whenever something is encoded.
+    searched
+        Whether `tmcodec.codec.search` can look for better tokens than the encoder's.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Tokenizer(ABC):
     tile: int = 256
     encoder_halo: int = 0
     balanced: bool = False
+    searched: bool = False
     device: torch.device
 
     @property
@@ -261,13 +264,14 @@ class MiniTokenizer(Tokenizer):
         self.modality = get_modality(net.cfg.modality)
         self.levels = tuple(net.cfg.levels)
         self.encoder_halo = net.encoder_halo
-        self.balanced = True
+        self.balanced, self.searched = True, isinstance(net.decoder, MiniDecoder)
 
     @classmethod
     def from_file(cls, path: Path, device: str = "auto") -> MiniTokenizer:
         """Load a weights file; see `tmcodec.codec.weights.load_weights` for the errors."""
         net, name, sha256, notes = load_weights(path)
-        return cls(net, name, sha256, device, parse_decodes(notes, path))
+        # Gradients are asked for by tokens at most: weights without them save the search half its memory.
+        return cls(net.requires_grad_(False), name, sha256, device, parse_decodes(notes, path))
 
     def decoder_halo(self, steps: int) -> int:
         """Return the context in tokens: the mean decoder's, and the denoiser's once a step."""

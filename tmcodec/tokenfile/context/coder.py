@@ -97,9 +97,14 @@ def context_encode(
     return min(tried, key=len) + _crc(tokens)
 
 
+def tables_alone(tokenizer: bytes, levels: Levels) -> ContextModel:
+    """Return the newest tables of a tokenizer for chunks on their own; the generic ones where it has none."""
+    return _known(tokenizer, levels, False, None)[0][1]
+
+
 def predictor_of(tokenizer: bytes, levels: Levels) -> tuple[int, ...] | None:
     """Return how a tokenizer's numbers are predicted (`tmcodec.tokenfile.context.heights`), or None."""
-    return _known(tokenizer, levels, False, None)[0][1].predictor
+    return tables_alone(tokenizer, levels).predictor
 
 
 def context_decode(

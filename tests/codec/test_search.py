@@ -1,0 +1,299 @@
+"""The search for better tokens: its bits are the coder's, its error the decoder's, and both get less."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import tmcodec
+from tmcodec.cli import cli
+from tmcodec.codec.search import default_effort, search
+from tmcodec.codec.search.bits import TokenBits
+from tmcodec.codec.search.descent import Descent, around, near, summit
+from tmcodec.codec.search.error import TokenError
+from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
+from tmcodec.modalities import MODALITIES
+from tmcodec.tokenfile.context.backends import choose
+from tmcodec.tokenfile.context.coder import context_encode, tables_alone
+from tmcodec.tokenfile.context.model import generic_model
+from tmcodec.tokenfile.context.reference import pad_planes
+
+CPU = torch.device("cpu")
+MakeTokenizer = Callable[[str], Path]
+MakeScene = Callable[..., Path]
+SEARCHED = ["S2L2A", "S2L1C", "S2RGB", "S1GRD", "S1RTC", "NDVI", "LULC"]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Callable[[str], MiniTokenizer]:
+    def load(modality: str) -> MiniTokenizer:
+        tok = tmcodec.load_tokenizer(tmcodec.codec.models.default_model(modality), "cpu")
+        assert isinstance(tok, MiniTokenizer)
+        return tok
+
+    return load
+
+
+def hills(modality: str, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return a smooth picture in physical units, or blobs of classes."""
+    row = MODALITIES[modality]
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 40
+    waves = sum(np.sin(a * y + b * x + c) for a, b, c in rng.normal(0, 2, (5, 3)))
+    if row.categorical:
+        return np.digitize(waves, [-1.5, 0, 1.5])[None].astype(np.float32) + 1
+    mean, std = (np.array(s)[:, None, None] for s in (row.mean, row.std))
+    return np.clip(mean + 0.3 * std * waves, *row.valid_range).astype(np.float32)
+
+
+def digits_of(tokens: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    place = np.concatenate([[1], np.cumprod(levels)[:-1]])
+    return torch.from_numpy(tokens[..., None] // place % levels)
+
+
+def one_hot(digits: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
+    parts = [torch.nn.functional.one_hot(digits[..., k], n) for k, n in enumerate(levels)]
+    return torch.cat(parts, -1).float()
+
+
+# --------------------------------------------------------------------------- bits
+
+
+@pytest.mark.parametrize("modality", ["S2L2A", "LULC"])
+def test_bits_are_those_of_the_coder_that_does_not_adapt(
+    modality: str, embedded: Callable[[str], MiniTokenizer]
+) -> None:
+    tok = embedded(modality)
+    tables = tables_alone(tok.sha256, tok.levels)
+    still = replace(tables, rates=np.zeros_like(tables.rates), last_rate=0)
+    rng = np.random.default_rng(0)
+    picture = hills(modality, 24 * 16, 24 * 16)
+    for tokens in (tok.encode(torch.from_numpy(picture)[None])[0].numpy(),
+                   rng.integers(0, tok.codebook_size, (9, 31)).astype(np.int32)):  # fmt: skip
+        digits = digits_of(tokens, tok.levels)
+        planes = pad_planes(tok.levels, tokens.shape, (digits.numpy().astype(np.int32), None), None)
+        coded = choose("python").code_chunk(still, planes, None)
+        assert coded is not None
+        mine = float(TokenBits(tables, CPU)(one_hot(digits, tok.levels)).sum())
+        assert mine == pytest.approx(8 * len(coded), abs=8 + 0.004 * mine)
+
+
+def test_gradients_of_bits_tell_what_the_last_token_would_cost(
+    embedded: Callable[[str], MiniTokenizer],
+) -> None:
+    # Nothing comes after the last digit of the last token, so its gradient is the cost itself.
+    tok = embedded("S2L2A")
+    tables = tables_alone(tok.sha256, tok.levels)
+    bits, k = TokenBits(tables, CPU), tables.order[-1]
+    digits = digits_of(np.random.default_rng(1).integers(0, tok.codebook_size, (5, 6)), tok.levels)
+    hot = one_hot(digits, tok.levels).requires_grad_()
+    (slope,) = torch.autograd.grad(bits(hot).sum(), hot)
+    costs = bits.part(slope, k)[-1, -1]
+    assert torch.exp2(-costs).sum().item() == pytest.approx(1, abs=1e-5)
+    for digit in range(tok.levels[k]):
+        other = digits.clone()
+        other[-1, -1, k] = digit
+        with torch.no_grad():
+            change = bits(one_hot(other, tok.levels)).sum() - bits(hot).sum()
+        assert change.item() == pytest.approx(float(costs[digit] - costs[digits[-1, -1, k]]), abs=1e-3)
+
+
+def test_without_tables_bits_are_free() -> None:
+    bits = TokenBits(generic_model((4, 3)), CPU)
+    assert bits(one_hot(torch.zeros(2, 3, 2, dtype=torch.int64), (4, 3))).tolist() == [[0.0] * 3] * 2
+
+
+# --------------------------------------------------------------------------- error
+
+
+def codes_of(tok: Tokenizer, picture: np.ndarray) -> torch.Tensor:
+    tokens = tok.encode(torch.from_numpy(picture)[None])[0].numpy()
+    return digits_of(tokens, tok.levels) / (torch.tensor(tok.levels) - 1)
+
+
+def test_errors_are_one_on_average_and_halve_where_pictures_do(
+    embedded: Callable[[str], MiniTokenizer],
+) -> None:
+    tok, picture = embedded("S2L2A"), hills("S2L2A", 96, 128)
+    error = TokenError(tok.net, picture, np.ones(picture.shape, np.bool_))
+    codes = codes_of(tok, picture)
+    with torch.no_grad():
+        found = error(codes)
+        assert found.shape == (6, 8)
+        assert found.mean().item() == pytest.approx(1, abs=0.02)  # the floor takes a little
+        # By hand, from the decoder's own means at half resolution.
+        half = tok.net.decoder.sketch(codes[None] * 2 - 1)[0]
+    x = torch.from_numpy(picture)[None]
+    pooled = [torch.nn.functional.avg_pool2d(v, 2) for v in (tok.net.compander.compress(x), x)]
+    squares = [(half - pooled[0]).square(), (tok.net.compander.expand(half) - pooled[1]).square()]
+    shares = [s.sum(1).reshape(6, 8, 8, 8).sum((1, 3)) for s in squares]
+    expected = sum(s / s.mean() for s in shares) / 2
+    assert torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("modality", ["S1GRD", "LULC"])
+def test_masked_pixels_count_nothing(modality: str, embedded: Callable[[str], MiniTokenizer]) -> None:
+    tok, picture = embedded(modality), hills(modality, 64, 80)
+    valid = np.ones(picture.shape, np.bool_)
+    valid[:, 10:40, 20:70] = False
+    junk = np.where(valid, picture, np.nan).astype(np.float32)
+    codes = codes_of(tok, picture)
+    other = codes.clone()
+    other[1:3, 2:4] = 1 - other[1:3, 2:4]
+    with torch.no_grad():
+        for values in (picture, junk):
+            error = TokenError(tok.net, values, valid)
+            assert torch.isfinite(error(codes)).all()
+            result = error(other)
+            if values is picture:
+                expected = result
+        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+        nothing = TokenError(tok.net, junk, np.zeros_like(valid))
+        assert float(nothing(codes).abs().max()) == 0
+
+
+@pytest.mark.parametrize("modality", ["S2L2A", "LULC"])
+def test_bends_are_gauss_and_newtons(
+    modality: str, tiny_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tmcodec.codec.search.error.has_bf16", lambda device: False)
+    tok = tmcodec.load_tokenizer(str(tiny_tokenizer(modality)), "cpu")
+    assert isinstance(tok, MiniTokenizer)
+    picture = hills(modality, 16, 32)
+    error = TokenError(tok.net, picture, np.ones(picture.shape, np.bool_))
+    codes = codes_of(tok, picture).float()
+    with torch.no_grad():
+        error(codes)
+    assert error.scales is not None
+    jacobian = torch.autograd.functional.jacobian(error.draw, codes)  # (1, C, h, w, rows, cols, d)
+    found = error.draw(codes)
+    if modality == "LULC":
+        p = found.softmax(1)[..., None, None, None]
+        each = (p * jacobian.square()).sum(1) - (p * jacobian).sum(1).square()
+        exact = error.scales[0] * each.sum((0, 1, 2))
+    else:
+        slope = tok.net.compander.slope(tok.net.compander.expand(found))
+        weight = 2 * (error.scales[0] + error.scales[1] * slope.square())
+        exact = (weight[..., None, None, None] * jacobian.square()).sum((0, 1, 2, 3))
+    # One row of two tokens: the mean over 3 x 3 places, the border repeated, weighs them 2 to 1.
+    smooth = torch.stack([2 * exact[:, 0] + exact[:, 1], exact[:, 0] + 2 * exact[:, 1]], 1) / 3
+    torch.testing.assert_close(error.bends(codes, draws=1500), smooth, rtol=0.15, atol=1e-6)
+
+
+# --------------------------------------------------------------------------- search
+
+
+def test_neighbourhoods_by_hand() -> None:
+    gain = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3]])
+    assert summit(gain, corners=True).tolist() == [[2, 2, 2], [2, 3, 3], [2, 3, 3]]
+    assert summit(gain, corners=False).tolist() == [[1, 2, 0], [2, 2, 3], [0, 3, 3]]
+    assert around(gain).tolist() == [[3, 3, 2], [3, 6, 5], [2, 5, 5]]
+    assert near(gain > 2).tolist() == [[False] * 3, [False, True, True], [False, True, True]]
+
+
+def test_effort_falls_with_the_number_of_tokens() -> None:
+    assert [default_effort(n) for n in (1, 16384, 17477, 65536, 262144, 262145)] == [16, 16, 14, 4, 1, 0]
+
+
+@pytest.mark.parametrize("modality", SEARCHED)
+def test_what_is_weighed_gets_less(modality: str, embedded: Callable[[str], MiniTokenizer]) -> None:
+    tok, picture = embedded(modality), hills(modality, 160, 192, seed=3)
+    valid = np.ones(picture.shape, np.bool_)
+    valid[:, :20, :50] = False
+    tokens = tok.encode(torch.from_numpy(picture)[None])[0].numpy()
+    found = search(tok, tokens, picture, valid, 6)
+    assert found.shape == tokens.shape
+    assert found.dtype == np.int32
+    assert found.min() >= 0
+    assert found.max() < tok.codebook_size
+    bits = TokenBits(tables_alone(tok.sha256, tok.levels), CPU)
+    descent = Descent(TokenError(tok.net, picture, valid), bits, 0.15)
+    before, after = (float(descent.look(digits_of(t, tok.levels)).cost.sum()) for t in (tokens, found))
+    assert after < 0.99 * before
+    np.testing.assert_array_equal(search(tok, tokens, picture, valid, 6), found)
+
+
+def test_a_price_buys_bits_and_none_buys_nearness(embedded: Callable[[str], MiniTokenizer]) -> None:
+    tok, picture = embedded("S2L2A"), hills("S2L2A", 256, 256, seed=5)
+    valid = np.ones(picture.shape, np.bool_)
+    tokens = tok.encode(torch.from_numpy(picture)[None])[0].numpy()
+
+    def measure(t: np.ndarray) -> tuple[int, float]:
+        decoded = tok.decode(torch.from_numpy(t)[None])[0].numpy()
+        coded = context_encode(t, tok.levels, tok.sha256)
+        assert coded is not None
+        return len(coded), float(np.square(decoded - picture).mean())
+
+    size, mse = measure(tokens)
+    near_size, near_mse = measure(search(tok, tokens, picture, valid, 8, price=0.0))
+    short_size, short_mse = measure(search(tok, tokens, picture, valid, 8, price=0.5))
+    assert near_mse < 0.95 * mse
+    assert short_size < 0.9 * size
+    assert near_mse < short_mse
+    assert short_size < near_size
+
+
+def test_what_cannot_be_searched_stays(embedded: Callable[[str], MiniTokenizer]) -> None:
+    tokens = np.arange(6, dtype=np.int32).reshape(2, 3)
+    for modality, effort, some in (("DEM", 5, True), ("NDVI", 0, True), ("NDVI", 5, False)):
+        tok = embedded(modality)
+        picture = np.ones((1, 32, 48), np.float32)
+        assert search(tok, tokens, picture, np.full(picture.shape, some), effort) is tokens
+    assert not embedded("DEM").searched
+
+
+def test_partial_patches_at_the_edge(embedded: Callable[[str], MiniTokenizer]) -> None:
+    tok, picture = embedded("NDVI"), hills("NDVI", 48, 48)
+    tokens = tok.encode(torch.from_numpy(picture)[None])[0].numpy()
+    cut = picture[:, :37, :41]
+    found = search(tok, tokens, cut, np.ones(cut.shape, np.bool_), 4)
+    # What lies beyond the edge counts nothing, so it may be anything.
+    valid = np.zeros(picture.shape, np.bool_)
+    valid[:, :37, :41] = True
+    other = np.where(valid, picture, -1).astype(np.float32)
+    np.testing.assert_array_equal(found, search(tok, tokens, other, valid, 4))
+
+
+# --------------------------------------------------------------------------- files
+
+
+def test_files_are_searched_unless_told(make_scene: MakeScene, tmp_path: Path) -> None:
+    src = make_scene("S2L2A", 150, 90)
+    for name, how in (("a", {}), ("none", {"effort": 0}), ("exact", {"exact": True}), ("one", {"effort": 1})):
+        tmcodec.encode(src, tmp_path / f"{name}.tmc", **how)
+    arguments = ["encode", str(src), str(tmp_path / "cli.tmc"), "--effort", "0", "--quiet"]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    files = {p.stem: p.read_bytes() for p in tmp_path.glob("*.tmc")}
+    assert files["none"] == files["exact"] == files["cli"]
+    assert len({files["a"], files["none"], files["one"]}) == 3
+    with tmcodec.open(tmp_path / "none.tmc") as file:
+        tokens, meta = file["S2L2A"].tokens(), file["S2L2A"].meta
+    with tmcodec.rasters.open_raster(src) as raster:
+        values, _ = raster.read(tmcodec.rasters.Window(0, 0, 150, 90))
+    padded = np.pad(values, ((0, 0), (0, 6), (0, 10)), mode="reflect")
+    own = tmcodec.load_tokenizer(meta.tokenizer, "cpu").encode(torch.from_numpy(padded)[None])[0].numpy()
+    np.testing.assert_array_equal(tokens, own)
+
+
+def test_tokens_do_not_depend_on_the_batch_size(make_scene: MakeScene, tmp_path: Path) -> None:
+    src = make_scene("S2L1C", 300, 280)
+    for size in (1, 16):
+        tmcodec.encode(src, tmp_path / f"{size}.tmc", batch_size=size, effort=3)
+    assert (tmp_path / "1.tmc").read_bytes() == (tmp_path / "16.tmc").read_bytes()
+
+
+@pytest.mark.parametrize("effort", ["-1", "1001", "much"])
+def test_odd_efforts_are_usage_errors(effort: str, make_scene: MakeScene, tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        cli, ["encode", str(make_scene("NDVI")), str(tmp_path / "a.tmc"), f"--effort={effort}"]
+    )
+    assert done.exit_code == 2
+    assert "--effort" in done.output
+    assert not (tmp_path / "a.tmc").exists()

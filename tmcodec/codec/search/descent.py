@@ -1,0 +1,193 @@
+"""Move tokens to where error and bits together are least: rate-distortion optimised quantization.
+
+The encoder rounds each latent by itself; it does not see what the decoder makes of the token beside its
+neighbours, nor what it will take in the file. Here the decoder's gradient proposes single digits one up or
+down, places apart from each other try theirs at once, and what did not pay is taken back. Encoders of video
+do alike (Sullivan and Wiegand 1998, doi 10.1109/79.733497); the format and its decoders know nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tmcodec.codec.search.bits import TokenBits
+from tmcodec.codec.search.error import TokenError
+from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
+from tmcodec.networks.mini import PATCH
+from tmcodec.tokenfile.context.coder import tables_alone
+
+Tokens = npt.NDArray[np.int32]
+
+PRICE = 0.15
+"""Of a bit, in parts of the mean error of a token: 0.65 dB at a bit a token. Classical codecs pay 0.7."""
+
+ROUNDS = 16
+"""Twice as many bring another 2 % of the bits."""
+
+BUDGET = 1 << 18
+"""Tokens times rounds by default: twenty seconds on two cores, where a tile of Sentinel-2 takes a minute."""
+
+DENSE = 2
+"""Rounds in which tokens that touch at a corner may move at once."""
+
+LEAST = 1e-6
+"""Gain that is worth trying."""
+
+STEPS = (-1, 1)
+
+
+def default_effort(tokens: int) -> int:
+    """Return the rounds of search for a raster of so many tokens: 16 up to 16,384, none above 262,144."""
+    return min(ROUNDS, BUDGET // max(tokens, 1))
+
+
+def search(
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    values: npt.NDArray[np.float32],
+    valid: npt.NDArray[np.bool_],
+    effort: int,
+    price: float = PRICE,
+) -> Tokens:
+    """Return tokens that decode nearer to the picture, are shorter to code, or both.
+
+    Parameters
+    ----------
+    tokenizer
+        Only small tokenizers of patches can; the tokens of others are returned as they are.
+    tokens
+        int32 ``(rows, cols)`` of a chunk.
+    values
+        float32 ``(C, H, W)``, physical units; the last patches may reach beyond.
+    valid
+        bool, the same shape: pixels that count.
+    effort
+        Rounds; each decodes the chunk and its gradient once. 0 returns the tokens as they are.
+    price
+        Of a bit.
+
+    Returns
+    -------
+    ndarray of int32
+        The same shape.
+    """
+    if effort < 1 or not valid.any() or not (isinstance(tokenizer, MiniTokenizer) and tokenizer.searched):
+        return tokens
+    short = [(0, 0), *((0, n * PATCH - size) for n, size in zip(tokens.shape, values.shape[1:], strict=True))]
+    error = TokenError(tokenizer.net, np.pad(values, short), np.pad(valid, short))
+    bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
+    place = np.concatenate([[1], np.cumprod(tokenizer.levels)[:-1]])
+    digits = torch.from_numpy(tokens[..., None] // place % tokenizer.levels).to(tokenizer.device)
+    found = Descent(error, bits, price).run(digits, effort).cpu().numpy()
+    result: Tokens = (found * place).sum(-1).astype(np.int32)
+    return result
+
+
+class Look(NamedTuple):
+    """What is known of some digits.
+
+    Attributes
+    ----------
+    cost
+        ``(rows, cols)``: error and priced bits of each token.
+    moves
+        ``(rows, cols, 2 d)``: how much the sum of costs would change by each digit one down, one up, about.
+    """
+
+    cost: Tensor
+    moves: Tensor
+
+
+class Descent:
+    """Search over the digits of one chunk, int64 ``(rows, cols, d)``.
+
+    Parameters
+    ----------
+    error, bits
+        What is weighed.
+    price
+        Of a bit.
+    """
+
+    def __init__(self, error: TokenError, bits: TokenBits, price: float) -> None:
+        self.error, self.bits, self.price, self.levels = error, bits, price, bits.levels
+        self.bends: Tensor | None = None
+
+    def run(self, digits: Tensor, rounds: int) -> Tensor:
+        """Return the digits after so many rounds."""
+        now = self.look(digits)
+        tried = torch.zeros_like(now.moves, dtype=torch.bool)
+        for n in range(rounds):
+            gain, which = now.moves.masked_fill(tried, torch.inf).neg().max(-1)
+            picked = (gain > LEAST) & (gain >= summit(gain, corners=n >= DENSE))
+            if not picked.any():
+                break
+            trial = self.moved(digits, picked, which)
+            then = self.look(trial)
+            worse = picked & (around(then.cost - now.cost) > 0)
+            better, failed = picked & ~worse, worse[..., None] & (F.one_hot(which, now.moves.shape[-1]) > 0)
+            # A move that failed is not tried again until something beside it has changed.
+            tried = (tried & ~near(better)[..., None]) | failed
+            digits = torch.where(worse[..., None], digits, trial)
+            # Beside what was taken back, the old look is nearer to the truth than the new one.
+            old = near(worse) & ~better
+            cost = torch.where(old, now.cost, then.cost)
+            now = Look(cost, torch.where(old[..., None], now.moves, then.moves))
+        return digits
+
+    def look(self, digits: Tensor) -> Look:
+        """Decode, and ask for gradients."""
+        hot = torch.cat([F.one_hot(digits[..., k], n) for k, n in enumerate(self.levels)], -1).float()
+        top = torch.tensor(self.levels, device=digits.device) - 1
+        codes = (digits / top).requires_grad_()
+        with torch.enable_grad():
+            error, bits = self.error(codes), self.bits(hot.requires_grad_())
+            cost = error + self.price * bits
+            by_code, by_hot = torch.autograd.grad(cost.sum(), (codes, hot), allow_unused=True)
+        if self.bends is None:
+            self.bends = self.error.bends(codes)
+        by_hot = torch.zeros_like(hot) if by_hot is None else by_hot
+        moves = [
+            self._change(digits[..., k], by_code[..., k], self.bends[..., k], self.bits.part(by_hot, k), step)
+            for k in range(len(self.levels))
+            for step in STEPS
+        ]
+        return Look(cost.detach(), torch.stack(moves, -1))
+
+    def _change(self, digit: Tensor, slope: Tensor, bend: Tensor, dear: Tensor, step: int) -> Tensor:
+        """Return how much `step` of one digit changes the cost, about; infinite where it cannot move."""
+        count = dear.shape[-1]
+        other, delta = digit + step, step / (count - 1)
+        costs = [dear.gather(-1, d.clamp(0, count - 1)[..., None])[..., 0] for d in (digit, other)]
+        change = slope * delta + bend * (delta**2 / 2) + costs[1] - costs[0]
+        return torch.where((other >= 0) & (other < count), change, torch.inf)
+
+    def moved(self, digits: Tensor, picked: Tensor, which: Tensor) -> Tensor:
+        """Return the digits after the move `which` at each place that is picked."""
+        step = torch.tensor(STEPS, device=digits.device)[which % len(STEPS)] * picked
+        return digits + F.one_hot(which // len(STEPS), digits.shape[-1]) * step[..., None]
+
+
+def summit(gain: Tensor, corners: bool) -> Tensor:
+    """Return the largest gain ``(rows, cols)`` among each place and its four or eight neighbours."""
+    grid = gain[None]
+    if corners:
+        return F.max_pool2d(grid, 3, 1, 1)[0]
+    across, down = (F.max_pool2d(grid, k, 1, (k[0] // 2, k[1] // 2))[0] for k in ((1, 3), (3, 1)))
+    return torch.maximum(across, down)
+
+
+def around(values: Tensor) -> Tensor:
+    """Return the sums of ``(rows, cols)`` over 3 x 3 places."""
+    return F.avg_pool2d(values[None], 3, 1, 1, divisor_override=1)[0]
+
+
+def near(places: Tensor) -> Tensor:
+    """Return which places have one of these within 3 x 3."""
+    return F.max_pool2d(places[None].float(), 3, 1, 1)[0] > 0
