@@ -53,8 +53,14 @@ def hills(modality: str, height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def digits_of(tokens: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    """Return the digits of one grid, a batch."""
     place = np.concatenate([[1], np.cumprod(levels)[:-1]])
-    return torch.from_numpy(tokens[..., None] // place % levels)
+    return torch.from_numpy(tokens[None, ..., None] // place % levels)
+
+
+def error_of(tok: MiniTokenizer, picture: np.ndarray, valid: np.ndarray | None = None) -> TokenError:
+    mask = np.ones(picture.shape, np.bool_) if valid is None else valid
+    return TokenError(tok.net, torch.from_numpy(picture)[None], torch.from_numpy(mask)[None])
 
 
 def one_hot(digits: torch.Tensor, levels: tuple[int, ...]) -> torch.Tensor:
@@ -77,7 +83,7 @@ def test_bits_are_those_of_the_coder_that_does_not_adapt(
     for tokens in (tok.encode(torch.from_numpy(picture)[None])[0].numpy(),
                    rng.integers(0, tok.codebook_size, (9, 31)).astype(np.int32)):  # fmt: skip
         digits = digits_of(tokens, tok.levels)
-        planes = pad_planes(tok.levels, tokens.shape, (digits.numpy().astype(np.int32), None), None)
+        planes = pad_planes(tok.levels, tokens.shape, (digits[0].numpy().astype(np.int32), None), None)
         coded = choose("python").code_chunk(still, planes, None)
         assert coded is not None
         mine = float(TokenBits(tables, CPU)(one_hot(digits, tok.levels)).sum())
@@ -94,19 +100,19 @@ def test_gradients_of_bits_tell_what_the_last_token_would_cost(
     digits = digits_of(np.random.default_rng(1).integers(0, tok.codebook_size, (5, 6)), tok.levels)
     hot = one_hot(digits, tok.levels).requires_grad_()
     (slope,) = torch.autograd.grad(bits(hot).sum(), hot)
-    costs = bits.part(slope, k)[-1, -1]
+    costs = bits.part(slope, k)[0, -1, -1]
     assert torch.exp2(-costs).sum().item() == pytest.approx(1, abs=1e-5)
     for digit in range(tok.levels[k]):
         other = digits.clone()
-        other[-1, -1, k] = digit
+        other[0, -1, -1, k] = digit
         with torch.no_grad():
             change = bits(one_hot(other, tok.levels)).sum() - bits(hot).sum()
-        assert change.item() == pytest.approx(float(costs[digit] - costs[digits[-1, -1, k]]), abs=1e-3)
+        assert change.item() == pytest.approx(float(costs[digit] - costs[digits[0, -1, -1, k]]), abs=1e-3)
 
 
 def test_without_tables_bits_are_free() -> None:
     bits = TokenBits(generic_model((4, 3)), CPU)
-    assert bits(one_hot(torch.zeros(2, 3, 2, dtype=torch.int64), (4, 3))).tolist() == [[0.0] * 3] * 2
+    assert bits(one_hot(torch.zeros(1, 2, 3, 2, dtype=torch.int64), (4, 3))).tolist() == [[[0.0] * 3] * 2]
 
 
 # --------------------------------------------------------------------------- error
@@ -121,14 +127,14 @@ def test_errors_are_one_on_average_and_halve_where_pictures_do(
     embedded: Callable[[str], MiniTokenizer],
 ) -> None:
     tok, picture = embedded("S2L2A"), hills("S2L2A", 96, 128)
-    error = TokenError(tok.net, picture, np.ones(picture.shape, np.bool_))
+    error = error_of(tok, picture)
     codes = codes_of(tok, picture)
     with torch.no_grad():
         found = error(codes)
-        assert found.shape == (6, 8)
+        assert found.shape == (1, 6, 8)
         assert found.mean().item() == pytest.approx(1, abs=0.02)  # the floor takes a little
         # By hand, from the decoder's own means at half resolution.
-        half = tok.net.decoder.sketch(codes[None] * 2 - 1)[0]
+        half = tok.net.decoder.sketch(codes * 2 - 1)[0]
     x = torch.from_numpy(picture)[None]
     pooled = [torch.nn.functional.avg_pool2d(v, 2) for v in (tok.net.compander.compress(x), x)]
     squares = [(half - pooled[0]).square(), (tok.net.compander.expand(half) - pooled[1]).square()]
@@ -145,16 +151,16 @@ def test_masked_pixels_count_nothing(modality: str, embedded: Callable[[str], Mi
     junk = np.where(valid, picture, np.nan).astype(np.float32)
     codes = codes_of(tok, picture)
     other = codes.clone()
-    other[1:3, 2:4] = 1 - other[1:3, 2:4]
+    other[0, 1:3, 2:4] = 1 - other[0, 1:3, 2:4]
     with torch.no_grad():
         for values in (picture, junk):
-            error = TokenError(tok.net, values, valid)
+            error = error_of(tok, values, valid)
             assert torch.isfinite(error(codes)).all()
             result = error(other)
             if values is picture:
                 expected = result
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-        nothing = TokenError(tok.net, junk, np.zeros_like(valid))
+        nothing = error_of(tok, junk, np.zeros_like(valid))
         assert float(nothing(codes).abs().max()) == 0
 
 
@@ -166,23 +172,24 @@ def test_bends_are_gauss_and_newtons(
     tok = tmcodec.load_tokenizer(str(tiny_tokenizer(modality)), "cpu")
     assert isinstance(tok, MiniTokenizer)
     picture = hills(modality, 16, 32)
-    error = TokenError(tok.net, picture, np.ones(picture.shape, np.bool_))
+    error = error_of(tok, picture)
     codes = codes_of(tok, picture).float()
     with torch.no_grad():
         error(codes)
     assert error.scales is not None
-    jacobian = torch.autograd.functional.jacobian(error.draw, codes)  # (1, C, h, w, rows, cols, d)
+    jacobian = torch.autograd.functional.jacobian(error.draw, codes)  # (1, C, h, w, 1, rows, cols, d)
     found = error.draw(codes)
     if modality == "LULC":
-        p = found.softmax(1)[..., None, None, None]
+        p = found.softmax(1)[..., None, None, None, None]
         each = (p * jacobian.square()).sum(1) - (p * jacobian).sum(1).square()
         exact = error.scales[0] * each.sum((0, 1, 2))
     else:
         slope = tok.net.compander.slope(tok.net.compander.expand(found))
         weight = 2 * (error.scales[0] + error.scales[1] * slope.square())
-        exact = (weight[..., None, None, None] * jacobian.square()).sum((0, 1, 2, 3))
+        exact = (weight[..., None, None, None, None] * jacobian.square()).sum((0, 1, 2, 3))
     # One row of two tokens: the mean over 3 x 3 places, the border repeated, weighs them 2 to 1.
-    smooth = torch.stack([2 * exact[:, 0] + exact[:, 1], exact[:, 0] + 2 * exact[:, 1]], 1) / 3
+    left, right = exact[:, :, 0], exact[:, :, 1]
+    smooth = torch.stack([2 * left + right, left + 2 * right], 2) / 3
     torch.testing.assert_close(error.bends(codes, draws=1500), smooth, rtol=0.15, atol=1e-6)
 
 
@@ -190,11 +197,11 @@ def test_bends_are_gauss_and_newtons(
 
 
 def test_neighbourhoods_by_hand() -> None:
-    gain = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 3]])
-    assert summit(gain, corners=True).tolist() == [[2, 2, 2], [2, 3, 3], [2, 3, 3]]
-    assert summit(gain, corners=False).tolist() == [[1, 2, 0], [2, 2, 3], [0, 3, 3]]
-    assert around(gain).tolist() == [[3, 3, 2], [3, 6, 5], [2, 5, 5]]
-    assert near(gain > 2).tolist() == [[False] * 3, [False, True, True], [False, True, True]]
+    gain = torch.tensor([[[1.0, 0, 0], [0, 2, 0], [0, 0, 3]]])
+    assert summit(gain, corners=True)[0].tolist() == [[2, 2, 2], [2, 3, 3], [2, 3, 3]]
+    assert summit(gain, corners=False)[0].tolist() == [[1, 2, 0], [2, 2, 3], [0, 3, 3]]
+    assert around(gain)[0].tolist() == [[3, 3, 2], [3, 6, 5], [2, 5, 5]]
+    assert near(gain > 2)[0].tolist() == [[False] * 3, [False, True, True], [False, True, True]]
 
 
 def test_effort_falls_with_the_number_of_tokens() -> None:
@@ -213,7 +220,7 @@ def test_what_is_weighed_gets_less(modality: str, embedded: Callable[[str], Mini
     assert found.min() >= 0
     assert found.max() < tok.codebook_size
     bits = TokenBits(tables_alone(tok.sha256, tok.levels), CPU)
-    descent = Descent(TokenError(tok.net, picture, valid), bits, 0.15)
+    descent = Descent(error_of(tok, picture, valid), bits, 0.15)
     before, after = (float(descent.look(digits_of(t, tok.levels)).cost.sum()) for t in (tokens, found))
     assert after < 0.99 * before
     np.testing.assert_array_equal(search(tok, tokens, picture, valid, 6), found)

@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 from tmcodec.cli import cli
 from tmcodec.codec.models import default_model, load_tokenizer
+from tmcodec.codec.search import search
 from tmcodec.errors import ConfigError, CorpusError, WeightsError
 from tmcodec.generation.models import load_generator
 from tmcodec.modalities import MODALITIES
@@ -480,6 +481,17 @@ def test_shards_hold_the_tokens_of_the_crops(plan: Make, tmp_path: Path) -> None
         assert file.meta.tags["first"] == "0"
 
 
+def test_shards_may_hold_searched_tokens(plan: Make, tmp_path: Path) -> None:
+    training.tokens(["-c", str(plan(pixels=["NDVI"], search=2))], (0, 1))
+    (stack, _) = read_corpus(sorted((tmp_path / "out").glob("*.tmc"))).stacks
+    tok = load_tokenizer(default_model("NDVI"), "cpu")
+    for pixels, tokens in zip(stack.pixels["NDVI"], stack.tokens["NDVI"], strict=True):
+        own = tok.encode(torch.from_numpy(np.array(pixels))[None])[0].numpy()
+        expected = search(tok, own, np.array(pixels), np.ones(pixels.shape, np.bool_), 2)
+        assert np.array_equal(tokens, expected)
+        assert not np.array_equal(tokens, own)
+
+
 def test_shards_do_not_depend_on_who_writes_them(plan: Make, tmp_path: Path) -> None:
     path = plan()
     training.tokens(["-c", str(path)], (0, 1))
@@ -501,6 +513,7 @@ def test_shards_do_not_depend_on_who_writes_them(plan: Make, tmp_path: Path) -> 
         ({"group": {"compute": ["LULC"]}}, "LULC cannot be computed"),
         ({"group": {"names": "7*"}}, "no file '7*'"),
         ({"group": {"side": 50}}, "side must be a multiple of 16"),
+        ({"search": -1}, "give 0 or more"),
     ],
 )
 def test_wrong_token_configurations_are_one_line(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from tmcodec.training.losses import LossTerm
 from tmcodec.training.mini import band_balance, network_input, residual_fields
 from tmcodec.training.optimizers import OptimizerOptions
 from tmcodec.training.rate import RateModel
+from tmcodec.training.searched import SearchedCodes
 from tmcodec.training.stages import (
     Output,
     StageName,
@@ -61,6 +63,9 @@ class TokenizerModule(TrainingModule):
     rate
         Weight of the bits a token that a small context model needs (`tmcodec.training.rate`), stage ``mean``;
         0 leaves it out.
+    search
+        Most rounds of search for better tokens before they are decoded (`tmcodec.codec.search`), stage
+        ``decoder``: files hold such tokens. Each batch draws a number from 0 to this one.
     chain_steps
         Sampling steps of stages ``chain`` and ``distill``.
     teacher_steps
@@ -89,11 +94,12 @@ class TokenizerModule(TrainingModule):
         balance: bool = False,
         hold: float = 1e-3,
         rate: float = 0.0,
+        search: int = 0,
         chain_steps: int = 4,
         teacher_steps: int = 20,
         seed: int = 0,
     ) -> None:
-        check_choices(stage, start, losses, rate, chain_steps, teacher_steps)
+        check_choices(stage, start, losses, rate, search, chain_steps, teacher_steps)
         network, copied, lineage = build_net(net, start)
         freeze(network, stage)
         modality = network.cfg.modality
@@ -101,6 +107,7 @@ class TokenizerModule(TrainingModule):
         super().__init__(network, modality, stage, terms, optimizer, lineage, seed)
         self.copied, self.balance, self.hold = copied, balance, hold
         self.rate, self.rate_model = rate, RateModel(network.cfg.levels) if rate else None
+        self.better = SearchedCodes(network, lineage, search) if search else None
         self.chain_steps, self.teacher_steps = chain_steps, teacher_steps
         # A plain list: the teacher is the starting point, and no part of the checkpoint.
         self._teacher: list[nn.Module] = []
@@ -165,7 +172,8 @@ class TokenizerModule(TrainingModule):
         if self.stage in ("chain", "denoiser"):
             steps = self.chain_steps
             return Output(sampled_picture(self.net, z, steps, generator), z.new_zeros(()))
-        return mean_picture(self.net, z, self.stage, self.hold, self.rate_model)
+        better = None if self.better is None else partial(self.better, generator=generator)
+        return mean_picture(self.net, z, self.stage, self.hold, self.rate_model, better)
 
     def losses_of(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return weighted losses by name, and the picture where there is one."""
@@ -205,6 +213,7 @@ def check_choices(
     start: str | None,
     losses: list[LossTerm] | None,
     rate: float,
+    search: int,
     chain_steps: int,
     teacher_steps: int,
 ) -> None:
@@ -217,5 +226,7 @@ def check_choices(
         raise ConfigError(f"model.teacher_steps must lie above model.chain_steps, up to {TRAIN_STEPS}")
     if rate and stage != "mean":
         raise ConfigError(f"model.rate shapes tokens, and stage {stage} leaves them; leave it out")
+    if search < 0 or (search and stage != "decoder"):
+        raise ConfigError("model.search is for stage decoder, at least 0: other stages decode the encoder's")
     if stage == "denoiser" and losses:
         raise ConfigError("stage denoiser has its own loss; leave model.losses out")

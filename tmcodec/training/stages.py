@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +23,9 @@ from tmcodec.networks.mini import MiniNet
 from tmcodec.samplers.sample import sample
 from tmcodec.samplers.schedule import TRAIN_STEPS, terramind_alpha_bar
 from tmcodec.training.rate import RateModel
+
+Better = Callable[[Tensor, Tensor], Tensor]
+"""From codes and normalised pictures to better codes."""
 
 StageName = Literal["mean", "decoder", "denoiser", "chain", "distill"]
 
@@ -76,15 +80,22 @@ def codes_of(net: MiniNet, z: Tensor, trained: bool) -> tuple[Tensor, Tensor]:
 
 
 def mean_picture(
-    net: MiniNet, z: Tensor, stage: StageName, hold: float, rate: RateModel | None = None
+    net: MiniNet,
+    z: Tensor,
+    stage: StageName,
+    hold: float,
+    rate: RateModel | None = None,
+    better: Better | None = None,
 ) -> Output:
     """Encode, quantize, decode the mean; count the bits of the tokens where there is a `rate` model.
+
+    `better` replaces the codes before they are decoded.
 
     Latents far outside the outermost thresholds have no gradient left: beyond 4, `hold` pulls them back.
     """
     encodes = stage == "mean" and not isinstance(net.encoder, HeightEncoder)
     codes, latents = codes_of(net, z, encodes)
-    mean, _ = net.decoder(codes)
+    mean, _ = net.decoder(codes if better is None else better(codes, z))
     extra = hold * F.relu(latents.float().abs() - 4).square().mean() if encodes else mean.new_zeros(())
     if rate is None:
         return Output(mean.float(), extra)

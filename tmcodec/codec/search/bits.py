@@ -25,7 +25,7 @@ def _real(numbers: npt.NDArray[np.integer], shift: int, device: torch.device) ->
 
 
 class TokenBits:
-    """How many bits the digits of a grid take, for digits given as one-hot vectors side by side.
+    """How many bits the digits of grids take, for digits given as one-hot vectors side by side.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class TokenBits:
         return hot[..., self.ends[k] - self.levels[k] : self.ends[k]]
 
     def __call__(self, hot: Tensor) -> Tensor:
-        """Return the bits ``(rows, cols)`` of one-hot digits ``(rows, cols, sum of levels)``.
+        """Return the bits ``(B, rows, cols)`` of one-hot digits ``(B, rows, cols, sum of levels)``.
 
         Gradients tell what another digit would cost by itself and, to first order, those after it.
         """
@@ -90,9 +90,9 @@ class TokenBits:
         return bits
 
     def _hidden(self, hot: Tensor) -> Tensor:
-        """Return the two layers that all digits of a token share, ``(rows, cols, h2)``."""
-        inside = F.pad(hot.permute(2, 0, 1), (REACH,) * 4)
-        outside = F.pad(torch.zeros_like(hot[None, ..., 0]), (REACH,) * 4, value=1.0)
-        around = F.conv2d(torch.cat([inside, outside])[None], self.around)[0].permute(1, 2, 0)
+        """Return the two layers that all digits of a token share, ``(B, rows, cols, h2)``."""
+        inside = F.pad(hot.permute(0, 3, 1, 2), (REACH,) * 4)
+        outside = F.pad(torch.zeros_like(hot[:, None, ..., 0]), (REACH,) * 4, value=1.0)
+        around = F.conv2d(torch.cat([inside, outside], 1), self.around).permute(0, 2, 3, 1)
         h = (around + self.around_bias).clamp(0, MOST)
         return (h @ self.second + self.second_bias).clamp(0, MOST)

@@ -80,11 +80,13 @@ def search(
     if effort < 1 or not valid.any() or not (isinstance(tokenizer, MiniTokenizer) and tokenizer.searched):
         return tokens
     short = [(0, 0), *((0, n * PATCH - size) for n, size in zip(tokens.shape, values.shape[1:], strict=True))]
-    error = TokenError(tokenizer.net, np.pad(values, short), np.pad(valid, short))
+    padded = (np.pad(v, short)[None] for v in (values, valid))
+    picture, mask = (torch.from_numpy(v).to(tokenizer.device) for v in padded)
+    error = TokenError(tokenizer.net, picture, mask)
     bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
     place = np.concatenate([[1], np.cumprod(tokenizer.levels)[:-1]])
-    digits = torch.from_numpy(tokens[..., None] // place % tokenizer.levels).to(tokenizer.device)
-    found = Descent(error, bits, price).run(digits, effort).cpu().numpy()
+    digits = torch.from_numpy(tokens[None, ..., None] // place % tokenizer.levels).to(tokenizer.device)
+    found = Descent(error, bits, price).run(digits, effort)[0].cpu().numpy()
     result: Tokens = (found * place).sum(-1).astype(np.int32)
     return result
 
@@ -95,9 +97,9 @@ class Look(NamedTuple):
     Attributes
     ----------
     cost
-        ``(rows, cols)``: error and priced bits of each token.
+        ``(B, rows, cols)``: error and priced bits of each token.
     moves
-        ``(rows, cols, 2 d)``: how much the sum of costs would change by each digit one down, one up, about.
+        ``(B, rows, cols, 2 d)``: about how much each digit one down, one up would change the sum of costs.
     """
 
     cost: Tensor
@@ -105,7 +107,7 @@ class Look(NamedTuple):
 
 
 class Descent:
-    """Search over the digits of one chunk, int64 ``(rows, cols, d)``.
+    """Search over the digits of chunks, int64 ``(B, rows, cols, d)``.
 
     Parameters
     ----------
@@ -175,19 +177,18 @@ class Descent:
 
 
 def summit(gain: Tensor, corners: bool) -> Tensor:
-    """Return the largest gain ``(rows, cols)`` among each place and its four or eight neighbours."""
-    grid = gain[None]
+    """Return the largest gain ``(B, rows, cols)`` among each place and its four or eight neighbours."""
     if corners:
-        return F.max_pool2d(grid, 3, 1, 1)[0]
-    across, down = (F.max_pool2d(grid, k, 1, (k[0] // 2, k[1] // 2))[0] for k in ((1, 3), (3, 1)))
+        return F.max_pool2d(gain, 3, 1, 1)
+    across, down = (F.max_pool2d(gain, k, 1, (k[0] // 2, k[1] // 2)) for k in ((1, 3), (3, 1)))
     return torch.maximum(across, down)
 
 
 def around(values: Tensor) -> Tensor:
-    """Return the sums of ``(rows, cols)`` over 3 x 3 places."""
-    return F.avg_pool2d(values[None], 3, 1, 1, divisor_override=1)[0]
+    """Return the sums of ``(B, rows, cols)`` over 3 x 3 places."""
+    return F.avg_pool2d(values, 3, 1, 1, divisor_override=1)
 
 
 def near(places: Tensor) -> Tensor:
     """Return which places have one of these within 3 x 3."""
-    return F.max_pool2d(places[None].float(), 3, 1, 1)[0] > 0
+    return F.max_pool2d(places.float(), 3, 1, 1) > 0

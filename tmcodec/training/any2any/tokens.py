@@ -19,6 +19,7 @@ import torch
 
 from tmcodec.atomic import atomic_path
 from tmcodec.codec.models import default_model, load_tokenizer
+from tmcodec.codec.search import search
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import ConfigError
 from tmcodec.modalities import get_modality
@@ -48,6 +49,9 @@ class TokenPlan:
     pixels
         Modalities whose pixels are kept beside the shards (``.npy``, float32, physical units), for
         transformers that take pixels.
+    search
+        Rounds of the search for better tokens (`tmcodec.codec.search`), which files have been through; 0
+        keeps the encoder's.
     shard
         Crops a shard.
     seed
@@ -62,6 +66,7 @@ class TokenPlan:
     groups: list[AlignedRasters]
     tokenizers: dict[str, str] = field(default_factory=dict)
     pixels: list[str] = field(default_factory=list)
+    search: int = 0
     shard: int = 200
     seed: int = 0
     device: str = "cpu"
@@ -70,6 +75,8 @@ class TokenPlan:
     def __post_init__(self) -> None:
         if not self.groups or self.shard < 1:
             raise ConfigError("a token corpus needs at least one group, and shards of at least one crop")
+        if self.search < 0:
+            raise ConfigError(f"search: {self.search} rounds; give 0 or more")
         known = {m for group in self.groups for m in group.modalities}
         for modality in (*self.tokenizers, *self.pixels):
             if modality not in known:
@@ -179,7 +186,10 @@ def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[s
                 values = np.stack([place[modality][0] for place in batch])
                 found = tokenizers[modality].encode(torch.from_numpy(values)).cpu().numpy()
                 for i, (place, tokens) in enumerate(zip(batch, found, strict=True)):
-                    write_grid(writer, index, time + i, tokens, place[modality][1], rows)
+                    picture, valid = place[modality]
+                    mask = np.broadcast_to(valid, picture.shape)
+                    better = search(tokenizers[modality], tokens, picture, mask, plan.search)
+                    write_grid(writer, index, time + i, better, valid, rows)
                 if modality in kept:
                     kept[modality].append(values)
             time += len(batch)
