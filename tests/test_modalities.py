@@ -51,6 +51,8 @@ def test_band_counts_levels_and_some_statistics_are_terraminds() -> None:
 
 def test_the_page_shows_the_table() -> None:
     text = PAGE.read_text()
+    prices = [f"{row.name} {row.bit_price:g}" for row in MODALITIES.values() if row.bit_price]
+    assert ", ".join(prices) + "." in text.replace("\n", " ")
     for row in MODALITIES.values():
         ends = f"{row.valid_range[0]:g} … {row.valid_range[1]:g}"
         nodata = "none" if row.nodata is None else f"{row.nodata:g}"

@@ -220,10 +220,11 @@ def test_what_is_weighed_gets_less(modality: str, embedded: Callable[[str], Mini
     assert found.min() >= 0
     assert found.max() < tok.codebook_size
     bits = TokenBits(tables_alone(tok.sha256, tok.levels), CPU)
-    descent = Descent(error_of(tok, picture, valid), bits, 0.15)
+    descent = Descent(error_of(tok, picture, valid), bits, MODALITIES[modality].bit_price)
     before, after = (float(descent.look(digits_of(t, tok.levels)).cost.sum()) for t in (tokens, found))
     assert after < 0.99 * before
     np.testing.assert_array_equal(search(tok, tokens, picture, valid, 6), found)
+    assert (MODALITIES[modality].bit_price > 0) == tok.searched == (modality != "DEM")
 
 
 def test_a_price_buys_bits_and_none_buys_nearness(embedded: Callable[[str], MiniTokenizer]) -> None:

@@ -8,10 +8,8 @@ import torch
 
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.search import search
-from tmcodec.codec.search.descent import PRICE
 from tmcodec.errors import ConfigError
 from tmcodec.tokenfile.context.coder import tables_alone
-from tmcodec.training import searched
 from tmcodec.training.module import TokenizerModule
 from tmcodec.training.searched import SearchedCodes, tables_of
 from tmcodec.training.starting import open_start
@@ -40,7 +38,7 @@ def test_codes_are_those_of_a_file(seed: int) -> None:
     tok = load_tokenizer("mini-ndvi-v2", "cpu")
     indices = net.fsq.codes_to_indices(codes).numpy().astype(np.int32)
     valid = np.ones(values.shape[1:], np.bool_)
-    expected = search(tok, indices[0], values[0].numpy(), valid, rounds_drawn(3, seed), PRICE)
+    expected = search(tok, indices[0], values[0].numpy(), valid, rounds_drawn(3, seed))
     # Companding there and back moves values by a rounding; a tie may fall to the other side.
     assert np.count_nonzero(net.fsq.codes_to_indices(found)[0].numpy() != expected) <= 1
 
@@ -56,8 +54,7 @@ def test_prices_are_those_of_the_starting_point() -> None:
     assert tables_of(None, tok.levels).network is None
 
 
-def test_it_trains_the_decoder_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searched, "PRICE", 0.5)
+def test_it_trains_the_decoder_and_nothing_else() -> None:
     module = TokenizerModule(start="mini-ndvi-v2", stage="decoder", search=2)
     values = waves()
     valid = torch.ones_like(values, dtype=torch.bool)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from tmcodec.codec.lineage import Lineage
 from tmcodec.codec.search.bits import TokenBits
-from tmcodec.codec.search.descent import PRICE, Descent
+from tmcodec.codec.search.descent import Descent
 from tmcodec.codec.search.error import TokenError
 from tmcodec.errors import ConfigError
+from tmcodec.modalities import get_modality
 from tmcodec.networks.mini import MiniDecoder, MiniNet
 from tmcodec.tokenfile.context.coder import tables_alone
 from tmcodec.tokenfile.context.model import ContextModel
@@ -42,6 +43,7 @@ class SearchedCodes:
             raise ConfigError("model.search is for tokens of patches; heights settle, leave it out")
         self.net, self.most = net, most
         self.tables = tables_of(lineage, net.cfg.levels)
+        self.price = get_modality(net.cfg.modality).bit_price
 
     def __call__(self, codes: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
         """Return better codes ``(B, rows, cols, d)`` for normalised pictures (one-hot classes) `z`."""
@@ -57,7 +59,7 @@ class SearchedCodes:
             top = torch.tensor(self.net.cfg.levels, device=z.device) - 1
             digits = (codes.float() * top).round().long()
             bits = TokenBits(self.tables, z.device)
-            found = Descent(error, bits, PRICE).run(digits, rounds)
+            found = Descent(error, bits, self.price).run(digits, rounds)
             return (found / top).to(codes.dtype)
 
 

@@ -24,9 +24,6 @@ from tmcodec.tokenfile.context.coder import tables_alone
 
 Tokens = npt.NDArray[np.int32]
 
-PRICE = 0.15
-"""Of a bit, in parts of the mean error of a token: 0.65 dB at a bit a token. Classical codecs pay 0.7."""
-
 ROUNDS = 16
 """Twice as many bring another 2 % of the bits."""
 
@@ -53,7 +50,7 @@ def search(
     values: npt.NDArray[np.float32],
     valid: npt.NDArray[np.bool_],
     effort: int,
-    price: float = PRICE,
+    price: float | None = None,
 ) -> Tokens:
     """Return tokens that decode nearer to the picture, are shorter to code, or both.
 
@@ -70,7 +67,7 @@ def search(
     effort
         Rounds; each decodes the chunk and its gradient once. 0 returns the tokens as they are.
     price
-        Of a bit.
+        Of a bit, in parts of the mean error of a token; None takes the modality's.
 
     Returns
     -------
@@ -86,6 +83,7 @@ def search(
     bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
     place = np.concatenate([[1], np.cumprod(tokenizer.levels)[:-1]])
     digits = torch.from_numpy(tokens[None, ..., None] // place % tokenizer.levels).to(tokenizer.device)
+    price = tokenizer.modality.bit_price if price is None else price
     found = Descent(error, bits, price).run(digits, effort)[0].cpu().numpy()
     result: Tokens = (found * place).sum(-1).astype(np.int32)
     return result

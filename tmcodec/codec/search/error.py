@@ -2,7 +2,8 @@
 
 Pictures are compared at half resolution, where the mean's details end. Half of the error is taken in the
 companded space, where each decade of brightness has its share, half in physical units, which PSNR is of;
-both are relative to the error at the start, so that prices in bits mean the same everywhere.
+both are relative to the error at the start, so that prices in bits mean the same everywhere. The error of
+classes is nearly the share of wrong pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from tmcodec.networks.mini import PATCH, MiniDecoder, MiniNet
 from tmcodec.networks.terramind.inference import has_bf16
 
 FLOOR = 1e-4
-"""Squared error in normalised units, and cross-entropy in nats, that needs no improvement."""
+"""Squared error in normalised units, and share of wrong pixels, that needs no improvement."""
+
+SHARP = 3.0
+"""Logits of classes are multiplied by it: the softmax comes near to the largest, and keeps a gradient."""
 
 
 class TokenError:
@@ -71,7 +75,8 @@ class TokenError:
     def _kinds(self, found: Tensor) -> list[Tensor]:
         """Return the kinds of error ``(B, h, w)``, each pixel's."""
         if self.classes:
-            return [F.cross_entropy(found, self.truth, reduction="none") * self.weight[:, 0]]
+            chances = (SHARP * found).softmax(1).gather(1, self.truth[:, None])[:, 0]
+            return [(1 - chances) * self.weight[:, 0]]
         normalised = (found - self.normalised).square() * self.weight
         physical = (self.compander.expand(found) - self.truth).square() * self.weight
         return [normalised.sum(1), physical.sum(1)]
@@ -87,8 +92,8 @@ class TokenError:
     def bends(self, codes: Tensor, draws: int = 2) -> Tensor:
         """Return the second derivatives ``(B, rows, cols, d)`` of the error by each digit's code, about.
 
-        Those of Gauss and Newton, from gradients of random projections (Hutchinson's estimator; for classes
-        from labels drawn as the decoder says, Fisher's information), averaged over 3 x 3 tokens. After
+        Those of Gauss and Newton, from gradients of random projections (Hutchinson's estimator), averaged over
+        3 x 3 tokens. For classes Fisher's information stands in, from labels drawn as the decoder says. After
         `__call__`.
         """
         assert self.scales is not None
