@@ -124,6 +124,10 @@ class SamplerError(TokenizerError, ValueError):
     """The sampler is unknown, or cannot do what was asked for."""
 
 
+class SearchError(TokenizerError, ValueError):
+    """The search for better tokens cannot run as it was asked for."""
+
+
 class UploadError(TokenizerError, OSError):
     """Weights cannot be published: no network, no access, or offline mode."""
 

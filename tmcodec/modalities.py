@@ -242,7 +242,7 @@ MODALITIES: dict[str, Modality] = {
                 1331.411,
                 1160.419,
             ),
-            bit_price=0.05,
+            bit_price=0.04,
             rendering=_TRUE_COLOUR,
             optical=True,
             balance=_REFLECTANCE_BALANCE,

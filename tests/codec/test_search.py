@@ -18,6 +18,7 @@ from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.descent import Descent, around, near, summit
 from tmcodec.codec.search.error import TokenError
 from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
+from tmcodec.errors import SearchError
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.context.backends import choose
 from tmcodec.tokenfile.context.coder import context_encode, tables_alone
@@ -205,7 +206,7 @@ def test_neighbourhoods_by_hand() -> None:
 
 
 def test_effort_falls_with_the_number_of_tokens() -> None:
-    assert [default_effort(n) for n in (1, 16384, 17477, 65536, 262144, 262145)] == [16, 16, 14, 4, 1, 0]
+    assert [default_effort(n) for n in (1, 10922, 10923, 65536, 262144, 262145)] == [24, 24, 23, 4, 1, 0]
 
 
 @pytest.mark.parametrize("modality", SEARCHED)
@@ -295,6 +296,23 @@ def test_tokens_do_not_depend_on_the_batch_size(make_scene: MakeScene, tmp_path:
     for size in (1, 16):
         tmcodec.encode(src, tmp_path / f"{size}.tmc", batch_size=size, effort=3)
     assert (tmp_path / "1.tmc").read_bytes() == (tmp_path / "16.tmc").read_bytes()
+
+
+@pytest.mark.parametrize("how", [{"effort": -1}, {"bit_price": -0.1}, {"bit_price": float("nan")}])
+def test_odd_searches_write_nothing(how: dict[str, float], make_scene: MakeScene, tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="give 0 or more"):
+        tmcodec.encode(make_scene("NDVI"), tmp_path / "a.tmc", **how)  # type: ignore[arg-type]
+    assert not (tmp_path / "a.tmc").exists()
+
+
+def test_the_price_can_be_given(make_scene: MakeScene, tmp_path: Path) -> None:
+    src, out = make_scene("S2RGB", 160, 160), tmp_path / "a.tmc"
+    sizes = []
+    for price in ("0", "1"):
+        arguments = ["encode", str(src), str(out), "--bit-price", price, "--overwrite", "--quiet"]
+        assert CliRunner().invoke(cli, arguments).exit_code == 0
+        sizes.append(out.stat().st_size)
+    assert sizes[1] < sizes[0]
 
 
 @pytest.mark.parametrize("effort", ["-1", "1001", "much"])

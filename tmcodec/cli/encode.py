@@ -64,8 +64,11 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                       "of the local roughness to where they are shorter to code, and others are searched."),
     click.option("--effort", type=Whole(0, 1000), default=None, metavar="N",
                  help="Rounds of the search for tokens that decode nearer to the raster and are shorter to "
-                      "code; 0 for none. Default: 16, fewer above 2048 x 2048 pixels, none above "
+                      "code; 0 for none. Default: 24, fewer above 1672 x 1672 pixels, none above "
                       "8192 x 8192."),
+    click.option("--bit-price", type=float, default=None, metavar="P",
+                 help="What the search pays for a bit, in parts of the mean error: 0 for the nearest "
+                      "picture, 1 for small files. Default: the modality's, 0.03 to 0.3."),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
                  help="Text to store in the file; may be repeated."),
     checkpoint_option,

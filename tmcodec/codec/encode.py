@@ -20,7 +20,7 @@ from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import ModalityError, TokenizerMismatchError
+from tmcodec.errors import ModalityError, SearchError, TokenizerMismatchError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
@@ -73,6 +73,7 @@ def encode(
     tile: int = 256,
     exact: bool = False,
     effort: int | None = None,
+    bit_price: float | None = None,
 ) -> EncodeReport:
     """Encode a raster to a token file.
 
@@ -123,8 +124,11 @@ def encode(
         other embedded tokenizers' are searched. TerraMind's never change.
     effort
         Rounds of the search for tokens that decode nearer to the raster and are shorter to code
-        (`tmcodec.codec.search`); 0 for none. None: 16 for up to 16,384 tokens (2048 x 2048 pixels), fewer for
+        (`tmcodec.codec.search`); 0 for none. None: 24 for up to 10,922 tokens (1672 x 1672 pixels), fewer for
         more, none for more than 262,144.
+    bit_price
+        What the search pays for a bit, in parts of the mean error of a token: 0 looks for the nearest picture
+        whatever it takes, 1 for small files. None: the modality's.
 
     Returns
     -------
@@ -148,7 +152,7 @@ def encode(
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=check_sampler(sampler))
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
-            better = Better(tok, layer, exact, effort)
+            better = Better(tok, layer, exact, effort, bit_price)
             stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, better)
             if probe is not None:
                 writer.set_balance(0, probe.fit.solve())
@@ -308,10 +312,23 @@ class Better:
         Whether to leave them all as they are.
     effort
         Rounds of search; None decides by the number of tokens.
+    bit_price
+        See `encode`.
+
+    Raises
+    ------
+    SearchError
+        If `effort` or `bit_price` is below zero or no number.
     """
 
-    def __init__(self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None) -> None:
-        self.tok, self.exact = tok, exact
+    def __init__(
+        self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None, bit_price: float | None
+    ) -> None:
+        if effort is not None and effort < 0:
+            raise SearchError(f"{effort} rounds of search; give 0 or more")
+        if bit_price is not None and not 0 <= bit_price < math.inf:
+            raise SearchError(f"a bit cannot cost {bit_price}; give 0 or more")
+        self.tok, self.exact, self.price = tok, exact, bit_price
         wanted = default_effort(layer.rows * layer.cols) if effort is None else effort
         self.effort = wanted if tok.searched and not exact else 0
 
@@ -322,7 +339,7 @@ class Better:
         settled = settle(tokens, self.tok.levels, self.tok.sha256)
         if self.effort == 0:
             return settled
-        return search(self.tok, settled, board.values, board.valid, self.effort)
+        return search(self.tok, settled, board.values, board.valid, self.effort, self.price)
 
 
 class ChunkBoard:

@@ -65,7 +65,7 @@ class TokenError:
         if self.scales is None:
             floors = self._floors()
             self.scales = tuple(
-                (self.tokens / (e.detach().sum((1, 2)) + f).clamp_min(1e-12) / len(errors))[:, None, None]
+                (self.tokens / (e.detach().sum((1, 2)) + f).clamp_min(1e-12))[:, None, None] / len(errors)
                 for e, f in zip(errors, floors, strict=True)
             )
         total = torch.stack([e * s for e, s in zip(errors, self.scales, strict=True)]).sum(0)
@@ -92,9 +92,9 @@ class TokenError:
     def bends(self, codes: Tensor, draws: int = 2) -> Tensor:
         """Return the second derivatives ``(B, rows, cols, d)`` of the error by each digit's code, about.
 
-        Those of Gauss and Newton, from gradients of random projections (Hutchinson's estimator), averaged over
-        3 x 3 tokens. For classes Fisher's information stands in, from labels drawn as the decoder says. After
-        `__call__`.
+        Those of Gauss and Newton, from gradients of random projections (Hutchinson's estimator), averaged
+        over 3 x 3 tokens. For classes Fisher's information stands in, from labels drawn as the decoder says.
+        After `__call__`.
         """
         assert self.scales is not None
         generator = torch.Generator().manual_seed(0)
