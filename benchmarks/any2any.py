@@ -284,7 +284,7 @@ def jumps_table(bench: Bench, data: Path, seeds: int) -> list[str]:
     lines = ["| target | overlap | across borders | inside tiles | ratio |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:
         tokens = Path(folder) / "s2.tmc"
-        tmcodec.encode(values, tokens, modality="S2L2A", s2_offset="present", balance=False,
+        tmcodec.encode(values, tokens, modality="S2L2A", s2_offset="present", balance=False, exact=True,
                        tokenizer=bench.toks["S2L2A"], profile={"descriptions": bands})  # fmt: skip
         for target in ("DEM", "S2RGB", "NDVI"):
             for overlap in (0, 4):
