@@ -87,12 +87,16 @@ def _parse_steps(_: click.Context, __: click.Parameter, value: str | None) -> in
     click.option("--token-schedule", type=click.Choice(["linear", "cosine", "half-cosine"]),
                  help="How many tokens a step fills in. Default: linear for roar, cosine for maskgit."),
     click.option("--decoding-steps", metavar="N[,N...]", callback=_parse_steps,
-                 help="Steps that fill in a target's tokens: one number, or one a target. Default: 8."),
+                 help="Steps that fill in a target's tokens: one number, or one a target. Default: 8, "
+                      "1 where means are taken."),
     click.option("--temperature", type=float, default=1.0, show_default=True, metavar="T",
                  help="Divides the logits, before top-k and top-p; 0 takes the likeliest token."),
     click.option("--top-p", type=float, default=0.8, show_default=True, metavar="P",
                  help="Draw among the fewest of the likeliest tokens that reach this share; 1 takes all."),
     click.option("--top-k", type=Whole(1), metavar="K", help="Draw among so many of the likeliest tokens."),
+    click.option("--choice", type=click.Choice(["draw", "mean"]), default="draw", show_default=True,
+                 help="Draw each token, or take the mean of what is possible: nearer to the truth pixel by "
+                      "pixel, and smoother."),
     click.option("--guidance", multiple=True, metavar="W|CONDITION=W", callback=_parse_guidance,
                  help="Classifier-free guidance: a weight for all conditions, or one for each; may be "
                       "repeated."),
@@ -142,9 +146,11 @@ def command(
     from tmcodec.generation.models import load_generator
     from tmcodec.generation.settings import DECODING_STEPS, Settings
 
-    named = ("order", "schedule", "token_schedule", "temperature", "top_k", "top_p", "guidance", "samples")
+    named = ("order", "schedule", "token_schedule", "temperature", "top_k", "top_p", "guidance", "samples",
+             "choice")  # fmt: skip
     how = {name: choices.pop(name) for name in named}
-    settings = Settings(**how, decoding_steps=choices.pop("decoding_steps") or DECODING_STEPS)
+    usual = 1 if how["choice"] == "mean" else DECODING_STEPS
+    settings = Settings(**how, decoding_steps=choices.pop("decoding_steps") or usual)
     loaded = load_generator(model, device, checkpoint=checkpoint)
     toks = [load_tokenizer(name, device) for name in tokenizers]
     with progress_bar("generating", quiet) as progress:

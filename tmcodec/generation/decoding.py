@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tmcodec.errors import TargetError
 from tmcodec.generation.guidance import passes
+from tmcodec.generation.means import CodeMeans
 from tmcodec.generation.sampling import Sampling, choose, guide
 from tmcodec.generation.schedules import token_schedule
 from tmcodec.networks.generator.config import ModalitySpec
@@ -40,6 +41,8 @@ class Plan:
         Temperature and filters.
     guidance
         As `guidance.passes` takes it.
+    means
+        Takes means of codes in place of draws, or None.
     """
 
     spec: ModalitySpec
@@ -48,6 +51,7 @@ class Plan:
     token_schedule: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     guidance: float | Mapping[str, float] | None = None
+    means: CodeMeans | None = None
 
 
 class Conditions:
@@ -166,7 +170,7 @@ def decode_target(
         asked = queue[:, :count] if plan.order == "roar" else queue
         logits = conditions.logits(plan, asked, known_part(plan, tokens, conditions.grid), plan.spec.modality)
         uniforms = draw_uniforms(asked.shape[1], noise)
-        choice = choose(logits.flatten(0, 1), uniforms.flatten(), plan.sampling)
+        choice = choose(logits.flatten(0, 1), uniforms.flatten(), plan.sampling, plan.means)
         drawn, own, sure = (value.view(asked.shape) for value in choice)
         if plan.order == "maskgit":
             best = sure.topk(count).indices

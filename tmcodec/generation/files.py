@@ -25,7 +25,7 @@ from tmcodec.generation.tiling import (
     usable_coordinates,
     write_tile_texts,
 )
-from tmcodec.generation.tokenizers import tokenizer_of
+from tmcodec.generation.tokenizers import numbered, tokenizer_of
 from tmcodec.modalities import get_modality
 from tmcodec.tokenfile import FileMeta, TokenFileWriter
 
@@ -248,7 +248,8 @@ def _tile_job(
     """Put everything together that the tiles need; `words` are coordinates and caption."""
     coords, caption = words
     given = [name for name, value in (("coords", coords), ("caption", caption)) if value is not None]
-    plans = how.plans(loaded.cfg, list(toks), [*(source.modality for source in sources), *given], none=True)
+    conditions = [*(source.modality for source in sources), *given]
+    plans = how.plans(loaded.cfg, list(toks), conditions, True, numbered(loaded))
     masked = any(source.masked for source in sources)
     tags = provenance(loaded, sources, how, words, overlap)
     metas = [

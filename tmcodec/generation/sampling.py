@@ -22,8 +22,10 @@ import torch
 from torch import Tensor
 
 from tmcodec.errors import GenerationError
+from tmcodec.generation.means import CodeMeans
 
 FILTERINGS = ("tempered", "official")
+CHOICES = ("draw", "mean")
 
 ROWS = 64
 """Rows of logits handled at once: copies of 4 to 8 MB for 15360 tokens, which stay in caches."""
@@ -43,6 +45,9 @@ class Sampling:
         Keep the fewest of the likeliest tokens that together reach this share, in (0, 1]; None keeps all.
     filtering
         ``"tempered"``: temperature before top-p; ``"official"``: after it, as TerraTorch.
+    choice
+        ``"draw"``; ``"mean"``: the token nearest to the mean of the codes, without temperature and filters.
+        Sequences are drawn all the same.
 
     Raises
     ------
@@ -54,6 +59,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = 0.8
     filtering: str = "tempered"
+    choice: str = "draw"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -67,8 +73,13 @@ class Sampling:
                 f"unknown filtering {self.filtering!r}; choose one of {', '.join(FILTERINGS)}"
             )
 
+        if self.choice not in CHOICES:
+            raise GenerationError(f"unknown choice {self.choice!r}; choose one of {', '.join(CHOICES)}")
+
     def describe(self) -> str:
         """Return a short text for tags."""
+        if self.choice == "mean":
+            return "mean of the codes"
         filters = [("top-k", self.top_k), ("top-p", self.top_p)]
         kept = "".join(f" {name} {value:g}" for name, value in filters if value is not None)
         return f"temperature {self.temperature:g}{kept} {self.filtering}"
@@ -119,8 +130,10 @@ def place_generator(seed: int, *place: int | str) -> torch.Generator:
 # --------------------------------------------------------------------------- drawing
 
 
-def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Choice:
-    """Draw one token for each row.
+def choose(
+    logits: Tensor, uniforms: Tensor, sampling: Sampling, means: CodeMeans | None = None
+) -> Choice:
+    """Draw one token for each row, or take the mean.
 
     Parameters
     ----------
@@ -130,12 +143,20 @@ def choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Choice:
         float64 (N,) in [0, 1); ignored where nothing is drawn.
     sampling
         Temperature and filters.
+    means
+        Of the codebook; where it is given, nothing is drawn.
     """
     parts = [
-        _choose(rows.float(), numbers, sampling)
+        _mean(rows.float(), means) if means is not None else _choose(rows.float(), numbers, sampling)
         for rows, numbers in zip(logits.split(ROWS), uniforms.to(logits.device).split(ROWS), strict=True)
     ]
     return Choice(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _mean(logits: Tensor, means: CodeMeans) -> Choice:
+    tokens = means.tokens(logits.softmax(-1))
+    own = logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    return Choice(tokens, own, own)
 
 
 def _choose(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> Choice:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.decoding import Plan
 from tmcodec.generation.guidance import check_guidance
+from tmcodec.generation.means import CodeMeans, code_means
 from tmcodec.generation.sampling import Sampling
 from tmcodec.generation.schedules import token_schedule
 from tmcodec.modalities import get_modality
@@ -41,6 +43,7 @@ class Settings:
     filtering: str = "tempered"
     guidance: float | Mapping[str, float] | None = None
     samples: int = 1
+    choice: str = "draw"
 
     def __post_init__(self) -> None:
         if self.order not in CHAINING:
@@ -58,10 +61,15 @@ class Settings:
     @property
     def sampling(self) -> Sampling:
         """Temperature and filters."""
-        return Sampling(self.temperature, self.top_k, self.top_p, self.filtering)
+        return Sampling(self.temperature, self.top_k, self.top_p, self.filtering, self.choice)
 
     def plans(
-        self, cfg: GeneratorConfig, targets: Sequence[str], conditions: Sequence[str], none: bool = False
+        self,
+        cfg: GeneratorConfig,
+        targets: Sequence[str],
+        conditions: Sequence[str],
+        none: bool = False,
+        numbers: Container[str] = (),
     ) -> list[Plan]:
         """Return a plan for each image target.
 
@@ -73,6 +81,8 @@ class Settings:
             Names of what to make and of what is given.
         none
             Whether there may be no target.
+        numbers
+            Modalities whose tokens are numbers.
 
         Raises
         ------
@@ -92,9 +102,21 @@ class Settings:
         for count in steps:
             token_schedule(self.token_schedule, self.schedule, 1, count)
         return [
-            Plan(spec, count, self.schedule, self.token_schedule, self.sampling, self.guidance)
+            Plan(
+                spec, count, self.schedule, self.token_schedule, self.sampling, self.guidance,
+                self._means(spec, numbers),
+            )
             for spec, count in zip(specs, steps, strict=True)
-        ]
+        ]  # fmt: skip
+
+    def _means(self, spec: ModalitySpec, numbers: Container[str]) -> CodeMeans | None:
+        """Return what takes means of a target's codes, where they are asked for and there are codes."""
+        if self.choice != "mean" or spec.kind != "tokens":
+            return None
+        levels = spec.levels or get_modality(spec.modality).levels
+        if math.prod(levels) != spec.vocabulary:
+            raise GenerationError(f"{spec.modality} has {spec.vocabulary} tokens without codes; draw them")
+        return code_means(tuple(levels), spec.modality in numbers)
 
     def _steps(self, names: list[str]) -> list[int]:
         """Return the decoding steps of each target."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tmcodec.errors import ConditionError, TokenizerMismatchError
+from tmcodec.modalities import get_modality
+from tmcodec.tokenfile.context.coder import predictor_of
 
 if TYPE_CHECKING:
     from tmcodec.codec.tokenizer import Tokenizer
@@ -49,6 +51,15 @@ def tokenizer_of(
         tok = load_tokenizer(ref.name, str(loaded.device), tile=tile if tile in (224, 256) else 256)
     check_tokenizer(loaded, modality, tok.name, tok.sha256)
     return tok
+
+
+def numbered(loaded: LoadedGenerator) -> frozenset[str]:
+    """Return the modalities whose tokens are numbers, by the tables of the tokenizers that made them."""
+    return frozenset(
+        modality
+        for modality, ref in loaded.tokenizers.items()
+        if ref.sha256 is not None and predictor_of(ref.sha256, get_modality(modality).levels) is not None
+    )
 
 
 def check_tokenizer(loaded: LoadedGenerator, modality: str, name: str, sha256: bytes) -> None:

@@ -1,0 +1,52 @@
+"""The token whose code is nearest to the mean over what the network thinks possible.
+
+A drawn token is one plausible value; its error holds the spread of them all. The mean has the least squared
+error that can be expected, and neighbours that do not know of each other do not disagree. It is smooth.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tmcodec.tokenfile.context.heights import number_to_reflected, reflected_to_number
+
+
+class CodeMeans:
+    """Turns probabilities of tokens into the token of their mean.
+
+    Parameters
+    ----------
+    levels
+        FSQ levels.
+    numbers
+        Whether the digits are a number in a reflected mixed radix (`tmcodec.networks.height`) and not a code.
+    """
+
+    def __init__(self, levels: tuple[int, ...], numbers: bool) -> None:
+        self.levels, self.numbers = levels, numbers
+        tokens = np.arange(math.prod(levels), dtype=np.int32)
+        self.place = np.concatenate([[1], np.cumprod(levels)[:-1]])
+        digits = tokens[:, None] // self.place % levels
+        values = reflected_to_number(tokens, levels)[:, None] if numbers else digits
+        self.values = torch.from_numpy(values.astype(np.float32))
+
+    def tokens(self, probabilities: Tensor) -> Tensor:
+        """Return int64 (N,) tokens for probabilities (N, V)."""
+        means = probabilities @ self.values.to(probabilities.device)
+        rounded = means.round().cpu().numpy().astype(np.int32)
+        if self.numbers:
+            found = number_to_reflected(rounded[:, 0].clip(0, len(self.values) - 1), self.levels)
+        else:
+            found = (rounded.clip(0, np.array(self.levels) - 1) * self.place).sum(-1)
+        return torch.from_numpy(found.astype(np.int64)).to(probabilities.device)
+
+
+@lru_cache(maxsize=16)
+def code_means(levels: tuple[int, ...], numbers: bool) -> CodeMeans:
+    """Return the `CodeMeans` of a codebook, made once."""
+    return CodeMeans(levels, numbers)
