@@ -206,7 +206,7 @@ def test_neighbourhoods_by_hand() -> None:
 
 
 def test_effort_falls_with_the_number_of_tokens() -> None:
-    assert [default_effort(n) for n in (1, 10922, 10923, 65536, 262144, 262145)] == [24, 24, 23, 4, 1, 0]
+    assert [default_effort(n) for n in (1, 9709, 9710, 32768, 65536, 65537)] == [24, 24, 23, 5, 1, 0]
 
 
 @pytest.mark.parametrize("modality", SEARCHED)

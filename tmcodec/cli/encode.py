@@ -64,8 +64,8 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                       "of the local roughness to where they are shorter to code, and others are searched."),
     click.option("--effort", type=Whole(0, 1000), default=None, metavar="N",
                  help="Rounds of the search for tokens that decode nearer to the raster and are shorter to "
-                      "code; 0 for none. Default: 24, fewer above 1672 x 1672 pixels, none above "
-                      "8192 x 8192."),
+                      "code; 0 for none. Default: 24, fewer above 1568 x 1568 pixels, none above "
+                      "4096 x 4096."),
     click.option("--bit-price", type=float, default=None, metavar="P",
                  help="What the search pays for a bit, in parts of the mean error: 0 for the nearest "
                       "picture, 1 for small files. Default: the modality's, 0.03 to 0.3."),

@@ -124,8 +124,8 @@ def encode(
         other embedded tokenizers' are searched. TerraMind's never change.
     effort
         Rounds of the search for tokens that decode nearer to the raster and are shorter to code
-        (`tmcodec.codec.search`); 0 for none. None: 24 for up to 10,922 tokens (1672 x 1672 pixels), fewer for
-        more, none for more than 262,144.
+        (`tmcodec.codec.search`); 0 for none. None: 24 for up to 9,709 tokens (1568 x 1568 pixels), fewer for
+        more, none for more than 65,536.
     bit_price
         What the search pays for a bit, in parts of the mean error of a token: 0 looks for the nearest picture
         whatever it takes, 1 for small files. None: the modality's.
@@ -152,8 +152,8 @@ def encode(
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=check_sampler(sampler))
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
-            better = Better(tok, layer, exact, effort, bit_price)
-            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, better)
+            revision = Revision(tok, layer, exact, effort, bit_price)
+            stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, revision)
             if probe is not None:
                 writer.set_balance(0, probe.fit.solve())
     raw = raster.width * raster.height * len(raster.bands) * np.dtype(raster.dtype).itemsize
@@ -256,7 +256,7 @@ def encode_layer(
     watch: Stopwatch,
     progress: Progress | None,
     probe: BalanceProbe | None,
-    better: Better,
+    revision: Revision,
 ) -> int:
     """Encode chunk by chunk, reading one square ahead and coding one chunk behind; count tokens."""
     span = layer.chunk * tok.patch
@@ -272,7 +272,7 @@ def encode_layer(
             return raster.read(tok.encoder_context(item[1], raster.width, raster.height))
 
     stored = 0
-    board = ChunkBoard(tok, len(raster.bands), keep_values=probe is not None or better.effort > 0)
+    board = ChunkBoard(tok, len(raster.bands), keep_values=probe is not None or revision.effort > 0)
     with WriteBehind() as behind:
         for done, ((chunk, square), (values, valid)) in enumerate(read_ahead(load, squares), 1):
             board.start(chunk)
@@ -285,7 +285,7 @@ def encode_layer(
                 coded, mask = board.finish()
                 if coded is not None:
                     with watch("search"):
-                        coded = better.than(coded, board)
+                        coded = revision.of(coded, board)
                 stored += 0 if coded is None else coded.size
                 if probe is not None and coded is not None:
                     with watch("balance"):
@@ -301,7 +301,7 @@ def encode_layer(
     return stored
 
 
-class Better:
+class Revision:
     """Tokens to store in place of the encoder's: settled heights, searched patches.
 
     Parameters
@@ -332,7 +332,7 @@ class Better:
         wanted = default_effort(layer.rows * layer.cols) if effort is None else effort
         self.effort = wanted if tok.searched and not exact else 0
 
-    def than(self, tokens: Tokens, board: ChunkBoard) -> Tokens:
+    def of(self, tokens: Tokens, board: ChunkBoard) -> Tokens:
         """Return what to store of a chunk."""
         if self.exact:
             return tokens

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tmcodec.tokenfile.coders import digits_to_tokens, tokens_to_digits
 from tmcodec.tokenfile.context.heights import number_to_reflected, reflected_to_number
 
 
@@ -30,9 +31,8 @@ class CodeMeans:
     def __init__(self, levels: tuple[int, ...], numbers: bool) -> None:
         self.levels, self.numbers = levels, numbers
         tokens = np.arange(math.prod(levels), dtype=np.int32)
-        self.place = np.concatenate([[1], np.cumprod(levels)[:-1]])
-        digits = tokens[:, None] // self.place % levels
-        values = reflected_to_number(tokens, levels)[:, None] if numbers else digits
+        heights = reflected_to_number(tokens, levels)[:, None]
+        values = heights if numbers else tokens_to_digits(tokens, levels).T
         self.values = torch.from_numpy(values.astype(np.float32))
 
     def tokens(self, probabilities: Tensor) -> Tensor:
@@ -42,7 +42,8 @@ class CodeMeans:
         if self.numbers:
             found = number_to_reflected(rounded[:, 0].clip(0, len(self.values) - 1), self.levels)
         else:
-            found = (rounded.clip(0, np.array(self.levels) - 1) * self.place).sum(-1)
+            digits = rounded.clip(0, np.array(self.levels) - 1).astype(np.uint8)
+            found = digits_to_tokens(digits.T, self.levels)
         return torch.from_numpy(found.astype(np.int64)).to(probabilities.device)
 
 

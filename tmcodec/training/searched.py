@@ -43,23 +43,23 @@ class SearchedCodes:
             raise ConfigError("model.search is for tokens of patches; heights settle, leave it out")
         self.net, self.most = net, most
         self.tables = tables_of(lineage, net.cfg.levels)
-        self.price = get_modality(net.cfg.modality).bit_price
+        self.modality = get_modality(net.cfg.modality)
 
     def __call__(self, codes: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
         """Return better codes ``(B, rows, cols, d)`` for normalised pictures (one-hot classes) `z`."""
         rounds = int(torch.randint(0, self.most + 1, (), generator=generator, device=generator.device))
         if rounds == 0:
             return codes
-        classes = not self.net.cfg.mean
         # Validation runs in inference mode, whose tensors take no gradients.
         with torch.inference_mode(False), torch.no_grad():
             z = z.clone()
+            classes = self.modality.categorical
             values = z.argmax(1, keepdim=True).float() if classes else self.net.compander.expand(z)
             error = TokenError(self.net, values, torch.ones_like(values, dtype=torch.bool))
             top = torch.tensor(self.net.cfg.levels, device=z.device) - 1
             digits = (codes.float() * top).round().long()
             bits = TokenBits(self.tables, z.device)
-            found = Descent(error, bits, self.price).run(digits, rounds)
+            found = Descent(error, bits, self.modality.bit_price).run(digits, rounds)
             return (found / top).to(codes.dtype)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tmcodec.modalities import get_modality
 from tmcodec.networks.mini import PATCH, MiniDecoder, MiniNet
 from tmcodec.networks.terramind.inference import has_bf16
 
@@ -40,7 +41,7 @@ class TokenError:
         self.compander, self.decoder = net.compander, net.decoder
         x, weight = torch.where(valid, values, 0.0), valid.float()
         self.tokens = weight.amax(1).sum((1, 2)) / PATCH**2
-        self.classes = x.shape[1] == 1 and net.cfg.channels > 1
+        self.classes = get_modality(net.cfg.modality).categorical
         self.scales: tuple[Tensor, ...] | None = None
         if self.classes:
             self.truth, self.weight = x[:, 0].long(), weight
