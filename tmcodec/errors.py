@@ -64,7 +64,7 @@ class ChunkChecksumError(ChunkError, OSError):
 
 
 class UnknownCoderError(ChunkError):
-    """A chunk names a coder that is not registered."""
+    """A chunk names a coder that is not registered, or trained tables of one that are not installed."""
 
 
 class TokenRangeError(ChunkError):

@@ -226,10 +226,10 @@ def cases() -> Iterator[Case]:
     yield from (tiny(), chip(), masked(), stacked(), balanced(), context(), layers(), registered())
 
 
-def write(case: Case) -> bytes:
+def write(case: Case, version: int = 1) -> bytes:
     """Return the bytes that today's writer makes of `case`."""
     file = io.BytesIO()
-    with TokenFileWriter(file, case.meta, coders=case.coders) as writer:
+    with TokenFileWriter(file, case.meta, coders=case.coders, version=version) as writer:
         for c in case.chunks:
             writer.write_chunk(c.layer, c.time, c.row, c.col, c.tokens, c.valid)
     return file.getvalue()

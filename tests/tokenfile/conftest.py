@@ -8,11 +8,17 @@ import pytest
 from tokenfile_helpers import layer_meta, random_tokens, write_file
 
 
+@pytest.fixture(params=[1, 2])
+def version(request: pytest.FixtureRequest) -> int:
+    """Both versions of the format."""
+    return int(request.param)
+
+
 @pytest.fixture
-def small_file() -> bytes:
+def small_file(version: int) -> bytes:
     """One layer of random tokens."""
     meta = layer_meta()
-    return write_file(meta, [random_tokens(meta)])
+    return write_file(meta, [random_tokens(meta)], version=version)
 
 
 @pytest.fixture

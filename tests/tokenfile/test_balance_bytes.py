@@ -34,6 +34,11 @@ def test_the_bytes_of_the_document() -> None:
     for text in ("20 80 7d 40 20 00 00 00 01 06 28 02 00 00 13", "00 10 e7 0a 9d 15"):
         assert unpack_balance(Cursor(bytes.fromhex(text), "x"), 2) == balance
     assert pack_balance(balance, 2).hex(" ") == "00 10 e7 0a 9d 15"  # the last, which is shorter
+    # The coarse steps of version 2: bit 3 of the second byte. Version 1 has no such bit.
+    coarse = replace(balance, divisor=16, step=32.0)
+    assert pack_balance(coarse, 2).hex(" ") == "00 18 e7 0a 9d 15"
+    assert unpack_balance(Cursor(bytes.fromhex("00 18 e7 0a 9d 15"), "x"), 2) == coarse
+    assert pack_balance(coarse, 2, 1).hex(" ") == "20 80 7d 10 80 02 00 00 00 01 06 28 02 00 00 13"
     other = replace(balance, step=2.0)
     assert pack_balance(other, 2).hex(" ") == "20 80 7d 40 10 00 00 00 01 06 28 02 00 00 13"
 
@@ -120,7 +125,7 @@ def test_a_file_keeps_it_and_a_reader_without_it_skips_it() -> None:
         assert file["a"].balance.nodes(7, 9, 1, 3)[0, 1, 2].tolist() == [[12, 13], [14, 15], [16, 17]]
         tokens = file["a"].tokens()
     plain = write_file(meta.replace(balance=None), [random_tokens(meta)])
-    field = section(16, pack_balance(meta.balance, 3))
+    field = section(16, pack_balance(meta.balance, 3), 2)
     # The field is optional (even id): taking it away leaves a valid file with the same tokens.
     header, payload = split(data)
     assert field in header
@@ -178,7 +183,7 @@ def test_malformed_bytes_are_refused(body: bytes) -> None:
 
 def test_a_balance_of_another_grid_is_refused() -> None:
     meta = balanced()
-    data = write_file(meta, [random_tokens(meta)])
+    data = write_file(meta, [random_tokens(meta)], version=1)
     header, payload = split(data)
     good = section(16, pack_balance(meta.balance, 3))
     bad = section(16, pack_balance(replace(meta.balance, values=(0,) * 36), 3)[:-6])
@@ -204,6 +209,22 @@ def test_stacking_joins_the_balances_of_dates() -> None:
     meta = stack(files, io.BytesIO())
     joined = (7,) * 36 + one.balance.values + (0,) * 36
     assert meta.layers[0].balance == replace(one.balance, values=joined, mix=(5, 4, 3, 2, 1, 0) + (0,) * 12)
-    coarser = one.replace(times=(datetime(2022, 1, 1),), balance=replace(one.balance, step=8.0))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"step": 6.0}, {"divisor": 48}, {"spacing": 5}, {"pivot": 0.0}, {"values": (MAX_VALUE,) * 36}]
+)
+def test_stacking_balances_of_other_steps(changes: dict[str, Any]) -> None:
+    """Steps that are whole parts of the other's are joined exactly, others refused."""
+    from datetime import datetime
+
+    one = balanced(times=(datetime(2020, 1, 1),))
+    coarse = replace(one.balance, divisor=16, step=32.0, values=(1, -2) * 18)
+    other = one.replace(times=(datetime(2021, 1, 1),), balance=coarse)
+    meta = stack([io.BytesIO(write_file(m, [random_tokens(m)])) for m in (other, one)], io.BytesIO())
+    # A gain of 1/16 is 4/64, an offset of 32 is 8 times 4.
+    assert meta.layers[0].balance == replace(one.balance, values=one.balance.values + (4, -16) * 18)
+    fewer = {"values": (1, -2) * 12} if "spacing" in changes else {}  # 2 x 2 nodes
+    wrong = other.replace(balance=replace(coarse, **changes, **fewer))
     with pytest.raises(StackError, match="other nodes or steps"):
-        stack([files[0], io.BytesIO(write_file(coarser, [random_tokens(coarser)]))], io.BytesIO())
+        stack([io.BytesIO(write_file(m, [random_tokens(m)])) for m in (wrong, one)], io.BytesIO())

@@ -12,7 +12,16 @@ import google_crc32c
 import numpy as np
 import pytest
 import zstandard
-from tokenfile_helpers import PRELUDE, layer_meta, random_tokens, seal, section, split, varint, write_file
+from tokenfile_helpers import (
+    layer_meta,
+    prelude_size,
+    random_tokens,
+    seal,
+    section,
+    split,
+    varint,
+    write_file,
+)
 
 from tmcodec.errors import (
     ChunkChecksumError,
@@ -32,7 +41,7 @@ from tmcodec.errors import (
     UnknownSectionError,
     UnsupportedVersionError,
 )
-from tmcodec.tokenfile import TokenFile, stack, verify
+from tmcodec.tokenfile import FileMeta, TokenFile, TokenFileWriter, stack, verify
 
 Flip = Callable[[bytes, int], bytes]
 
@@ -67,10 +76,47 @@ def test_line_endings(small_file: bytes, mangle: Callable[[bytes], bytes]) -> No
         read(mangle(small_file))
 
 
-@pytest.mark.parametrize("version", [0, 2, 255])
-def test_version(small_file: bytes, version: int) -> None:
-    with pytest.raises(UnsupportedVersionError, match=f"version {version}"):
-        read(seal(*split(small_file), version))
+@pytest.mark.parametrize("unknown", [0, 3, 255])
+def test_version(small_file: bytes, unknown: int) -> None:
+    with pytest.raises(UnsupportedVersionError, match=f"version {unknown}"):
+        read(seal(*split(small_file), unknown))
+    with pytest.raises(UnsupportedVersionError, match=f"version {unknown}"):
+        TokenFileWriter(io.BytesIO(), FileMeta((META,)), version=unknown)
+
+
+def test_both_versions_hold_the_same(version: int) -> None:
+    data = write_file(META, [random_tokens(META)], version=version)
+    with TokenFile.open(io.BytesIO(data)) as file:
+        assert (file.version, file.expected_size, file.meta) == (version, len(data), FileMeta((META,)))
+        np.testing.assert_array_equal(file["a"].tokens(), random_tokens(META)[0])
+    # Version 2: 11 bytes less before the header, one less for each of name, grid, modality and sizes.
+    assert len(data) == {1: 211, 2: 211 - 11 - 4}[version]
+
+
+def test_one_checksum_for_bytes_and_tokens(version: int, corrupt: Flip) -> None:
+    """Chunks of the context coder in version 2 have no checksum of their bytes alone."""
+    meta = layer_meta(width=80, height=80, chunk=20)
+    tokens = np.random.default_rng(0).integers(0, 15360, (1, 20, 20), dtype=np.int32)
+    tokens[0, 1:, ::2] = tokens[0, :1, ::2]  # every second column is of one token
+    data = write_file(meta, [tokens], version=version, coders=(0, 2))
+    start = prelude_size(data) + len(split(data)[0])
+    with TokenFile.open(io.BytesIO(data)) as file:
+        raw = file["a"].raw_chunk(0, 0, 0)
+        assert raw.coder == 2 and len(raw.payload) == len(data) - start + (4 if version == 2 else 0)
+        own = google_crc32c.value(tokens.astype("<u4").tobytes()).to_bytes(4, "little")
+        assert raw.payload[-4:] == own
+    for at in range(start, len(data)):
+        damaged = io.BytesIO(corrupt(data, at))
+        with TokenFile.open(damaged) as file:
+            layer = file["a"]
+            errors = ChunkChecksumError, UnknownCoderError  # the number of the tables is the first byte
+            for call in (layer.tokens, layer.read, lambda one=layer: one.raw_chunk(0, 0, 0)):
+                with pytest.raises(errors, match=r"layer 'a', time 0, chunk \(0, 0\)"):
+                    call()
+            assert not layer.intact().any()
+        assert len(verify(damaged).problems) == 1
+        with pytest.raises(ChunkError):
+            stack([damaged], io.BytesIO())
 
 
 def test_truncated_anywhere(small_file: bytes) -> None:
@@ -87,10 +133,28 @@ def test_trailing(small_file: bytes) -> None:
 
 
 def test_header_checksum(small_file: bytes, corrupt: Flip) -> None:
-    header_end = PRELUDE + len(split(small_file)[0])
-    for at in range(13, header_end):  # payload length, checksum, header
+    start = prelude_size(small_file)
+    # Payload length (version 1), checksum, header.
+    for at in range(13 if small_file[8] == 1 else start - 4, start + len(split(small_file)[0])):
         with pytest.raises(HeaderChecksumError, match="CRC32C"):
             read(corrupt(small_file, at))
+
+
+def test_header_length_of_version_2() -> None:
+    """Any other varint in its place: too long a header, one cut short, or no varint at all."""
+    data = write_file(META, [random_tokens(META)], version=2)
+    start = prelude_size(data)
+    for length, error in [
+        (varint(0), HeaderChecksumError),
+        (varint(len(data) - start), HeaderChecksumError),
+        (varint(len(data)), TruncatedFileError),
+        (varint(2**32 - 1), TruncatedFileError),
+        (varint(2**32), MetadataError),
+        (b"\x80\x00", MetadataError),
+        (b"\xff" * 10, MetadataError),
+    ]:
+        with pytest.raises(error):
+            read(data[:9] + length + data[start - 4 :])
 
 
 def test_chunk_checksum(small_file: bytes, corrupt: Flip) -> None:
@@ -98,15 +162,16 @@ def test_chunk_checksum(small_file: bytes, corrupt: Flip) -> None:
         read(corrupt(small_file, -1))
 
 
-def test_unknown_mandatory_section(small_file: bytes) -> None:
+def test_unknown_mandatory_section(small_file: bytes, version: int) -> None:
     header, payload = split(small_file)
     with pytest.raises(UnknownSectionError, match="section 7"):
-        read(seal(header + section(7, b"x"), payload))
+        read(seal(header + section(7, b"x", version), payload, version))
 
 
-def test_unknown_optional_section(small_file: bytes) -> None:
+def test_unknown_optional_section(small_file: bytes, version: int) -> None:
     header, payload = split(small_file)
-    extended = seal(header + section(6, b"x") + section(1000, b""), payload)
+    unknown = section(6, b"x" * 20, version) + section(1000, b"", version)
+    extended = seal(header + unknown, payload, version)
     np.testing.assert_array_equal(read(extended), read(small_file))
 
 
@@ -299,7 +364,7 @@ def test_mask_bomb() -> None:
 def test_verify_finds_the_chunk(small_file: bytes, corrupt: Flip) -> None:
     assert verify(io.BytesIO(small_file)).ok
     assert verify(io.BytesIO(small_file)).chunks == 4
-    damaged = corrupt(small_file, PRELUDE + len(split(small_file)[0]))
+    damaged = corrupt(small_file, prelude_size(small_file) + len(split(small_file)[0]))
     report = verify(io.BytesIO(damaged))
     assert not report.ok
     (problem,) = report.problems

@@ -26,28 +26,40 @@ from tmcodec.tokenfile import FileMeta, TokenFile, fields, verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
-_spec = importlib.util.spec_from_file_location("make_v1", GOLDEN / "make_v1.py")
-assert _spec is not None and _spec.loader is not None
-make_v1 = importlib.util.module_from_spec(_spec)
-sys.modules["make_v1"] = make_v1  # dataclasses look their module up
-_spec.loader.exec_module(make_v1)
 
-CASES = {case.name: case for case in make_v1.cases()}
+def load(name: str) -> Any:
+    """Import a module of the folder of golden files."""
+    spec = importlib.util.spec_from_file_location(name, GOLDEN / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+make_v1, make_v2 = load("make_v1"), load("make_v2")
+CASES = {f"v1/{case.name}": case for case in make_v1.cases()}
+CASES |= {f"v2/{case.name}": case for case in make_v2.cases()}
 
 
 def expected(name: str) -> Any:
-    return json.loads((GOLDEN / "v1" / f"{name}.json").read_text())
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+def version_of(name: str) -> int:
+    return int(name[1])
 
 
 def test_none_is_forgotten() -> None:
-    assert sorted(p.stem for p in (GOLDEN / "v1").glob("*.tmc")) == sorted(CASES)
+    assert sorted(f"{p.parent.name}/{p.stem}" for p in GOLDEN.glob("v*/*.tmc")) == sorted(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_decodes(name: str) -> None:
-    path = GOLDEN / "v1" / f"{name}.tmc"
+    path = GOLDEN / f"{name}.tmc"
     assert verify(path).ok
     with TokenFile.open(path) as file:
+        assert file.version == version_of(name)
         assert file.meta == CASES[name].meta
         assert repr(file.meta) == repr(FileMeta(CASES[name].meta.layers, CASES[name].meta.tags))
         assert set(file.layers) == set(expected(name)["layers"])
@@ -65,19 +77,21 @@ def test_decodes(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_writer_makes_the_same_bytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = CASES[name]
-    if case.before_numbers:
-        assert len(make_v1.write(case)) < (GOLDEN / "v1" / f"{name}.tmc").stat().st_size
+    golden = (GOLDEN / f"{name}.tmc").read_bytes()
+    if case.before_numbers and version_of(name) == 1:
+        assert len(make_v1.write(case)) < len(golden)
         monkeypatch.setattr(fields, "registered_number", lambda name, sha256: None)
     if case.needs_zstd and list(zstandard.ZSTD_VERSION) != expected(name)["zstd"]:
         pytest.skip("another zstandard may find other (equally valid) frames")
-    assert make_v1.write(case) == (GOLDEN / "v1" / f"{name}.tmc").read_bytes()
+    assert make_v1.write(case, version_of(name)) == golden
 
 
-def test_the_example_of_the_document() -> None:
+@pytest.mark.parametrize("name", ["v1/tiny", "v2/tiny"])
+def test_the_example_of_the_document(name: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
-    block = text.split("<!-- tiny.tmc -->")[1].split("```")[1].removeprefix("text")
+    block = text.split(f"<!-- {name}.tmc -->")[1].split("```")[1].removeprefix("text")
     dump = "".join(line.split("|")[0] for line in block.splitlines())
-    assert bytes.fromhex(dump) == (GOLDEN / "v1" / "tiny.tmc").read_bytes()
+    assert bytes.fromhex(dump) == (GOLDEN / f"{name}.tmc").read_bytes()
 
 
 # --------------------------------------------------------------------------- a second reader
@@ -103,29 +117,52 @@ class Bytes:
             if byte < 128:
                 return value
 
-    def sections(self) -> list[tuple[int, bytes]]:
+    def sections(self, version: int) -> list[tuple[int, bytes]]:
         found = []
         while self.at < len(self.data):
-            number = self.varint()
-            found.append((number, self.take(self.varint())))
+            if version == 1:
+                number, length = self.varint(), self.varint()
+            else:
+                number, length = divmod(self.take(1)[0], 8)
+                number = number or self.varint()
+                length += self.varint() if length == 7 else 0
+            found.append((number, self.take(length)))
         return found
 
 
-REGISTERED = {  # the number, any name, and the checksum, as the document's table has them
-    int(row[1]): row[2]
+REGISTERED = {  # the number, the modality in the name, and the checksum, as the document's table has them
+    int(row[1]): (row[2].upper(), row[3])
     for row in re.finditer(
-        r"^\| (\d+) \| `mini-[^`]*` \| `([0-9a-f]{64})` \|$",
+        r"^\| (\d+) \| `mini-([^`-]*)-v\d+` \| `([0-9a-f]{64})` \|$",
         (Path(__file__).parents[2] / "docs" / "format.md").read_text(), re.MULTILINE,
     )
 }  # fmt: skip
 LEVELS = {8: (7, 5, 5, 5, 5)}
 BANDS = {1: 12, 2: 13, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1, 8: 1}
+MODALITIES = ("", "S2L2A", "S2L1C", "S2RGB", "S1GRD", "S1RTC", "DEM", "NDVI", "LULC")
 
 
-def layer_facts(data: bytes) -> dict[str, Any]:
-    """Return what is needed to decode the chunks of a layer."""
-    fields = dict(Bytes(data).sections())
-    grid, kind = Bytes(fields[1]), Bytes(fields[3]).varint()
+def scale_of(fields: dict[int, bytes], kind: int, version: int) -> float | None:
+    """Return the offset between stored and physical values where the file leaves scale and offset out."""
+    if 17 in fields:
+        return None
+    return 1000.0 if version == 2 and kind in (1, 2) and fields.get(19) == b"\x02" else 0.0
+
+
+def crs_of(fields: dict[int, bytes], tables: list[bytes], version: int) -> bytes | None:
+    """Return the section of a layer's CRS, or None."""
+    if version == 1:
+        return tables[Bytes(fields[25]).varint()] if 25 in fields else None
+    number = Bytes(fields[25]).varint() if 25 in fields else min(1, len(tables))
+    return tables[number - 1] if number else None
+
+
+def layer_facts(data: bytes, tables: list[bytes], version: int) -> dict[str, Any]:
+    """Return what is needed to decode the chunks of a layer, and a few defaults of its own."""
+    fields = dict(Bytes(data).sections(version))
+    grid = Bytes(fields[1])
+    registered = REGISTERED[Bytes(fields[31]).varint()] if 31 in fields else ("", "")
+    kind = MODALITIES.index(registered[0]) if 3 not in fields and version == 2 else Bytes(fields[3]).varint()
     sizes = Bytes(fields.get(11, b"\x10\x80\x02\x40"))
     levels, bands, times = (
         Bytes(fields.get(9, b"")),
@@ -135,8 +172,10 @@ def layer_facts(data: bytes) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "width": grid.varint(), "height": grid.varint(), "patch": sizes.varint(), "tile": sizes.varint(),
         "chunk": sizes.varint(),
-        "levels": LEVELS.get(kind, (8, 8, 8, 6, 5)), "bands": BANDS.get(kind, 0), "times": 0,
-        "weights": fields[7] if 7 in fields else bytes.fromhex(REGISTERED[Bytes(fields[31]).varint()]),
+        "modality": MODALITIES[kind], "levels": LEVELS.get(kind, (8, 8, 8, 6, 5)),
+        "bands": BANDS.get(kind, 0), "times": 0,
+        "weights": fields[7] if 7 in fields else bytes.fromhex(registered[1]),
+        "crs": crs_of(fields, tables, version), "offset": scale_of(fields, kind, version),
     }  # fmt: skip
     if 9 in fields:
         facts["levels"] = tuple(levels.varint() for _ in range(sum(b < 128 for b in fields[9])))
@@ -213,18 +252,43 @@ def decode_mask(block: bytes, bands: int, h: int, w: int) -> np.ndarray:
     return np.broadcast_to(mask, (bands, h, w))
 
 
+def split(data: bytes) -> tuple[int, bytes, bytes]:
+    """Return (version, header, payload), the header's checksum checked."""
+    cursor = Bytes(data)
+    assert cursor.take(8) == b"\x89TMC\r\n\x1a\n"
+    version = cursor.take(1)[0]
+    payload_length = None
+    if version == 1:
+        header_length, payload_length = struct.unpack("<IQ", cursor.take(12))
+    else:
+        header_length = cursor.varint()
+    before = data[: cursor.at]
+    (checksum,) = struct.unpack("<I", cursor.take(4))
+    header = cursor.take(header_length)
+    assert checksum == google_crc32c.value(before + header)
+    assert payload_length in (None, len(data) - cursor.at)
+    return version, header, data[cursor.at :]
+
+
+def check(body: bytes, checksum: int, tag: int, tokens: np.ndarray, version: int) -> None:
+    """Check what the index says of a chunk: its bytes, or from version 2 of full chunks bytes and tokens."""
+    if version == 2 and tag in (5, 7, 9):
+        checksum ^= google_crc32c.value(tokens.astype("<u4").tobytes())
+    assert google_crc32c.value(body) == checksum
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_second_reader(name: str) -> None:
-    data = (GOLDEN / "v1" / f"{name}.tmc").read_bytes()
-    magic, version, header_length, payload_length = struct.unpack_from("<8sBIQ", data)
-    header = data[25 : 25 + header_length]
-    assert (magic, version) == (b"\x89TMC\r\n\x1a\n", 1)
-    assert len(data) == 25 + header_length + payload_length
-    assert struct.unpack_from("<I", data, 21)[0] == google_crc32c.value(data[:21] + header)
-    payload = Bytes(data[25 + header_length :])
-    sections = Bytes(header).sections()
-    layers = [layer_facts(body) for number, body in sections if number == 3]
+    version, header, rest = split((GOLDEN / f"{name}.tmc").read_bytes())
+    assert version == version_of(name)
+    payload, sections = Bytes(rest), Bytes(header).sections(version)
+    tables = [body for number, body in sections if number == 1]
+    layers = [layer_facts(body, tables, version) for number, body in sections if number == 3]
     indexes = [body for number, body in sections if number == 5]
+    for facts, meta in zip(layers, CASES[name].meta.layers, strict=True):
+        assert (facts["crs"] is None) == (meta.crs is None)
+        assert facts["offset"] in (None, meta.offset)
+        assert facts["modality"] in ("", meta.modality)
     done: list[tuple[Any, np.ndarray]] = []
     for facts, index, content in zip(layers, indexes, expected(name)["layers"].values(), strict=True):
         patch, chunk, side = facts["patch"], facts["chunk"], facts["patch"] * facts["chunk"]
@@ -237,7 +301,7 @@ def test_second_reader(name: str) -> None:
                 continue
             time, row, col = i // (across * down), i // across % down, i % across
             body = payload.take(length)
-            assert google_crc32c.value(body) == checksum
+            stored = body
             part = masks[time, :, row * side : (row + 1) * side, col * side : (col + 1) * side]
             part[:] = True
             if (tag - 1) % 2:
@@ -247,9 +311,12 @@ def test_second_reader(name: str) -> None:
             at = np.s_[:, row * chunk : (row + 1) * chunk, col * chunk : (col + 1) * chunk]
             here = tokens[at][time]
             layers_there = [(other, grids[at]) for other, grids in done]
+            if version == 2 and tag in (5, 7, 9):
+                body += struct.pack("<I", google_crc32c.value(stored) ^ checksum)  # as version 1 has it
             flat = decode_any((tag - 1) // 2, body, here.shape, facts, tokens[at][:time], layers_there)
             here[:] = np.reshape(flat, here.shape)
+            check(stored, checksum, tag, here, version)
         done.append((facts, tokens))
         assert tokens.tolist() == content["tokens"]
         assert hashlib.sha256(np.packbits(masks)).hexdigest() == content["valid"]
-    assert payload.at == payload_length
+    assert payload.at == len(rest)

@@ -16,7 +16,7 @@ from tokenfile_helpers import layer_meta, section, varint
 
 from tmcodec.errors import MetadataError, UnknownSectionError
 from tmcodec.modalities import MODALITIES
-from tmcodec.tokenfile import FileMeta, LayerMeta
+from tmcodec.tokenfile import VERSIONS, FileMeta, LayerMeta
 from tmcodec.tokenfile.fields import MODALITY_IDS, pack_layer, unpack_layer
 from tmcodec.tokenfile.header import pack_header, unpack_header
 from tmcodec.tokenfile.metadata import DTYPE_IDS
@@ -70,8 +70,13 @@ def layers(draw: st.DrawFn) -> LayerMeta:
 
 
 def round_trip(meta: LayerMeta) -> LayerMeta:
-    crs = [meta.crs] if meta.crs else []
-    return unpack_layer(memoryview(pack_layer(meta, crs)), crs, "layer 0")
+    """Pack and unpack a layer in both versions, where they differ with and without another layer's CRS."""
+    found = []
+    for version, others in ((1, []), (2, []), (2, ["EPSG:1"])):
+        crs = others + ([meta.crs] if meta.crs else [])
+        found.append(unpack_layer(memoryview(pack_layer(meta, crs, version)), crs, "layer 0", version))
+    assert repr(found[0]) == repr(found[1]) == repr(found[2])
+    return found[0]
 
 
 @given(layers())
@@ -87,10 +92,11 @@ def test_round_trip(meta: LayerMeta) -> None:
 def test_file_round_trip(crs: list[str | None], tags: dict[str, str]) -> None:
     meta = FileMeta(tuple(layer_meta(name=str(i), crs=c) for i, c in enumerate(crs)), tags)
     # One run of 4 chunks with tag 0: 0 << 1 | 1, then 4 - 2.
-    header = pack_header(meta, [b"\x01\x02"] * len(crs))
-    back, indexes = unpack_header(header, 0)
-    assert back == meta
-    assert len(indexes) == len(crs)
+    for version in VERSIONS:
+        header = pack_header(meta, [b"\x01\x02"] * len(crs), version)
+        back, indexes = unpack_header(header, version)
+        assert back == meta
+        assert len(indexes) == len(crs)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +121,8 @@ def test_nodata_nan() -> None:
     assert math.isnan(round_trip(meta).nodata or 0)
     assert round_trip(meta) == meta
     assert hash(round_trip(meta)) == hash(meta)
+    without = layer_meta()
+    assert [len(pack_layer(meta, [], v)) - len(pack_layer(without, [], v)) for v in (1, 2)] == [2 + 10, 1 + 1]
 
 
 def test_standard_layer_by_hand() -> None:
@@ -124,13 +132,64 @@ def test_standard_layer_by_hand() -> None:
         width=256, height=300, dtype="uint16", bands=m.bands, units="DN",
     )  # fmt: skip
     # grid 256 x 300; modality 1; hash. Nothing else differs from its default.
-    assert pack_layer(meta, []).hex() == "01048002ac02" + "030101" + "0720" + SHA.hex()
+    assert pack_layer(meta, [], 1).hex() == "01048002ac02" + "030101" + "0720" + SHA.hex()
+    # Keys of version 2: 1 * 8 + 4, 3 * 8 + 1, 7 * 8 + 7 and 32 - 7.
+    assert pack_layer(meta, [], 2).hex() == "0c8002ac02" + "1901" + "3f19" + SHA.hex()
+
+
+def test_what_version_2_leaves_out() -> None:
+    m, (tokenizer, sha256) = MODALITIES["S2L2A"], REGISTERED[1]
+    meta = LayerMeta(
+        name="S2L2A", modality="S2L2A", tokenizer=tokenizer, weights_sha256=bytes.fromhex(sha256),
+        levels=m.levels, width=256, height=256, dtype="uint16", bands=m.bands, units="DN", scale=1.0,
+        offset=1000.0, s2_offset="absent", crs="EPSG:32632", transform=(10, 0, 399960, 0, -10, 4900020),
+    )  # fmt: skip
+    # Grid; offset absent, which says how values are scaled; transform of kind 3: 10, 39996 and 490002 pixels;
+    # tokenizer 1, which says the modality. The CRS is the file's first.
+    by_hand = "0c80028002" + "9902" + "dd" + "03" + "50" + varint(2 * 39996).hex() + varint(2 * 490002).hex()
+    assert pack_layer(meta, ["EPSG:32632"], 2).hex() == by_hand.replace("dd", "df01") + "f901"
+    assert round_trip(meta) == meta
+    for other in (
+        meta.replace(offset=0.0),
+        meta.replace(s2_offset="present", offset=0.0),
+        meta.replace(crs=None),
+        meta.replace(modality="S2L1C", name="x"),
+        meta.replace(transform=(10, 0, 399960.5, 0, -10, 4900020)),
+        meta.replace(transform=(0.1, 0, 0.1 * 3, 0, -0.1, 0.3)),
+        meta.replace(transform=(-10, 0, 0.0, 0, 10, -0.0)),
+        meta.replace(transform=(1e-300, 0, 1e300, 0, -1e-300, 0.0)),
+    ):
+        assert repr(round_trip(other)) == repr(other)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        ("03", "transform needs 1"),
+        ("03 50 81", "transform needs 1"),
+        ("03 50 00", "transform needs 1"),
+        ("03 50 00 00 00", "1 bytes too many"),
+        ("03 50 80 80 80 80 20 00", "too far"),
+        ("04 50 00 00", "kind 4"),
+    ],
+)
+def test_bad_transforms_of_whole_pixels(data: str, why: str) -> None:
+    with pytest.raises(MetadataError, match=why):
+        unpack_layer(memoryview(minimal(2) + section(27, bytes.fromhex(data), 2)), [], "layer 0", 2)
+
+
+def test_a_key_of_version_2_is_as_short_as_can_be() -> None:
+    with pytest.raises(MetadataError, match="fits into the first byte"):
+        unpack_layer(memoryview(b"\x01\x1f" + b"x"), [], "layer 0", 2)
+    with pytest.raises(MetadataError, match="left"):
+        unpack_layer(memoryview(b"\x0f\xff\xff\x03"), [], "layer 0", 2)
 
 
 def test_tokenizer_version() -> None:
-    with_2 = pack_layer(layer_meta(tokenizer="mini-s2rgb-v2"), [])
-    assert len(with_2) == len(pack_layer(layer_meta(), [])) + 3
-    assert section(5, b"\x02") in with_2
+    for version in VERSIONS:
+        with_2 = pack_layer(layer_meta(tokenizer="mini-s2rgb-v2"), [], version)
+        assert len(with_2) == len(pack_layer(layer_meta(), [], version)) + 4 - version
+        assert section(5, b"\x02", version) in with_2
 
 
 # The defaults by modality are part of the bitstream. A change of the table would change what
@@ -234,11 +293,16 @@ GRID, MODALITY, WEIGHTS = section(1, varint(34) + varint(27)), section(3, b"\x03
 
 
 def unpack(*fields: bytes) -> LayerMeta:
-    return unpack_layer(memoryview(b"".join(fields)), ["EPSG:4326"], "layer 0")
+    return unpack_layer(memoryview(b"".join(fields)), ["EPSG:4326"], "layer 0", 1)
 
 
-def test_minimal_layer() -> None:
-    meta = unpack(GRID, MODALITY, WEIGHTS)
+def minimal(version: int) -> bytes:
+    fields = [(1, varint(34) + varint(27)), (3, b"\x03"), (7, SHA)]
+    return b"".join(section(number, data, version) for number, data in fields)
+
+
+def test_minimal_layer(version: int) -> None:
+    meta = unpack_layer(memoryview(minimal(version)), [], "layer 0", version)
     assert (meta.name, meta.tokenizer, meta.bands) == ("S2RGB", "mini-s2rgb-v1", ("B04", "B03", "B02"))
     assert (meta.patch, meta.tile, meta.chunk, meta.times, meta.sampler) == (16, 256, 64, (None,), "ddim")
 
@@ -256,13 +320,14 @@ def test_a_registered_tokenizer_takes_three_bytes(number: int) -> None:
         dtype=MODALITIES[modality].dtype, bands=MODALITIES[modality].bands,
         levels=MODALITIES[modality].levels, units=MODALITIES[modality].units,
     )  # fmt: skip
-    packed = pack_layer(meta, [])
-    assert section(31, varint(number)) in packed and len(section(31, varint(number))) == 3
-    assert unpack_layer(memoryview(packed), [], "layer 0") == meta
-    # Another checksum under the same name is written out.
-    other = meta.replace(weights_sha256=SHA)
-    assert len(pack_layer(other, [])) >= len(packed) + 31
-    assert unpack_layer(memoryview(pack_layer(other, [])), [], "layer 0") == other
+    for version in VERSIONS:
+        packed, field = pack_layer(meta, [], version), section(31, varint(number), version)
+        assert field in packed and len(field) == 4 - version
+        assert unpack_layer(memoryview(packed), [], "layer 0", version) == meta
+        # Another checksum under the same name is written out.
+        other = meta.replace(weights_sha256=SHA)
+        assert len(pack_layer(other, [], version)) >= len(packed) + 31
+        assert round_trip(other) == other
 
 
 @pytest.mark.parametrize("fields", [(WEIGHTS,), (section(5, b"\x02"),), (section(5, b"\x02"), WEIGHTS)])

@@ -23,8 +23,8 @@ VALID = np.ones((1, 3, 22, 30), bool)
 VALID[0, :2, 3:9, 4:7] = False
 
 
-def original() -> bytes:
-    return write_file(META, TOKENS, [VALID, None])
+def original(version: int) -> bytes:
+    return write_file(META, TOKENS, [VALID, None], version)
 
 
 def contents(data: bytes) -> tuple[FileMeta, list[np.ndarray]]:
@@ -57,8 +57,8 @@ def is_right(found: tuple[FileMeta, list[np.ndarray]], expected: tuple[FileMeta,
     return found[0] == expected[0] and all(map(np.array_equal, found[1], expected[1]))
 
 
-def test_any_damage_is_noticed() -> None:
-    data = original()
+def test_any_damage_is_noticed(version: int) -> None:
+    data = original(version)
     expected = contents(data)
     rng = random.Random(0)
     outcomes = {"error": 0, "right": 0}
@@ -77,9 +77,9 @@ def test_any_damage_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_damage_with_right_checksums_never_crashes(part: int) -> None:
+def test_damage_with_right_checksums_never_crashes(part: int, version: int) -> None:
     """A hostile writer seals what it likes: only clean errors, or tokens inside the codebook."""
-    data = original()
+    data = original(version)
     rng = random.Random(part + 1)
     errors = 0
     for _ in range(2500):
@@ -88,7 +88,7 @@ def test_damage_with_right_checksums_never_crashes(part: int) -> None:
         if part:
             parts[0] = mutate(parts[0], rng)
         try:
-            meta, arrays = contents(seal(*parts))
+            meta, arrays = contents(seal(*parts, version))
         except TmcodecError:
             errors += 1
             continue
@@ -102,7 +102,7 @@ def test_damage_with_right_checksums_never_crashes(part: int) -> None:
 def test_damaged_chunks_with_right_checksums_never_crash() -> None:
     import google_crc32c
 
-    data = original()
+    data = original(1)
     header, payload = split(data)
     with TokenFile.open(io.BytesIO(data)) as file:
         index = file.layers["a"].index

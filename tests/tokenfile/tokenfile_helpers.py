@@ -11,7 +11,7 @@ import numpy as np
 
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 
-PRELUDE = 25
+MAGIC = b"\x89TMC\r\n\x1a\n"
 
 
 def layer_meta(**changes: Any) -> LayerMeta:
@@ -31,12 +31,16 @@ def random_tokens(meta: LayerMeta, seed: int = 0) -> np.ndarray:
 
 
 def write_file(
-    meta: LayerMeta | FileMeta, tokens: list[np.ndarray], valid: list[np.ndarray | None] | None = None
+    meta: LayerMeta | FileMeta,
+    tokens: list[np.ndarray],
+    valid: list[np.ndarray | None] | None = None,
+    version: int = 2,
+    coders: tuple[int, ...] | None = None,
 ) -> bytes:
     """Write whole layers, tokens (times, rows, cols) and masks (times, planes, height, width)."""
     file_meta = meta if isinstance(meta, FileMeta) else FileMeta((meta,))
     file = io.BytesIO()
-    with TokenFileWriter(file, file_meta) as writer:
+    with TokenFileWriter(file, file_meta, coders=coders, version=version) as writer:
         for number, layer in enumerate(file_meta.layers):
             side = layer.chunk * layer.patch
             mask = valid[number] if valid else None
@@ -51,14 +55,24 @@ def write_file(
 
 def seal(header: bytes, payload: bytes, version: int = 1) -> bytes:
     """Put a prelude with a right checksum before any header."""
-    start = struct.pack("<8sBIQ", b"\x89TMC\r\n\x1a\n", version, len(header), len(payload))
+    start = MAGIC + bytes([version])
+    start += varint(len(header)) if version == 2 else struct.pack("<IQ", len(header), len(payload))
     return start + struct.pack("<I", google_crc32c.value(start + header)) + header + payload
+
+
+def prelude_size(data: bytes) -> int:
+    """Return the bytes before the header of a file of version 1 or 2."""
+    return 25 if data[8] == 1 else next(i for i in range(9, 14) if data[i] < 128) + 5
 
 
 def split(data: bytes) -> tuple[bytes, bytes]:
     """Return (header, payload) of a file."""
-    (length,) = struct.unpack_from("<I", data, 9)
-    return data[PRELUDE : PRELUDE + length], data[PRELUDE + length :]
+    start = prelude_size(data)
+    if data[8] == 1:
+        (length,) = struct.unpack_from("<I", data, 9)
+    else:
+        length = sum((byte & 127) << 7 * i for i, byte in enumerate(data[9 : start - 4]))
+    return data[start : start + length], data[start + length :]
 
 
 def varint(value: int) -> bytes:
@@ -71,9 +85,13 @@ def varint(value: int) -> bytes:
             return bytes(out)
 
 
-def section(number: int, payload: bytes) -> bytes:
+def section(number: int, payload: bytes, version: int = 1) -> bytes:
     """Pack a section."""
-    return varint(number) + varint(len(payload)) + payload
+    if version == 1:
+        return varint(number) + varint(len(payload)) + payload
+    first = bytes([(number if number < 32 else 0) * 8 + min(len(payload), 7)])
+    more = (b"" if number < 32 else varint(number)) + (b"" if len(payload) < 7 else varint(len(payload) - 7))
+    return first + more + payload
 
 
 class CountingFile(io.BytesIO):

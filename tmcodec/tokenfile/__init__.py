@@ -4,9 +4,9 @@ from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.chunks import RawChunk
 from tmcodec.tokenfile.coders import Coder, coders, get_coder, register_coder, unregister_coder
 from tmcodec.tokenfile.geometry import TokenGrid, TokenWindow
-from tmcodec.tokenfile.header import MAX_HEADER, VERSION
 from tmcodec.tokenfile.layer import MAX_PIXELS, Layer, LayerWindow
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
+from tmcodec.tokenfile.prelude import MAX_HEADER, VERSION, VERSIONS
 from tmcodec.tokenfile.reader import TokenFile
 from tmcodec.tokenfile.stack import stack
 from tmcodec.tokenfile.verify import Problem, VerifyReport, verify
@@ -18,6 +18,7 @@ __all__ = [
     "MAX_HEADER",
     "MAX_PIXELS",
     "VERSION",
+    "VERSIONS",
     "Balance",
     "Coder",
     "FileMeta",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tmcodec.errors import MetadataError, StackError
 from tmcodec.tokenfile.binary import Cursor, pack_number, pack_varint, zigzag
 from tmcodec.tokenfile.golomb import pack_golomb, unpack_golomb
+from tmcodec.tokenfile.prelude import VERSION
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_size, zstd_unpack
 
 MAX_SPACING = 65536
@@ -29,6 +30,7 @@ MAX_VALUES = 2**24
 _VARINTS, _ZSTD = 0, 1
 _USUAL = 0
 """In the place of the spacing, which is never 0: the usual nodes and steps, no mixing, Golomb codes."""
+_ORDERS, _FEW_ORDERS = 16, 8
 _MAX_SHORT = 4096
 """Most bytes of Golomb codes; nodes that need more are alike enough for zstandard."""
 
@@ -80,7 +82,9 @@ class Balance:
 
 
 USUAL = Balance(32, 2000.0, 64, 4.0, ())
-"""Nodes and steps that take one byte."""
+"""Nodes and steps that take no more than a byte."""
+COARSE = replace(USUAL, divisor=16, step=32.0)
+"""The same with longer steps, from version 2: all that small rasters pay for."""
 
 
 def node_counts(rows: int, cols: int, spacing: int) -> tuple[int, int]:
@@ -120,14 +124,30 @@ def join_balances(steps: Sequence[tuple[Balance | None, int, int]]) -> Balance |
     StackError
         If two differ in spacing, pivot or step sizes.
     """
-    first = next((balance for balance, _, _ in steps if balance is not None), None)
-    if first is None:
+    known = [balance for balance, _, _ in steps if balance is not None]
+    if not known:
         return None
-    for balance, _, _ in steps:
-        if balance is not None and replace(balance, values=(), mix=()) != replace(first, values=(), mix=()):
-            raise StackError("the balances of two time steps have other nodes or steps; encode them alike")
-    values, mix = (_join([(getattr(b, name, ()), i, n) for b, i, n in steps]) for name in ("values", "mix"))
-    return replace(first, values=values, mix=mix)
+    finest = replace(known[0], divisor=max(b.divisor for b in known), step=min(b.step for b in known))
+    finer = [(None if b is None else _refine(b, finest), place, count) for b, place, count in steps]
+    values, mix = (_join([(getattr(b, name, ()), i, n) for b, i, n in finer]) for name in ("values", "mix"))
+    return replace(finest, values=values, mix=mix)
+
+
+def _refine(balance: Balance, finest: Balance) -> Balance:
+    """Return the balance in the steps of `finest`, whole parts of its own.
+
+    Raises
+    ------
+    StackError
+        If they are not, or anything else differs.
+    """
+    gain, more = divmod(finest.divisor, balance.divisor)
+    offset = round(balance.step / finest.step)
+    pairs = np.array(balance.values, np.int64).reshape(-1, 2) * [gain, offset]
+    alike = replace(balance, divisor=gain * balance.divisor, step=balance.step / offset, values=(), mix=())
+    if more or alike != replace(finest, values=(), mix=()) or np.abs(pairs).max(initial=0) > MAX_VALUE:
+        raise StackError("the balances of two time steps have other nodes or steps; encode them alike")
+    return replace(finest, values=tuple(pairs.ravel().tolist()), mix=balance.mix)
 
 
 def _join(steps: Sequence[tuple[tuple[int, ...], int, int]]) -> tuple[int, ...]:
@@ -141,25 +161,35 @@ def _join(steps: Sequence[tuple[tuple[int, ...], int, int]]) -> tuple[int, ...]:
     return tuple(joined)
 
 
-def pack_balance(balance: Balance, bands: int) -> bytes:
+def pack_balance(balance: Balance, bands: int, version: int = VERSION) -> bytes:
     """Pack a balance; each node is coded as its difference from the one before."""
     values = np.array(balance.values, np.int64).reshape(-1, 2 * bands)
     steps = np.diff(values, axis=0, prepend=0).reshape(-1)
     zigzagged = (steps << 1) ^ (steps >> 63)
     general = _pack_general(balance, zigzagged, bands)
-    if replace(balance, values=(), mix_divisor=USUAL.mix_divisor) != USUAL or len(general) > _MAX_SHORT:
+    kinds = (USUAL,) if version == 1 else (USUAL, COARSE)
+    kind = replace(balance, values=(), mix_divisor=USUAL.mix_divisor)
+    if kind not in kinds or len(general) > _MAX_SHORT:
         return general
-    short = _pack_short(zigzagged.tolist())
+    short = _pack_short(zigzagged.tolist(), kind == COARSE, _ORDERS if version == 1 else _FEW_ORDERS)
     return short if len(short) < len(general) else general
 
 
-def _pack_short(zigzagged: list[int]) -> bytes:
-    """Pack with the usual nodes and steps: the two orders, of gains and offsets, and the codes."""
-    orders = [min(range(16), key=lambda k: _bits(zigzagged[i::2], k)) for i in (0, 1)]
-    return bytes([_USUAL, orders[0] | orders[1] << 4]) + pack_golomb(zigzagged, orders)
+def _pack_short(zigzagged: list[int], coarse: bool, most: int) -> bytes:
+    """Pack without nodes and steps: the two orders, of gains and offsets, and the codes."""
+    orders = golomb_orders(zigzagged, (most, _ORDERS))
+    return bytes([_USUAL, orders[0] | coarse << 3 | orders[1] << 4]) + pack_golomb(zigzagged, orders)
 
 
-def _bits(values: list[int], order: int) -> int:
+def golomb_orders(zigzagged: Sequence[int], most: Sequence[int] = (_FEW_ORDERS, _ORDERS)) -> list[int]:
+    """Return the orders that code gains and offsets, in turn, in the fewest bits; each below its `most`."""
+    return [
+        min(range(limit), key=lambda k: _bits(zigzagged[i::2], k))
+        for i, limit in enumerate(most)
+    ]
+
+
+def _bits(values: Sequence[int], order: int) -> int:
     """Return the length of Golomb codes in bits."""
     return sum(2 * (v + (1 << order)).bit_length() - order - 1 for v in values)
 
@@ -177,7 +207,7 @@ def _pack_general(balance: Balance, zigzagged: NDArray[np.int64], bands: int) ->
     return pack_varint(balance.spacing) + scale + mix + bytes([kind]) + data
 
 
-def unpack_balance(cursor: Cursor, bands: int) -> Balance:
+def unpack_balance(cursor: Cursor, bands: int, version: int = VERSION) -> Balance:
     """Invert `pack_balance`; the number of nodes is the layer's to check.
 
     Raises
@@ -186,7 +216,8 @@ def unpack_balance(cursor: Cursor, bands: int) -> Balance:
     """
     spacing = cursor.varint("spacing", MAX_SPACING)
     if spacing == _USUAL:
-        return replace(USUAL, values=_values(_unpack_short(cursor), bands, cursor))
+        usual, zigzagged = _unpack_short(cursor, version)
+        return replace(usual, values=_values(zigzagged, bands, cursor))
     pivot = cursor.number("pivot")
     divisor, step = cursor.varint("divisor", MAX_VALUE), cursor.number("step")
     mixed = 2 * bands * cursor.varint("components", MAX_VALUES // (2 * bands))
@@ -203,13 +234,14 @@ def unpack_balance(cursor: Cursor, bands: int) -> Balance:
     return Balance(spacing, pivot, divisor, step, _values(zigzagged, bands, cursor), mix_divisor, mix)
 
 
-def _unpack_short(cursor: Cursor) -> NDArray[np.int64]:
+def _unpack_short(cursor: Cursor, version: int) -> tuple[Balance, NDArray[np.int64]]:
     """Invert `_pack_short` after its first byte."""
     orders = cursor.u8("orders")
+    kind, gains = (USUAL, orders & 15) if version == 1 else ((USUAL, COARSE)[orders >> 3 & 1], orders & 7)
     if cursor.left > _MAX_SHORT:
         raise cursor.fail(f"{cursor.left} bytes of codes; at most {_MAX_SHORT} fit")
-    values = unpack_golomb(cursor, (orders & 15, orders >> 4))
-    return np.array([min(v, 2**62) for v in values], np.int64)  # what is out of range is refused later
+    values = unpack_golomb(cursor, (gains, orders >> 4))
+    return kind, np.array([min(v, 2**62) for v in values], np.int64)  # what is out of range is refused later
 
 
 def _values(zigzagged: NDArray[np.int64], bands: int, cursor: Cursor) -> tuple[int, ...]:

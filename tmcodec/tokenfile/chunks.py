@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tmcodec.errors import ChunkError, LimitExceededError, TokenRangeError
-from tmcodec.tokenfile.binary import Cursor, pack_varint
+from tmcodec.errors import ChunkChecksumError, ChunkError, LimitExceededError, TokenRangeError
+from tmcodec.tokenfile.binary import Cursor, crc32c, pack_varint
 from tmcodec.tokenfile.coders import (
     BESIDE,
+    CONTEXT,
     EARLIER,
     MAX_ID,
     REFERRING,
@@ -49,6 +50,37 @@ class RawChunk(NamedTuple):
 
 
 EMPTY_CHUNK = RawChunk(EMPTY, b"")
+
+
+JOINT = frozenset(1 + 2 * coder.id for coder in (CONTEXT, EARLIER, BESIDE))
+"""Tags of full chunks that end with a CRC32C of their tokens; version 2 joins it with the index's."""
+
+
+def seal_chunk(raw: RawChunk, version: int) -> tuple[bytes, int]:
+    """Return what a file stores of a chunk: the bytes of its payload, and the checksum in the index.
+
+    From version 2, one checksum tells of both the bytes and the tokens: the exclusive or of theirs.
+    """
+    if version == 1 or raw.tag not in JOINT:
+        return raw.payload, crc32c(raw.payload)
+    stored, own = raw.payload[:-4], int.from_bytes(raw.payload[-4:], "little")
+    return stored, crc32c(stored) ^ own
+
+
+def unseal_chunk(tag: int, stored: bytes, crc: int, version: int) -> RawChunk:
+    """Invert `seal_chunk`.
+
+    Raises
+    ------
+    ChunkChecksumError
+        Where the checksum is of the bytes alone; a joint one is checked when the tokens are decoded.
+    """
+    computed = crc32c(stored)
+    if version > 1 and tag in JOINT:
+        return RawChunk(tag, stored + (computed ^ crc).to_bytes(4, "little"))
+    if computed != crc:
+        raise ChunkChecksumError(f"CRC32C {computed:08x}, stored {crc:08x}")
+    return RawChunk(tag, stored)
 
 
 class References(Protocol):

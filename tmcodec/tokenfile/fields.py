@@ -33,6 +33,7 @@ from tmcodec.tokenfile.metadata import (
     need,
     sorted_tags,
 )
+from tmcodec.tokenfile.prelude import VERSION
 from tmcodec.tokenfile.registered import REGISTERED, registered_number
 from tmcodec.tokenfile.sections import pack_section, unpack_sections
 
@@ -48,6 +49,7 @@ class _Context:
     """What packing and unpacking one field needs to know beside the field."""
 
     crs: list[str]
+    version: int
     modality: str = ""
     stored_bands: int = 0
 
@@ -70,7 +72,10 @@ def _unpack_grid(cursor: Cursor, context: _Context) -> dict[str, Any]:
     return {"width": cursor.varint("width", MAX_SIDE), "height": cursor.varint("height", MAX_SIDE)}
 
 
-def _pack_modality(meta: LayerMeta, context: _Context) -> bytes:
+def _pack_modality(meta: LayerMeta, context: _Context) -> bytes | None:
+    registered = registered_number(meta.tokenizer, meta.weights_sha256)
+    if context.version > 1 and registered is not None and _registered_modality(registered) == meta.modality:
+        return None
     number = MODALITY_IDS.get(meta.modality, 0)
     return pack_varint(number) + (b"" if number else encode_utf8(meta.modality, MAX_NAME, "modality"))
 
@@ -89,6 +94,12 @@ def _mini_prefix(modality: str) -> str:
     return f"mini-{modality.encode().lower().decode()}-v"  # bytes.lower touches ASCII only
 
 
+def _registered_modality(number: int) -> str | None:
+    """Return the modality of a registered tokenizer, which its name tells."""
+    prefix = REGISTERED[number][0].rpartition("-v")[0] + "-v"
+    return next((modality for modality in MODALITY_IDS if _mini_prefix(modality) == prefix), None)
+
+
 def _pack_registered(meta: LayerMeta, context: _Context) -> bytes | None:
     number = registered_number(meta.tokenizer, meta.weights_sha256)
     return None if number is None else pack_varint(number)
@@ -101,6 +112,8 @@ def _unpack_registered(cursor: Cursor, context: _Context) -> dict[str, Any]:
             f"{cursor.what}: tokenizer number {number} is not registered; a newer tmcodec may know it"
         )
     name, sha256 = REGISTERED[number]
+    if context.version > 1:
+        context.modality = context.modality or _registered_modality(number) or ""
     return {"tokenizer": name, "weights_sha256": bytes.fromhex(sha256)}
 
 
@@ -181,9 +194,18 @@ def _unpack_bands(cursor: Cursor, context: _Context) -> dict[str, Any]:
 
 
 def _pack_scale(meta: LayerMeta, context: _Context) -> bytes | None:
-    if meta.scale == 1 and meta.offset == 0 and math.copysign(1, meta.offset) > 0:
+    # As texts: -0.0 is not 0.0 and must come back as it was.
+    if repr((float(meta.scale), float(meta.offset))) == repr(
+        _usual_scale(context.version, meta.modality, meta.s2_offset)
+    ):
         return None
     return pack_number(meta.scale) + pack_number(meta.offset)
+
+
+def _usual_scale(version: int, modality: str, s2_offset: str) -> tuple[float, float]:
+    """Return the default of scale and offset: from version 2, what Sentinel-2 without its 1000 needs."""
+    harmonised = version > 1 and s2_offset == "absent" and modality in ("S2L2A", "S2L1C")
+    return (1.0, 1000.0) if harmonised else (1.0, 0.0)
 
 
 def _unpack_scale(cursor: Cursor, context: _Context) -> dict[str, Any]:
@@ -203,11 +225,15 @@ def _pack_nodata(meta: LayerMeta, context: _Context) -> bytes | None:
         return None
     if isinstance(meta.nodata, int):
         return b"\x00" + pack_varint(zigzag(meta.nodata))
+    if context.version > 1 and math.isnan(meta.nodata):
+        return b"\x02"
     return b"\x01" + pack_number(meta.nodata)
 
 
 def _unpack_nodata(cursor: Cursor, context: _Context) -> dict[str, Any]:
     kind = cursor.u8("nodata kind")
+    if kind == 2 and context.version > 1:
+        return {"nodata": math.nan}
     need(kind <= 1, "nodata", f"kind {kind} is not defined")
     return {"nodata": cursor.number("nodata") if kind else cursor.signed("nodata")}
 
@@ -221,17 +247,27 @@ def _unpack_mask_kind(cursor: Cursor, context: _Context) -> dict[str, Any]:
 
 
 def _pack_crs_index(meta: LayerMeta, context: _Context) -> bytes | None:
-    return None if meta.crs is None else pack_varint(context.crs.index(meta.crs))
+    number = 0 if meta.crs is None else context.crs.index(meta.crs) + 1
+    if context.version > 1:
+        return None if number == min(1, len(context.crs)) else pack_varint(number)
+    return pack_varint(number - 1) if number else None
 
 
 def _unpack_crs_index(cursor: Cursor, context: _Context) -> dict[str, Any]:
     index = cursor.varint("crs")
+    if context.version > 1:
+        if index == 0:
+            return {"crs": None}
+        index -= 1
     need(index < len(context.crs), "crs", f"number {index} of {len(context.crs)}")
     return {"crs": context.crs[index]}
 
 
 # Which of (a, b, c, d, e, f) are stored; the others follow from the kind.
 _TRANSFORM_KINDS = ((0, 1, 2, 3, 4, 5), (0, 2, 4, 5), (0, 2, 5))
+_WHOLE_PIXELS = 3
+"""From version 2: a, c / a and f / a, the last two whole numbers."""
+_MOST_PIXELS = 2**31
 
 
 def _pack_transform(meta: LayerMeta, context: _Context) -> bytes | None:
@@ -240,11 +276,27 @@ def _pack_transform(meta: LayerMeta, context: _Context) -> bytes | None:
     a, b, _, d, e, _ = meta.transform
     upright = repr((b, d)) == "(0.0, 0.0)"  # not -0.0, which must come back as it was
     kind = (2 if e == -a != 0 else 1) if upright else 0
+    if kind == 2 and context.version > 1 and (places := _whole_pixels(meta.transform)) is not None:
+        return bytes([_WHOLE_PIXELS]) + pack_number(a) + b"".join(pack_varint(zigzag(n)) for n in places)
     return bytes([kind]) + b"".join(pack_number(meta.transform[i]) for i in _TRANSFORM_KINDS[kind])
+
+
+def _whole_pixels(transform: tuple[float, ...]) -> tuple[int, int] | None:
+    """Return c / a and f / a where c and f are whole numbers of pixels exactly, else None."""
+    a, _, c, _, _, f = transform
+    if not all(abs(v / a) <= _MOST_PIXELS for v in (c, f)):
+        return None
+    places = round(c / a), round(f / a)
+    return places if repr((places[0] * a, places[1] * a)) == repr((c, f)) else None
 
 
 def _unpack_transform(cursor: Cursor, context: _Context) -> dict[str, Any]:
     kind = cursor.u8("transform kind")
+    if kind == _WHOLE_PIXELS and context.version > 1:
+        a = cursor.number("transform")
+        col, row = (cursor.signed("transform") for _ in range(2))
+        need(max(abs(col), abs(row)) <= _MOST_PIXELS, "transform", "it lies too far from the origin")
+        return {"transform": (a, 0.0, col * a, 0.0, -a, row * a)}
     need(kind < len(_TRANSFORM_KINDS), "transform", f"kind {kind} is not defined")
     values = dict.fromkeys(range(6), 0.0)
     values |= {i: cursor.number("transform") for i in _TRANSFORM_KINDS[kind]}
@@ -292,11 +344,11 @@ def unpack_time(cursor: Cursor) -> datetime | None:
 
 
 def _pack_balance(meta: LayerMeta, context: _Context) -> bytes | None:
-    return None if meta.balance is None else pack_balance(meta.balance, len(meta.bands))
+    return None if meta.balance is None else pack_balance(meta.balance, len(meta.bands), context.version)
 
 
 def _unpack_balance(cursor: Cursor, context: _Context) -> dict[str, Any]:
-    return {"balance": unpack_balance(cursor, context.bands)}
+    return {"balance": unpack_balance(cursor, context.bands, context.version)}
 
 
 def _pack_name(meta: LayerMeta, context: _Context) -> bytes | None:
@@ -404,32 +456,32 @@ _FIELDS: dict[int, tuple[_Pack, _Unpack]] = {
 _MODALITY, _TOKENIZER, _WEIGHTS, _REGISTERED = 3, 5, 7, 31
 
 
-def pack_layer(meta: LayerMeta, crs: list[str]) -> bytes:
+def pack_layer(meta: LayerMeta, crs: list[str], version: int = VERSION) -> bytes:
     """Pack the fields of a layer; `crs` is the file's CRS table."""
-    context = _Context(crs, meta.modality)
+    context = _Context(crs, version, meta.modality)
     packed = ((number, _FIELDS[number][0](meta, context)) for number in sorted(_FIELDS))
-    return b"".join(pack_section(number, data) for number, data in packed if data is not None)
+    return b"".join(pack_section(number, data, version) for number, data in packed if data is not None)
 
 
-def unpack_layer(data: memoryview, crs: list[str], what: str) -> LayerMeta:
+def unpack_layer(data: memoryview, crs: list[str], what: str, version: int = VERSION) -> LayerMeta:
     """Invert `pack_layer`.
 
     Raises
     ------
     MetadataError, UnknownSectionError
     """
-    stored = dict(unpack_sections(Cursor(data, what), _FIELDS))
+    stored = dict(unpack_sections(Cursor(data, what), _FIELDS, version=version))
     if _REGISTERED in stored and not stored.keys().isdisjoint({_TOKENIZER, _WEIGHTS}):
         raise MetadataError(f"{what}: a registered tokenizer beside another name or checksum")
-    context = _Context(crs)
+    context = _Context(crs, version)
     values: dict[str, Any] = {}
-    # The modality first: the defaults of the other fields depend on it.
-    for number in sorted(stored, key=lambda n: (n != _MODALITY, n)):
+    # The modality first, or else the tokenizer that tells it: the defaults of the other fields depend on it.
+    for number in sorted(stored, key=lambda n: (n != _MODALITY, n != _REGISTERED, n)):
         cursor = Cursor(stored[number], f"{what}, field {number}")
         values |= _FIELDS[number][1](cursor, context)
         cursor.end()
-        context.modality = values.get("modality", "")
-    values = _defaults(context) | values
+        context.modality = values.get("modality", context.modality)
+    values = _defaults(context, values.get("s2_offset", "")) | values
     missing = [
         f.name
         for f in dataclasses.fields(LayerMeta)
@@ -441,12 +493,16 @@ def unpack_layer(data: memoryview, crs: list[str], what: str) -> LayerMeta:
     return LayerMeta(**values)
 
 
-def _defaults(context: _Context) -> dict[str, Any]:
-    """Return the defaults that depend on the modality."""
-    if not context.modality:
+def _defaults(context: _Context, s2_offset: str) -> dict[str, Any]:
+    """Return the defaults that depend on the modality and on the file."""
+    modality, row = context.modality, context.standard
+    if not modality:
         return {}
-    defaults: dict[str, Any] = {"name": context.modality, "tokenizer": _mini_prefix(context.modality) + "1"}
-    row = context.standard
+    defaults: dict[str, Any] = {"modality": modality, "name": modality}
+    defaults["tokenizer"] = _mini_prefix(modality) + "1"
+    defaults["scale"], defaults["offset"] = _usual_scale(context.version, modality, s2_offset)
+    if context.version > 1 and context.crs:
+        defaults["crs"] = context.crs[0]
     if row:
         defaults |= {"levels": row.levels, "dtype": row.dtype, "bands": row.bands, "units": row.units}
     return defaults

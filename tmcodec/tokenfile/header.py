@@ -1,8 +1,7 @@
-"""Prelude, header and chunk index: everything before the payload."""
+"""Header and chunk index: what stands between the prelude and the payload."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -10,128 +9,17 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from tmcodec.errors import (
-    HeaderChecksumError,
-    LimitExceededError,
-    LineEndingError,
-    MetadataError,
-    NotATokenFileError,
-    TruncatedFileError,
-    UnsupportedVersionError,
-)
-from tmcodec.tokenfile.binary import Cursor, crc32c, pack_varint
+from tmcodec.errors import MetadataError
+from tmcodec.tokenfile.binary import Cursor, pack_varint
 from tmcodec.tokenfile.chunks import EMPTY, MAX_TAG
 from tmcodec.tokenfile.fields import pack_layer, pack_tags, unpack_layer, unpack_tags
 from tmcodec.tokenfile.metadata import MAX_CRS_COUNT, FileMeta, LayerMeta
+from tmcodec.tokenfile.prelude import VERSION
 from tmcodec.tokenfile.sections import pack_crs, pack_section, unpack_crs, unpack_sections
 
-MAGIC = b"\x89TMC\r\n\x1a\n"
-VERSION = 1
-PRELUDE_SIZE = 25
-_PRELUDE = struct.Struct("<8sBIQ")  # then the CRC32C of these bytes and of the header, u32
-MAX_HEADER = 64 * 2**20
-"""Default cap on the length of a header."""
 MAX_PAYLOAD = 2**56
 
 SECTION_CRS, SECTION_TAGS, SECTION_LAYER, SECTION_INDEX = 1, 2, 3, 5
-
-
-# --------------------------------------------------------------------------- prelude
-
-
-@dataclass(frozen=True)
-class Prelude:
-    """The first 25 bytes of a file."""
-
-    header_length: int
-    payload_length: int
-    crc: int
-
-    @property
-    def payload_offset(self) -> int:
-        """Where the payload begins."""
-        return PRELUDE_SIZE + self.header_length
-
-    @property
-    def file_size(self) -> int:
-        """How long the file must be."""
-        return self.payload_offset + self.payload_length
-
-
-def pack_prelude(header: bytes, payload_length: int) -> bytes:
-    """Pack the prelude of a file with that header."""
-    start = _PRELUDE.pack(MAGIC, VERSION, len(header), payload_length)
-    return start + struct.pack("<I", crc32c(start + header))
-
-
-def unpack_prelude(head: bytes, size: int, max_header: int) -> Prelude:
-    """Invert `pack_prelude`, as far as it can be checked without the header.
-
-    Parameters
-    ----------
-    head
-        The first bytes of the file.
-    size
-        Length of the file.
-    max_header
-        Longest header that the caller accepts.
-
-    Raises
-    ------
-    NotATokenFileError, LineEndingError, UnsupportedVersionError, TruncatedFileError,
-    LimitExceededError, MetadataError
-    """
-    _check_magic(head)
-    if len(head) > 8 and head[8] != VERSION:
-        raise UnsupportedVersionError(
-            f"format version {head[8]}; this tmcodec reads version {VERSION}, a newer one may read it"
-        )
-    if len(head) < PRELUDE_SIZE:
-        raise TruncatedFileError(f"the file has {size} bytes, at least {PRELUDE_SIZE - size} are missing")
-    _, _, header_length, payload_length = _PRELUDE.unpack_from(head)
-    (crc,) = struct.unpack_from("<I", head, _PRELUDE.size)
-    prelude = Prelude(header_length, payload_length, crc)
-    if prelude.payload_offset > size:
-        raise TruncatedFileError(
-            f"the file ends within its header; {prelude.file_size - size} of {prelude.file_size} bytes"
-            " are missing"
-        )
-    if header_length > max_header:
-        raise LimitExceededError(
-            f"the header has {header_length} bytes, more than max_header={max_header};"
-            " pass a higher max_header if you trust the file"
-        )
-    return prelude
-
-
-def check_header(head: bytes, prelude: Prelude) -> bytes:
-    """Return the header out of `head` = prelude + header, its checksum checked.
-
-    Raises
-    ------
-    HeaderChecksumError
-    """
-    header = head[PRELUDE_SIZE : prelude.payload_offset]
-    computed = crc32c(head[: _PRELUDE.size] + header)
-    if computed != prelude.crc:
-        raise HeaderChecksumError(f"the header is damaged: CRC32C {computed:08x}, stored {prelude.crc:08x}")
-    return header
-
-
-def _check_magic(head: bytes) -> None:
-    """Tell a token file from a damaged one and from anything else."""
-    if head[:8] == MAGIC:
-        return
-    if len(head) < 8 and MAGIC.startswith(head):
-        raise TruncatedFileError(
-            f"the file has {len(head)} bytes, at least {PRELUDE_SIZE - len(head)} are missing"
-        )
-    # 0x89 turns into 0x09 where the eighth bit is cut off, into C2 89 or EF BF BD by UTF-8.
-    for lead in (b"\x89", b"\x09", b"\xc2\x89", b"\xef\xbf\xbd"):
-        after = head.removeprefix(lead)
-        if head.startswith(lead + b"TMC") and after[3:4] in (b"\r", b"\n"):
-            raise LineEndingError("a text-mode transfer has rewritten this token file; transfer it as binary")
-    raise NotATokenFileError(f"not a token file: it begins with {head[:8].hex(' ') or 'nothing'}")
 
 
 # --------------------------------------------------------------------------- chunk index
@@ -241,20 +129,20 @@ def _unpack_runs(cursor: Cursor, chunks: int) -> list[tuple[int, int, int]]:
 # --------------------------------------------------------------------------- header
 
 
-def pack_header(meta: FileMeta, indexes: Sequence[bytes]) -> bytes:
+def pack_header(meta: FileMeta, indexes: Sequence[bytes], version: int = VERSION) -> bytes:
     """Pack the sections of the header; `indexes` are those of the layers, as from `pack_index`."""
     crs = list(dict.fromkeys(layer.crs for layer in meta.layers if layer.crs is not None))
     if len(crs) > MAX_CRS_COUNT:
         raise MetadataError(f"layers: {len(crs)} different CRSs, more than {MAX_CRS_COUNT}")
-    parts = [pack_section(SECTION_CRS, pack_crs(text)) for text in crs]
+    parts = [(SECTION_CRS, pack_crs(text)) for text in crs]
     if meta.tags:
-        parts.append(pack_section(SECTION_TAGS, pack_tags(meta.tags)))
-    parts += [pack_section(SECTION_LAYER, pack_layer(layer, crs)) for layer in meta.layers]
-    parts += [pack_section(SECTION_INDEX, index) for index in indexes]
-    return b"".join(parts)
+        parts.append((SECTION_TAGS, pack_tags(meta.tags)))
+    parts += [(SECTION_LAYER, pack_layer(layer, crs, version)) for layer in meta.layers]
+    parts += [(SECTION_INDEX, index) for index in indexes]
+    return b"".join(pack_section(section, data, version) for section, data in parts)
 
 
-def unpack_header(header: bytes, payload_length: int) -> tuple[FileMeta, list[ChunkIndex]]:
+def unpack_header(header: bytes, version: int = VERSION) -> tuple[FileMeta, list[ChunkIndex]]:
     """Invert `pack_header`.
 
     Raises
@@ -262,30 +150,36 @@ def unpack_header(header: bytes, payload_length: int) -> tuple[FileMeta, list[Ch
     MetadataError, UnknownSectionError
     """
     known = (SECTION_CRS, SECTION_TAGS, SECTION_LAYER, SECTION_INDEX)
-    sections = unpack_sections(Cursor(header, "header"), known, (SECTION_CRS, SECTION_LAYER, SECTION_INDEX))
+    repeatable = (SECTION_CRS, SECTION_LAYER, SECTION_INDEX)
+    sections = unpack_sections(Cursor(header, "header"), known, repeatable, version)
     found = {section: [data for s, data in sections if s == section] for section in known}
     if len(found[SECTION_CRS]) > MAX_CRS_COUNT:
         raise MetadataError(f"header: {len(found[SECTION_CRS])} CRSs, more than {MAX_CRS_COUNT}")
     crs = [unpack_crs(data) for data in found[SECTION_CRS]]
     if len(set(crs)) != len(crs):
         raise MetadataError("header: a CRS is stored twice")
-    layers = tuple(unpack_layer(data, crs, f"layer {i}") for i, data in enumerate(found[SECTION_LAYER]))
+    layers = tuple(
+        unpack_layer(data, crs, f"layer {i}", version) for i, data in enumerate(found[SECTION_LAYER])
+    )
     tags = unpack_tags(Cursor(found[SECTION_TAGS][0], "tags")) if found[SECTION_TAGS] else {}
     meta = FileMeta(layers, tags)
-    return meta, _unpack_indexes(meta.layers, found[SECTION_INDEX], payload_length)
+    return meta, _unpack_indexes(meta.layers, found[SECTION_INDEX])
 
 
-def _unpack_indexes(
-    layers: Sequence[LayerMeta], stored: Sequence[memoryview], payload_length: int
-) -> list[ChunkIndex]:
-    """Return the index of every layer; together their chunks fill the payload exactly."""
+def _unpack_indexes(layers: Sequence[LayerMeta], stored: Sequence[memoryview]) -> list[ChunkIndex]:
+    """Return the index of every layer; their chunks follow each other in the payload."""
     if len(stored) != len(layers):
         raise MetadataError(f"header: {len(stored)} chunk indexes for {len(layers)} layers")
     indexes, offset = [], 0
     for number, (layer, data) in enumerate(zip(layers, stored, strict=True)):
         index = unpack_index(Cursor(data, f"chunk index {number}"), layer.chunks, offset)
         offset += int(index.lengths.sum())
+        if offset > MAX_PAYLOAD:
+            raise MetadataError(f"header: the chunks have {offset} bytes, more than {MAX_PAYLOAD}")
         indexes.append(index)
-    if offset != payload_length:
-        raise MetadataError(f"header: the chunks have {offset} bytes, the payload {payload_length}")
     return indexes
+
+
+def payload_bytes(indexes: Sequence[ChunkIndex]) -> int:
+    """Return how long the payload of a file with these indexes is."""
+    return sum(int(index.lengths.sum()) for index in indexes)

@@ -15,20 +15,22 @@ from tmcodec.errors import (
     LayerNotFoundError,
     TruncatedFileError,
 )
-from tmcodec.tokenfile.binary import crc32c
 from tmcodec.tokenfile.chunks import (
     EMPTY,
     EMPTY_CHUNK,
+    JOINT,
     RawChunk,
     plain_chunk,
     unpack_mask,
     unpack_tokens,
+    unseal_chunk,
 )
 from tmcodec.tokenfile.coders import REFERRING, Tokens
 from tmcodec.tokenfile.geometry import TokenGrid, TokenWindow, check_limit
 from tmcodec.tokenfile.header import ChunkIndex
 from tmcodec.tokenfile.masks import Mask, MaskCanvas
 from tmcodec.tokenfile.metadata import LayerMeta
+from tmcodec.tokenfile.prelude import VERSION
 from tmcodec.tokenfile.references import same_grid
 from tmcodec.tokenfile.source import ByteSource
 
@@ -83,9 +85,11 @@ class Layer:
         base: int,
         max_pixels: int,
         before: Sequence[Layer] = (),
+        version: int = VERSION,
     ) -> None:
         self.meta = meta
         self.index = index
+        self._version = version
         self._source = source
         self._base = base
         self._max_pixels = max_pixels
@@ -216,6 +220,13 @@ class Layer:
         ------
         WindowError, LayerNotFoundError, ChunkChecksumError
         """
+        raw, at = self._raw(time, chunk_row, chunk_col), (chunk_row, chunk_col)
+        if self._version > 1 and raw.tag in JOINT:  # its checksum is of the tokens, too
+            self._tokens(at, time, False, raw)
+        return raw
+
+    def _raw(self, time: int, chunk_row: int, chunk_col: int) -> RawChunk:
+        """Return one chunk undecoded; a checksum that is of its tokens, too, is not checked yet."""
         self._check_time(time)
         self._grid.check_chunk(chunk_row, chunk_col)
         row = self.index.find(self._grid.ordinal(time, chunk_row, chunk_col))
@@ -242,7 +253,7 @@ class Layer:
 
     def check_chunk(self, time: int, chunk_row: int, chunk_col: int) -> None:
         """Decode one chunk completely and raise what is wrong with it."""
-        raw = self.raw_chunk(time, chunk_row, chunk_col)
+        raw = self._raw(time, chunk_row, chunk_col)
         self._tokens((chunk_row, chunk_col), time, False, raw)
         self._mask((chunk_row, chunk_col), time, raw)
 
@@ -308,12 +319,10 @@ class Layer:
         length, stored = int(self.index.lengths[row]), int(self.index.crcs[row])
         if len(payload) < length:
             raise TruncatedFileError(f"{self._where(at, time)} lies beyond the end of the file")
-        computed = crc32c(payload)
-        if computed != stored:
-            raise ChunkChecksumError(
-                f"{self._where(at, time)} is damaged: CRC32C {computed:08x}, stored {stored:08x}"
-            )
-        return RawChunk(int(self.index.tags[row]), payload)
+        try:
+            return unseal_chunk(int(self.index.tags[row]), payload, stored, self._version)
+        except ChunkChecksumError as cause:
+            raise ChunkChecksumError(f"{self._where(at, time)} is damaged: {cause}") from None
 
     def _decode(
         self, at: tuple[int, int], time: int, salvage: bool, raw: RawChunk | None, unpack: Any, *more: Any
@@ -326,7 +335,10 @@ class Layer:
         except ChunkError as cause:
             if salvage:
                 return None
-            raise type(cause)(f"{self._where(at, time)}: {cause}") from cause
+            # Where no checksum was of the bytes alone, what does not decode is damaged.
+            damaged = self._version > 1 and raw.tag in JOINT and type(cause) is ChunkError
+            kind = ChunkChecksumError if damaged else type(cause)
+            raise kind(f"{self._where(at, time)}: {cause}") from cause
 
     def _tokens(self, at: tuple[int, int], time: int, salvage: bool, raw: RawChunk | None) -> Tokens | None:
         """Return the tokens of a chunk; None for a damaged one if `salvage`."""
@@ -374,7 +386,7 @@ class _References:
 
     def _read(self, layer: Layer, time: int, name: str) -> Tokens:
         try:
-            raw = layer.raw_chunk(time, *self._at)
+            raw = layer._raw(time, *self._at)
             if raw.tag == EMPTY or raw.coder in REFERRING:
                 raise ChunkError("it is empty or has a reference itself")
             return unpack_tokens(layer.meta, raw, *self._at)

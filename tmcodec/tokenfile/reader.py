@@ -6,17 +6,17 @@ import os
 from collections.abc import Iterator
 from typing import IO
 
-from tmcodec.errors import LayerNotFoundError, TokenFileError, TrailingDataError, TruncatedFileError
-from tmcodec.tokenfile.header import (
-    MAX_HEADER,
-    ChunkIndex,
-    Prelude,
-    check_header,
-    unpack_header,
-    unpack_prelude,
+from tmcodec.errors import (
+    LayerNotFoundError,
+    MetadataError,
+    TokenFileError,
+    TrailingDataError,
+    TruncatedFileError,
 )
+from tmcodec.tokenfile.header import ChunkIndex, payload_bytes, unpack_header
 from tmcodec.tokenfile.layer import MAX_PIXELS, Layer
 from tmcodec.tokenfile.metadata import FileMeta
+from tmcodec.tokenfile.prelude import MAX_HEADER, Prelude, check_header, unpack_prelude
 from tmcodec.tokenfile.source import FIRST_BLOCK, ByteSource
 
 
@@ -31,6 +31,8 @@ class TokenFile:
         Metadata of the file.
     layers
         Name -> `Layer`, in the order of the file.
+    version
+        Version of the format.
     header_bytes
         Bytes before the payload: prelude, metadata, index.
     size
@@ -45,11 +47,12 @@ class TokenFile:
         self._source = source
         self.meta = meta
         self.size = source.size
+        self.version = prelude.version
         self.header_bytes = prelude.payload_offset
-        self.expected_size = prelude.file_size
+        self.expected_size = _file_size(prelude, indexes)
         layers: list[Layer] = []
         for one, index in zip(meta.layers, indexes, strict=True):
-            layers.append(Layer(source, one, index, prelude.payload_offset, max_pixels, layers))
+            layers.append(Layer(source, one, index, self.header_bytes, max_pixels, layers, self.version))
         self.layers = {layer.meta.name: layer for layer in layers}
 
     @classmethod
@@ -134,18 +137,26 @@ def _read_header(
     if prelude.payload_offset > len(head):
         head += source.read(len(head), prelude.payload_offset - len(head))
     header = check_header(head, prelude)
+    if prelude.payload_length is not None and not salvage:
+        _check_size(prelude.payload_offset + prelude.payload_length, source.size)
+    meta, indexes = unpack_header(header, prelude.version)
+    if prelude.payload_length not in (None, payload_bytes(indexes)):
+        raise MetadataError(
+            f"header: the chunks have {payload_bytes(indexes)} bytes, the payload {prelude.payload_length}"
+        )
     if not salvage:
-        _check_size(prelude, source.size)
-    return prelude, *unpack_header(header, prelude.payload_length)
+        _check_size(_file_size(prelude, indexes), source.size)
+    return prelude, meta, indexes
 
 
-def _check_size(prelude: Prelude, size: int) -> None:
-    """Raise where the file has not the length that its prelude states."""
-    if size < prelude.file_size:
-        raise TruncatedFileError(
-            f"the file is cut short: {prelude.file_size - size} of {prelude.file_size} bytes are missing"
-        )
-    if size > prelude.file_size:
-        raise TrailingDataError(
-            f"{size - prelude.file_size} bytes follow after the end at {prelude.file_size}"
-        )
+def _file_size(prelude: Prelude, indexes: list[ChunkIndex]) -> int:
+    """Return how long the file must be."""
+    return prelude.payload_offset + payload_bytes(indexes)
+
+
+def _check_size(expected: int, size: int) -> None:
+    """Raise where the file has not the length that its header states."""
+    if size < expected:
+        raise TruncatedFileError(f"the file is cut short: {expected - size} of {expected} bytes are missing")
+    if size > expected:
+        raise TrailingDataError(f"{size - expected} bytes follow after the end at {expected}")

@@ -1,4 +1,4 @@
-"""Sections: ``varint id, varint length, payload``, of the header and of each layer; and the CRS section.
+"""Sections: id, length, payload, of the header and of each layer; and the CRS section.
 
 Odd ids are mandatory, even ids may be skipped by a reader that does not know them.
 """
@@ -9,20 +9,48 @@ import re
 from collections.abc import Iterable
 
 from tmcodec.errors import MetadataError, UnknownSectionError
-from tmcodec.tokenfile.binary import Cursor, encode_utf8, pack_varint
+from tmcodec.tokenfile.binary import MAX_VARINT, Cursor, encode_utf8, pack_varint
 from tmcodec.tokenfile.metadata import MAX_CRS, need
+from tmcodec.tokenfile.prelude import VERSION
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_size, zstd_unpack
 
 _EPSG = re.compile(r"EPSG:([1-9][0-9]{0,8})")
 
 
-def pack_section(section: int, payload: bytes) -> bytes:
-    """Pack one section or field: varint id, varint length, payload."""
-    return pack_varint(section) + pack_varint(len(payload)) + payload
+_SHORT_ID, _SHORT_LENGTH = 32, 7
+"""Version 2 puts an id and a length below these into one byte."""
+
+
+def pack_section(section: int, payload: bytes, version: int = VERSION) -> bytes:
+    """Pack one section or field: its key, then the payload."""
+    return _pack_key(section, len(payload), version) + payload
+
+
+def _pack_key(section: int, length: int, version: int) -> bytes:
+    """Pack id and length: two varints, or from version 2 a byte where they fit."""
+    if version == 1:
+        return pack_varint(section) + pack_varint(length)
+    low, short = (section if section < _SHORT_ID else 0), min(length, _SHORT_LENGTH)
+    more = b"" if low else pack_varint(section)
+    return bytes([low << 3 | short]) + more + (b"" if short < _SHORT_LENGTH else pack_varint(length - short))
+
+
+def _unpack_key(cursor: Cursor, version: int) -> tuple[int, int]:
+    """Invert `_pack_key`."""
+    if version == 1:
+        section = cursor.varint("section id")
+        return section, cursor.varint(f"length of section {section}")
+    low, length = divmod(cursor.u8("section id"), 8)
+    section = low or cursor.varint("section id")
+    if not low and section < _SHORT_ID:
+        raise cursor.fail(f"section id {section} fits into the first byte")
+    if length == _SHORT_LENGTH:
+        length += cursor.varint(f"length of section {section}", MAX_VARINT - _SHORT_LENGTH)
+    return section, length
 
 
 def unpack_sections(
-    cursor: Cursor, known: Iterable[int], repeatable: Iterable[int] = ()
+    cursor: Cursor, known: Iterable[int], repeatable: Iterable[int] = (), version: int = VERSION
 ) -> list[tuple[int, memoryview]]:
     """Split `cursor` into sections; unknown optional ones are left out.
 
@@ -37,8 +65,8 @@ def unpack_sections(
     sections: list[tuple[int, memoryview]] = []
     last = -1
     while cursor.left:
-        section = cursor.varint("section id")
-        payload = cursor.take(cursor.varint(f"length of section {section}"), f"section {section}")
+        section, length = _unpack_key(cursor, version)
+        payload = cursor.take(length, f"section {section}")
         if section < last or (section == last and section not in repeatable):
             raise cursor.fail(f"section {section} is repeated or out of order")
         last = section

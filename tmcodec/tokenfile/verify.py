@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import IO
 
 from tmcodec.errors import ChunkError, LimitExceededError, TruncatedFileError
-from tmcodec.tokenfile.header import MAX_HEADER
 from tmcodec.tokenfile.layer import MAX_PIXELS, Layer
+from tmcodec.tokenfile.prelude import MAX_HEADER
 from tmcodec.tokenfile.reader import TokenFile
 
 

@@ -15,22 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.atomic import atomic_path, check_target
-from tmcodec.errors import ChunkError, LayerNotFoundError
+from tmcodec.errors import ChunkError, LayerNotFoundError, UnsupportedVersionError
 from tmcodec.tokenfile.balance import Balance
-from tmcodec.tokenfile.binary import crc32c
 from tmcodec.tokenfile.chunks import (
     EMPTY,
     EMPTY_CHUNK,
+    JOINT,
     RawChunk,
     check_mask,
     check_tokens,
     pack_chunk,
     refer_chunk,
+    seal_chunk,
     unpack_tokens,
+    unseal_chunk,
 )
 from tmcodec.tokenfile.coders import REFERRING, Tokens
-from tmcodec.tokenfile.header import pack_header, pack_index, pack_prelude
+from tmcodec.tokenfile.header import pack_header, pack_index
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
+from tmcodec.tokenfile.prelude import VERSION, VERSIONS, pack_prelude
 from tmcodec.tokenfile.references import Place, candidates, groups
 
 SPOOL = 16 * 2**20
@@ -65,6 +68,8 @@ class TokenFileWriter:
     coders
         Ids of the chunk coders to choose among, besides 0; None is all. Readers of tmcodec 0.1.0 before
         the context coder know 0 and 1.
+    version
+        Version of the format.
 
     Attributes
     ----------
@@ -75,6 +80,8 @@ class TokenFileWriter:
     ------
     TargetExistsError
         If the path exists and `overwrite` is false.
+    UnsupportedVersionError
+        If there is no such version.
     """
 
     def __init__(
@@ -83,10 +90,14 @@ class TokenFileWriter:
         meta: FileMeta,
         overwrite: bool = False,
         coders: Collection[int] | None = None,
+        version: int = VERSION,
     ) -> None:
+        if version not in VERSIONS:
+            raise UnsupportedVersionError(f"format version {version}; choose among {VERSIONS}")
         if isinstance(target, str | os.PathLike):
             check_target(target, overwrite)
         self.meta = meta
+        self.version = version
         self.header_bytes = self.payload_bytes = self.size = 0
         self._target = target
         self._overwrite = overwrite
@@ -157,19 +168,21 @@ class TokenFileWriter:
         layer = self._layer(layer_index, time, chunk_row, chunk_col)
         if (raw.tag == EMPTY) != (not raw.payload):
             raise ChunkError("an empty chunk has no payload, and any other has one")
+        if raw.tag in JOINT and len(raw.payload) < 5:
+            raise ChunkError("a chunk of this coder ends with a checksum of four bytes")
         ordinal = layer.grid.ordinal(time, chunk_row, chunk_col)
-        crc = crc32c(raw.payload)
+        sealed = seal_chunk(raw, self.version)
         with self._lock:
             if ordinal in self._entries[layer_index]:
                 raise ChunkError(f"{_where(layer, ordinal)} was written before")
-            self._entries[layer_index][ordinal] = self._keep(raw, crc)
+            self._entries[layer_index][ordinal] = self._keep(raw.tag, *sealed)
 
-    def _keep(self, raw: RawChunk, crc: int) -> _Entry:
+    def _keep(self, tag: int, stored: bytes, crc: int) -> _Entry:
         """Append a chunk to the spool."""
         self._spool.seek(self._spooled)
-        self._spool.write(raw.payload)
-        self._spooled += len(raw.payload)
-        return _Entry(raw.tag, self._spooled - len(raw.payload), len(raw.payload), crc)
+        self._spool.write(stored)
+        self._spooled += len(stored)
+        return _Entry(tag, self._spooled - len(stored), len(stored), crc)
 
     def _layer(self, layer_index: int, time: int, chunk_row: int, chunk_col: int) -> LayerMeta:
         """Return the layer after checking that the place exists."""
@@ -216,10 +229,10 @@ class TokenFileWriter:
                 for place in range(layers[0].grid.chunks if sum(len(la.times) for la in layers) > 1 else 0):
                     self._refer(group, place)
         ordered = [[entries[i] for i in sorted(entries)] for entries in self._entries]
-        header = pack_header(self.meta, [_index(entries) for entries in ordered])
+        header = pack_header(self.meta, [_index(entries) for entries in ordered], self.version)
         payload = [entry for entries in ordered for entry in entries if entry.length]
         self.payload_bytes = sum(entry.length for entry in payload)
-        start = pack_prelude(header, self.payload_bytes) + header
+        start = pack_prelude(header, self.payload_bytes, self.version) + header
         if isinstance(self._target, str | os.PathLike):
             with atomic_path(self._target, self._overwrite) as temporary, open(temporary, "wb") as file:
                 self._copy(file, start, payload)
@@ -257,12 +270,12 @@ class TokenFileWriter:
             if best is raw:
                 known.setdefault(chunk.layer, []).append(chunk.time)
             else:
-                self._entries[chunk.layer][ordinal] = self._keep(best, crc32c(best.payload))
+                self._entries[chunk.layer][ordinal] = self._keep(best.tag, *seal_chunk(best, self.version))
 
     def _kept(self, entry: _Entry) -> RawChunk:
         """Read a chunk back."""
         self._spool.seek(entry.offset)
-        return RawChunk(entry.tag, self._spool.read(entry.length))
+        return unseal_chunk(entry.tag, self._spool.read(entry.length), entry.crc, self.version)
 
     def close(self) -> None:
         """Let go of everything; without `finish` before, no file is written."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tmcodec.errors import ChunkChecksumError, ChunkError
+from tmcodec.errors import ChunkChecksumError, ChunkError, UnknownCoderError
 from tmcodec.tokenfile.binary import crc32c
 from tmcodec.tokenfile.context.backends import Backend, choose
 from tmcodec.tokenfile.context.heights import (
@@ -163,7 +163,7 @@ def _numbered(
     found = _trained(tokenizer, number, levels, referred, source)
     if found is None:
         pair = "" if source is None else f" after {source.tokenizer.hex()[:12]}"
-        raise ChunkError(
+        raise UnknownCoderError(
             f"the chunk needs context tables {number} of tokenizer {tokenizer.hex()[:12]}{pair};"
             " a newer tmcodec may have them"
         )

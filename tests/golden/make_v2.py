@@ -1,0 +1,62 @@
+"""Write the golden files of format version 2 and what they hold.
+
+Run once a file, when version 2 was fixed; the files are never to change. Some are cases of version 1 in the
+bytes of version 2; `harmonised` has what only version 2 leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import make_v1
+import numpy as np
+from make_v1 import Case, Chunk
+
+from tmcodec.tokenfile import Balance, FileMeta, LayerMeta
+
+HERE = Path(__file__).parent / "v2"
+VERSION = 2
+MINI_NDVI = "b2d340b457c6ec1e96c30303443da30f8a0517caaf1dc4185188b010c7d2114b"
+
+
+def harmonised() -> Case:
+    """A chip of harmonised Sentinel-2, NDVI elsewhere and NDVI without a place, by registered tokenizers."""
+    values = tuple((i * 7919) % 9 - 4 for i in range(12 * 2))
+    chip = LayerMeta(
+        name="S2L2A", modality="S2L2A", tokenizer="mini-s2l2a-v2", levels=(8, 8, 8, 6, 5), width=120,
+        height=120, weights_sha256=bytes.fromhex(make_v1.MINI_S2L2A), dtype="int16", bands=make_v1.L2A,
+        units="DN", offset=1000.0, s2_offset="absent", crs="EPSG:32632",
+        times=(datetime(2017, 6, 13, 10, 10, 31),),
+        transform=(10.0, 0.0, 399960.0, 0.0, -10.0, 4900020.0), balance=Balance(32, 2000.0, 16, 32.0, values),
+    )  # fmt: skip
+    ndvi = LayerMeta(
+        name="NDVI", modality="NDVI", tokenizer="mini-ndvi-v2", levels=(8, 8, 8, 6, 5), width=200, height=168,
+        weights_sha256=bytes.fromhex(MINI_NDVI), dtype="float32", bands=("NDVI",), units="1", crs="EPSG:4326",
+        transform=(1e-4, 0.0, -74.25, 0.0, -1e-4, 40.75), nodata=float("nan"),
+    )  # fmt: skip
+    nowhere = ndvi.replace(name="elsewhere " * 4, crs=None, transform=None, scale=0.5)
+    y, x = np.mgrid[:168, :200]
+    chunks = (
+        Chunk(0, 0, 0, 0, make_v1.hills(8, 8, 15360, 31) // 9),
+        Chunk(1, 0, 0, 0, make_v1.hills(11, 13, 15360, 5) // 9),
+        Chunk(2, 0, 0, 0, make_v1.hills(11, 13, 15360, 7) // 9, (x + y > 9)[None]),
+    )
+    return Case("harmonised", FileMeta((chip, ndvi, nowhere)), chunks, needs_zstd=True, coders=(0, 1, 2))
+
+
+def cases() -> Iterator[Case]:
+    """Yield every golden file of version 2."""
+    yield from (make_v1.tiny(), make_v1.stacked(), make_v1.context(), make_v1.layers(), harmonised())
+
+
+if __name__ == "__main__":
+    HERE.mkdir(exist_ok=True)
+    for one in cases():
+        if (HERE / f"{one.name}.tmc").exists():
+            print(f"{one.name}.tmc exists and stays; golden files are for ever")
+            continue
+        (HERE / f"{one.name}.tmc").write_bytes(make_v1.write(one, VERSION))
+        (HERE / f"{one.name}.json").write_text(json.dumps(make_v1.contents(one)) + "\n")
