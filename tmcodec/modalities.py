@@ -58,12 +58,16 @@ class BalanceScale:
         Stored integers that make a gain of one, and physical units that one makes in an offset.
     noise
         Contrast (standard deviation) below which nothing can be said about a gain.
+    low, high
+        Values beyond count as broken and nowhere.
     """
 
     pivot: float
     divisor: int
     step: float
     noise: float
+    low: float = 0.0
+    high: float = 25000.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ _L1C = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B
 # Digital numbers with the offset: 1000 is black, 4000 is 30 % reflectance.
 _TRUE_COLOUR = Rendering(("B04", "B03", "B02"), ((1000.0, 4000.0),) * 3, gamma=0.8)
 # Dark land and water, where a hundred digital numbers change the colour.
-_REFLECTANCE_BALANCE = BalanceScale(pivot=2000.0, divisor=64, step=4.0, noise=40.0)
+_REFLECTANCE_BALANCE = BalanceScale(pivot=2000.0, divisor=16, step=32.0, noise=40.0)
 _SAR = Rendering(("VV", "VH", "VV-VH"), ((-20.0, 0.0), (-27.0, -7.0), (0.0, 15.0)))
 
 MODALITIES: dict[str, Modality] = {

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tmcodec.codec.balance_steps import NodeSums, choose_steps, least_squares
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.modalities import BalanceScale
 from tmcodec.rasters.windows import Window
@@ -43,6 +44,9 @@ COMPONENTS = 3
 
 SLOPE = 5.0
 """Decibels that an e-fold of the file must bring: JPEG 2000 gains 1.8 dB from 0.7 of the bytes to all."""
+
+CAST = 0.5
+"""Share of that asked of the bits of gains and offsets: a cast is seen more than its squared error says."""
 
 
 def hat_weights(positions: npt.NDArray[np.float64], nodes: int) -> npt.NDArray[np.float64]:
@@ -91,8 +95,9 @@ class BalanceFit:
         decoded, original
             Float ``(bands, h, w)``, physical units.
         valid
-            bool ``(bands, h, w)``; pixels count where all bands are.
+            bool ``(bands, h, w)``; pixels count where all bands are, and are what a surface may have.
         """
+        valid = valid & (original >= self.scale.low) & (original <= self.scale.high)
         side, step = BLOCK * self.patch, self.spacing * self.patch
         ok: npt.NDArray[np.bool_] = np.all(valid, axis=0)
         for band, plane in enumerate(original):
@@ -109,25 +114,32 @@ class BalanceFit:
             self.moments += down[:, None, None, None] * line
 
     def solve(self) -> Balance:
-        """Return the balance, rounded to its steps."""
+        """Return the balance in whole steps, none of which costs more bytes than it brings."""
         scale, whole = self.scale, self.moments.sum(axis=(0, 1))
         mix = self._mix(whole)
         mixed = np.eye(self.bands) + mix[:, 0].T @ mix[:, 1] / MIX_DIVISOR**2
-        moments = self.moments + SHRINK * whole / np.prod(self.moments.shape[:2])
-        n = np.maximum(moments[..., 0, :1], 1e-9)
-        x, y = np.split(moments[..., 1:, :] / n[..., None], 2, axis=-2)
-        mean_x, mean_y = x[..., 0], y[..., 0] @ mixed.T
-        square = np.einsum("ba,...ac,bc->...b", mixed, y[..., 1:], mixed)
-        product = np.einsum("ba,...ba->...b", mixed, x[..., 1:])
-        noise = scale.noise**2
-        gain = (product - mean_x * mean_y + noise) / (np.maximum(square - mean_y**2, 0) + noise)
-        gains = np.round(np.clip(gain - 1, -0.75, 3) * scale.divisor)
-        offset = mean_x - (1 + gains / scale.divisor) * mean_y  # goes with the rounded gain
-        offsets = np.clip(np.round(offset / scale.step), -MAX_VALUE, MAX_VALUE)
-        values = _integers(np.stack([gains, offsets], axis=-1))
+        nodes = self.moments.reshape(-1, *whole.shape)
+        sums = _node_sums(nodes + SHRINK * whole / len(nodes), mixed)
+        gains, offsets = np.moveaxis(least_squares(sums, scale).astype(float), -1, 0)
+        fitted = sums.error(1 + gains / scale.divisor, offsets * scale.step, scale).sum()
+        left = max(float(self.square_x.sum() * (1 + SHRINK) + fitted), 0.0)
+        # A bit more is worth so many decibels of the error that is left.
+        bit = left * CAST * SLOPE / (8 * self._file_bytes) * np.log(10) / 10
+        values = choose_steps(sums, scale, bit)
         return Balance(
-            self.spacing, scale.pivot, scale.divisor, scale.step, values, MIX_DIVISOR, _integers(mix)
+            self.spacing,
+            scale.pivot,
+            scale.divisor,
+            scale.step,
+            _integers(values),
+            MIX_DIVISOR,
+            _integers(mix),
         )
+
+    @property
+    def _file_bytes(self) -> float:
+        """About how long the file will be."""
+        return 80 + 1.0 * self.tokens
 
     def _mix(self, whole: Sums) -> Sums:
         """Return the mixing ``(components, 2, bands)``: reduced-rank regression of what gains leave, on y.
@@ -163,11 +175,19 @@ class BalanceFit:
         if left <= 0 or explained <= 0:
             return False
         decibels = -10 * np.log10(max(1 - explained / left, 1e-9))
-        file_bytes = 150 + 1.4 * self.tokens
-        return bool(decibels > SLOPE * 2 * self.bands / file_bytes)
+        return bool(decibels > SLOPE * 2 * self.bands / self._file_bytes)
 
 
-def _integers(values: Sums) -> tuple[int, ...]:
+def _node_sums(moments: Sums, mixed: Sums) -> NodeSums:
+    """Return the sums of each node after mixing, from its moments ``(nodes, 1 + 2 bands, 1 + bands)``."""
+    n = np.maximum(moments[:, 0, 0], 1e-9)
+    x, y = np.split(moments[:, 1:], 2, axis=1)
+    square = np.einsum("ba,nac,bc->nb", mixed, y[..., 1:], mixed)
+    product = np.einsum("ba,nba->nb", mixed, x[..., 1:])
+    return NodeSums(n, x[..., 0], y[..., 0] @ mixed.T, product, square)
+
+
+def _integers(values: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(values.astype(np.int64).ravel().tolist())
 
 
