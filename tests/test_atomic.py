@@ -64,3 +64,10 @@ def test_mode_follows_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_names_are_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    target = tmp_path / ("\u5730" * 80 + ".tmc")  # 80 characters of three bytes: 244 bytes of at most 255
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(b"x")
+    assert target.read_bytes() == b"x"

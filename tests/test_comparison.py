@@ -237,3 +237,17 @@ def test_panels_are_enlarged_by_whole_factors_or_reduced(
     factor = max(1, expected[0] // size[0])
     if expected[0] >= size[0]:
         assert panel.getpixel((factor - 1, factor - 1)) == (200, 200, 200)
+
+
+def test_a_decoded_class_map_is_compared_with_its_original(tmp_path: Path) -> None:
+    """The original has WorldCover's ids, what was decoded has the table's."""
+    ids = np.full((1, 32, 32), 10, np.uint8)
+    ids[:, :, 16:] = 80
+    path = tmp_path / "worldcover.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=32, height=32, count=1, dtype="uint8") as target:
+        target.write(ids)
+    tmcodec.encode(path, tmp_path / "a.tmc", modality="LULC", class_map="worldcover")
+    tmcodec.decode(tmp_path / "a.tmc", tmp_path / "a.tif")
+    for one, two in ((tmp_path / "a.tif", path), (path, tmp_path / "a.tif"), (tmp_path / "a.tmc", path)):
+        result = tmcodec.compare(one, two, modality="LULC", class_map="worldcover")
+        assert result.metrics.accuracy > 0.9

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from tmcodec.errors import TargetExistsError, TargetFolderError
+from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError
 
 
 def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
@@ -26,6 +27,38 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
     if not overwrite and os.path.lexists(path):
         raise TargetExistsError(f"{os.fspath(path)} exists; pass overwrite to replace it")
+
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".nc", ".jp2", ".png", ".jpg", ".jpeg")
+"""Names that a token file should not have."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jp2", ".nc", ".vrt")
+"""Names that a GeoTIFF should not have."""
+
+
+def check_suffix(target: str | os.PathLike[str], source: Any, wrong: Sequence[str], kind: str) -> None:
+    """Refuse to write over the source, or under a name that says something else than what is written.
+
+    Parameters
+    ----------
+    target
+        What is to be written.
+    source
+        What is read; anything that is no path cannot be the target.
+    wrong
+        Suffixes, in lower case.
+    kind
+        What is written, and how to name it; for the message.
+
+    Raises
+    ------
+    TargetNameError
+    """
+    name = os.fspath(target)
+    both = isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.exists(target)
+    if both and os.path.samefile(source, target):
+        raise TargetNameError(f"{name} is the source itself; choose another target")
+    if Path(target).suffix.lower() in wrong:
+        raise TargetNameError(f"{name}: what is written is {kind}")
 
 
 @contextlib.contextmanager
@@ -50,7 +83,8 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     """
     target = Path(path)
     check_target(target, overwrite)
-    temporary = target.with_name(f".{target.stem[:100]}.{secrets.token_hex(6)}.part{target.suffix}")
+    stem = os.fsdecode(os.fsencode(target.stem)[:100])  # names are limited in bytes, not characters
+    temporary = target.with_name(f".{stem}.{secrets.token_hex(6)}.part{target.suffix}")
     # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:

@@ -20,7 +20,7 @@ from tmcodec.errors import (
 )
 from tmcodec.metrics import Metrics, compute_metrics
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.rasters import IDENTITY, RasterSource, Window, open_raster
+from tmcodec.rasters import IDENTITY, RasterSource, Window, open_raster, own_modality
 from tmcodec.tokenfile import MAX_PIXELS, Layer, LayerMeta, TokenFile
 
 Progress = Callable[[int, int], None]
@@ -261,8 +261,10 @@ def _open_either(a: Any, b: Any, how: _Reading) -> RasterSource:
 
 def _open(source: Any, how: _Reading) -> RasterSource:
     part = None if how.window is None else Window(*how.window)
+    # What tmcodec decoded has the table's classes already, whatever the other raster has.
+    mapped = how.class_map if how.class_map is None or own_modality(source) != "LULC" else None
     return open_raster(
-        source, how.modality, s2_offset=how.s2_offset, scale=how.scale, class_map=how.class_map, window=part
+        source, how.modality, s2_offset=how.s2_offset, scale=how.scale, class_map=mapped, window=part
     )
 
 
@@ -339,7 +341,8 @@ def _check_alike(one: _Picture, two: _Picture) -> None:
     sizes = [f"{p.values.shape[2]} x {p.values.shape[1]}" for p in (one, two)]
     if one.values.shape != two.values.shape:
         raise SizeMismatchError(f"{one.name} has {sizes[0]} pixels, {two.name} {sizes[1]}; "
-                                "compare rasters of one size, or the same --window of both")
+                                "compare rasters of one size, the same --window of both, or, with a token "
+                                "file of a window, that window cut out of the raster")
 
 
 def _report(original: _Picture, other: _Picture, metrics: Metrics, whole: bool) -> Comparison:

@@ -183,6 +183,10 @@ class TargetFolderError(TmcodecError, FileNotFoundError):
     """The folder that the target should lie in does not exist."""
 
 
+class TargetNameError(TmcodecError, ValueError):
+    """The target is the source, or its suffix says something else than what is written."""
+
+
 class BackendError(TmcodecError, RuntimeError):
     """The kernels asked for are unknown, or cannot run here."""
 

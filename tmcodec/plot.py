@@ -172,6 +172,8 @@ def headline(metrics: Metrics, units: str) -> list[str]:
     if not isinstance(metrics, ImageMetrics):
         return [f"accuracy {metrics.accuracy:.1%}", f"mIoU {metrics.miou:.1%}"]
     unit = "" if units == "1" else f" {units}"
+    if not np.isfinite(metrics.rmse):
+        return ["no pixel is valid in both"]
     identical = metrics.rmse == 0
     texts = ["identical" if identical else f"PSNR {metrics.psnr:.2f} dB", f"SSIM {metrics.ssim:.3f}"]
     texts.append(f"RMSE {three_digits(metrics.rmse)}{unit}")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import rasterio
 from click.testing import Result
 
+import tmcodec
 from tmcodec.cli import demo
 from tmcodec.cli.weights_header import read_header
 
@@ -294,3 +298,42 @@ def test_a_real_process_from_raster_to_raster(
     with rasterio.open(out) as dataset:
         assert np.isfinite(dataset.read()).all()
         assert dataset.count == 12
+
+
+def test_being_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
+    """SIGTERM is what batch systems and containers stop a program with."""
+    heights, tokens, folder = np.zeros((1, 4096, 4096), np.int16), tmp_path / "a.tmc", tmp_path / "out"
+    tmcodec.encode(heights, tokens, modality="DEM")
+    folder.mkdir()
+    command = [sys.executable, "-m", "tmcodec", "decode", str(tokens), str(folder / "a.tif")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not list(folder.iterdir()):  # until the unfinished file is there
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(folder.iterdir()) == []
+
+
+def test_info_of_infinite_nodata_is_json(run: Run, tmp_path: Path) -> None:
+    array = np.full((1, 16, 16), 0.5, np.float32)
+    for nodata, expected in ((-np.inf, "-inf"), (np.nan, "nan"), (2.0, 2.0)):
+        path = tmp_path / "a.tmc"
+        tmcodec.encode(array, path, modality="NDVI", profile={"nodata": nodata}, overwrite=True)
+        assert json.loads(run("info", path, "--json").output)["layers"][0]["nodata"] == expected
+
+
+def test_numbers_out_of_range_name_the_range(run: Run) -> None:
+    for args, text in (
+        (["encode", "a.tif", "b.tmc", "--steps", "0"], "0 is out of range; give 1 to 1000"),
+        (["encode", "a.tif", "b.tmc", "--batch-size", "0"], "0 is out of range; give 1 or more"),
+    ):
+        assert text in run(*args, status=2).stderr
+
+
+def test_a_raster_without_valid_pixels_says_so(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "empty.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=20, height=20, count=1, dtype="float32") as target:
+        target.write(np.full((1, 20, 20), np.nan, np.float32))
+        target.descriptions = ("NDVI",)
+    assert "0 tokens, no pixel is valid, in" in run("encode", path, tmp_path / "a.tmc").output

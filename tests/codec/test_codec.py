@@ -20,6 +20,7 @@ from tmcodec.cli import cli
 from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
 from tmcodec.modalities import MODALITIES
+from tmcodec.tokenfile import FileMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
 
 MakeScene = Callable[..., Path]
@@ -342,3 +343,29 @@ def test_rough_heights_settle_unless_exact_ones_are_wanted(tmp_path: Path) -> No
     np.testing.assert_array_equal(settled, settle(exact, meta.levels, meta.weights_sha256))
     assert np.any(settled != exact)
     assert (tmp_path / "a.tmc").stat().st_size < (tmp_path / "exact.tmc").stat().st_size
+
+
+@pytest.mark.parametrize("time", [1, 7, -1])
+def test_a_date_that_is_not_there_is_named(tokens: Path, weights: Path, tmp_path: Path, time: int) -> None:
+    with pytest.raises(errors.LayerNotFoundError, match=f"has no time step {time}; it has 1, from 0"):
+        tmcodec.decode_array(tokens, tokenizer=weights, time=time)
+    with pytest.raises(errors.LayerNotFoundError):
+        tmcodec.decode(tokens, tmp_path / "a.tif", tokenizer=weights, time=time)
+
+
+def test_a_layer_of_other_bands_than_its_tokenizer_is_refused(
+    tokens: Path, weights: Path, tmp_path: Path
+) -> None:
+    with tmcodec.open(tokens) as file:
+        meta, raw = file["S2L2A"].meta, file["S2L2A"].raw_chunk(0, 0, 0)
+    forged = FileMeta((meta.replace(bands=meta.bands[:5], balance=None),))
+    with TokenFileWriter(tmp_path / "forged.tmc", forged) as writer:
+        writer.write_raw_chunk(0, 0, 0, 0, raw)
+    with pytest.raises(errors.TokenizerMismatchError, match="has 5 bands, but tiny-s2l2a decodes to 12"):
+        tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=weights)
+
+
+def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(errors.SamplerError, match="official clamps pictures, tiny-s2l2a draws residuals"):
+        tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, sampler="official", steps=3)
+    assert not (tmp_path / "a.tmc").exists()

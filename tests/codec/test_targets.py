@@ -25,3 +25,32 @@ def test_salvage_reads_a_file_that_was_cut_short(
     with pytest.raises(errors.TruncatedFileError):
         tmcodec.decode(path, out, tokenizer=tiny_tokenizer("S2L2A"))
     assert tmcodec.decode(path, out, tokenizer=tiny_tokenizer("S2L2A"), salvage=True).lost_chunks == 1
+
+
+def test_the_source_is_never_the_target(make_scene: Callable[..., Path], tmp_path: Path) -> None:
+    scene = make_scene(name="a.TMC")
+    before = scene.read_bytes()
+    (tmp_path / "link.tmc").symlink_to(scene)
+    for target in (scene, tmp_path / "link.tmc", tmp_path / "." / "a.TMC"):
+        with pytest.raises(errors.TargetNameError, match="is the source itself"):
+            tmcodec.encode(scene, target, overwrite=True)
+    assert scene.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.png"])
+def test_a_token_file_is_not_called_like_a_raster(
+    make_scene: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(errors.TargetNameError, match=f"{name}: what is written is a token file; name it"):
+        tmcodec.encode(make_scene(), tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "b.tmc", "a.nc"])
+def test_a_geotiff_is_not_called_like_anything_else(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    weights = tiny_tokenizer("S2L2A")
+    tmcodec.encode(make_scene(), tmp_path / "a.tmc", tokenizer=weights)
+    with pytest.raises(errors.TargetNameError, match=f"{name}: what is written is a GeoTIFF; name it .tif"):
+        tmcodec.decode(tmp_path / "a.tmc", tmp_path / name, tokenizer=weights)
+    assert not (tmp_path / name).exists()

@@ -17,6 +17,7 @@ from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     WORLDCOVER_TO_TERRAMIND,
     acquisition_time,
+    check_classes,
     decide_s2_offset,
     decide_scaling,
     infer_modality,
@@ -335,3 +336,41 @@ def test_map_classes() -> None:
 def test_unknown_classes_name_the_option(ids: list[float], class_map: dict[int, int] | None) -> None:
     with pytest.raises(UnitsError, match="--class-map"):
         map_classes(np.array(ids), class_map)
+
+
+def test_thirteen_bands_of_a_level_2a_product_are_level_2a() -> None:
+    """Some converters keep an empty B10; the product's name outweighs the band count."""
+    name = "S2A_MSIL2A_20170613T101031_N0205_R022_T33UUP.tif"
+    array = dataset(13, descriptions=L1C.bands, name=name)
+    assert infer_modality(array).name == "S2L2A"
+    assert select_bands(array, L2A) == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13]  # not the 11th, B10
+    assert infer_modality(dataset(13, descriptions=L1C.bands)).name == "S2L1C"
+    both = dataset(13, descriptions=L1C.bands, name=name, tags={"SOURCE": name.replace("L2A", "L1C")})
+    assert infer_modality(both).name == "S2L1C"
+
+
+def test_a_search_for_valid_pixels_decodes_each_block_once() -> None:
+    array = ArrayDataset(np.zeros((1, 2100, 3000), np.int16), {"nodata": 0})
+    array.block_shapes = ((512, 512),)
+    rows = []
+    read = array.read
+
+    def noted(indexes: Any, *, window: Any = None, out_shape: Any = None) -> Any:
+        rows.append(window[0])
+        return read(indexes, window=window, out_shape=out_shape)
+
+    array.read = noted  # type: ignore[method-assign]
+    assert sample_values(array, [1]).size == 0
+    assert rows[16:] == [(0, 512), (512, 1024), (1024, 1536), (1536, 2048), (2048, 2100)]  # after 16 spots
+
+
+def test_reflectance_without_any_valid_pixel_is_scaled_as_other_dates_are() -> None:
+    empty = dataset(12, "float32", np.nan)
+    assert decide_scaling(empty, L2A, None, "absent") == (1e4, 1000.0)
+    assert decide_scaling(dataset(12, "float32", 0.2), L2A, None, "absent") == (1e4, 1000.0)
+    assert decide_scaling(dataset(12, "uint16", 0, nodata=0), L2A, None, "absent") == (1.0, 1000.0)
+
+
+def test_unknown_classes_name_the_file() -> None:
+    with pytest.raises(UnitsError, match=r"^map.tif: class ids 77 are not in"):
+        check_classes(dataset(1, "uint8", 77, name="/a/map.tif"), MODALITIES["LULC"], None)

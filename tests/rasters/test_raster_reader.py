@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,3 +228,65 @@ def test_complex_and_mixed_dtypes_are_refused(make_raster: MakeRaster) -> None:
 def test_unknown_modality_is_refused_before_anything_is_opened() -> None:
     with pytest.raises(ModalityError, match="choose one of"):
         open_raster("missing.tif", "S3")
+
+
+def test_masked_arrays_bring_their_mask() -> None:
+    heights = np.ma.masked_equal(np.array([[[5, -9999], [7, 8]]], np.int16), -9999)
+    for given, expected in (
+        ({}, [[True, False], [True, True]]),
+        ({"mask": np.array([[False, True], [True, True]])}, [[False, False], [True, True]]),
+    ):
+        with open_raster((heights, given), "DEM") as raster:
+            assert raster.read(Window(0, 0, 2, 2))[1].tolist() == [expected]
+            assert raster.mask_kind == "mask"
+    with open_raster(heights[0], "DEM") as raster:
+        assert raster.read(Window(0, 0, 2, 2))[1].sum() == 3
+
+
+def test_numpys_64_bit_integers_are_taken_where_they_fit() -> None:
+    with open_raster(np.argmax(np.eye(4)[None], axis=1), "LULC") as raster:
+        assert raster.dtype == "int32"
+        assert raster.read(Window(0, 0, 4, 1))[0].tolist() == [[[0, 1, 2, 3]]]
+    with pytest.raises(RasterOpenError, match="int64 values beyond 32 bits; give int32"):
+        open_raster(np.full((4, 4), 2**31), "DEM")
+
+
+@pytest.mark.parametrize(
+    ("profile", "why"),
+    [
+        ({"transform": (1, 2, 3)}, "transform.* give an Affine or six numbers"),
+        ({"transform": "x"}, "transform.* give an Affine or six numbers"),
+        ({"nodata": "x"}, "nodata.* give a number"),
+        ({"scale": "x"}, "scale.* give a number"),
+        ({"offset": [1, 2]}, "offset.* 2 entries for 1 bands"),
+    ],
+)
+def test_malformed_profiles(profile: dict[str, Any], why: str) -> None:
+    with pytest.raises(RasterOpenError, match=why):
+        open_raster((np.ones((4, 4), np.int16), profile), "DEM")
+
+
+def test_numpy_numbers_in_profiles() -> None:
+    profile = {"scale": np.float32(0.5), "offset": np.int16(3), "nodata": np.int16(-1)}
+    with open_raster((np.full((2, 2), 10, np.int16), profile), "DEM") as raster:
+        assert (raster.scale, raster.offset, raster.nodata) == (0.5, 3.0, -1)
+
+
+def test_a_container_of_rasters_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "two.gpkg"
+    for number in (1, 2):
+        with rasterio.open(
+            path, "w", driver="GPKG", width=8, height=8, count=1, dtype="uint8", crs="EPSG:32632",
+            transform=Affine(10, 0, 500_000, 0, -10, 5_000_000), raster_table=f"t{number}",
+            append_subdataset="NO" if number == 1 else "YES",
+        ) as target:  # fmt: skip
+            target.write(np.ones((1, 8, 8), np.uint8))
+    for modality in (None, "S2RGB"):
+        with pytest.raises(RasterOpenError, match=r"no bands of its own; open one of .*:t1, .*:t2"):
+            open_raster(path, modality)
+
+
+def test_64_bit_files_say_how_to_convert(make_raster: MakeRaster) -> None:
+    path = make_raster(np.ones((1, 4, 4), np.int64))
+    with pytest.raises(BandError, match=r"has int64 values.* gdal_translate -ot Int32"):
+        open_raster(path, "DEM")

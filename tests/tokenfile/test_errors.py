@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -454,6 +455,19 @@ def test_stack_layers_and_times() -> None:
 def test_stack_refuses(changes: tuple[dict[str, object], dict[str, object]], why: str) -> None:
     with pytest.raises(StackError, match=why):
         stack([source(**c) for c in changes], io.BytesIO())
+
+
+def test_stack_names_the_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.tmc", tmp_path / "two.tmc"]
+    when = (datetime(2020, 1, 1),)
+    for path, changes in zip(paths, ({}, {"offset": 1000.0, "times": when}), strict=True):
+        path.write_bytes(source(**changes).getvalue())
+    with pytest.raises(StackError, match=r"one\.tmc and .*two\.tmc: layer 'a': offset differs, 0\.0 and"):
+        stack(paths, tmp_path / "both.tmc")
+    paths[1].write_bytes(paths[0].read_bytes())
+    with pytest.raises(StackError, match=r"one\.tmc and .*two\.tmc: .*a tag ACQUISITION_DATE"):
+        stack(paths, tmp_path / "both.tmc")
+    assert not (tmp_path / "both.tmc").exists()
 
 
 def test_stack_of_nothing() -> None:

@@ -96,8 +96,9 @@ def command(src: str, dst: str, as_json: bool, quiet: bool, **choices: Any) -> N
     if as_json:
         echo_json(report.to_dict())
     elif not quiet:
+        bits = f" of {three_digits(report.bits_per_token)} bits" if report.tokens else ", no pixel is valid"
         click.echo(f"{dst}: {human_bytes(report.raw_bytes)} raw to {human_bytes(report.file_bytes)} "
-                   f"({human_ratio(report.ratio)}), {plural(report.tokens, 'token')} of "
-                   f"{three_digits(report.bits_per_token)} bits, in {human_seconds(report.seconds)}")
+                   f"({human_ratio(report.ratio)}), {plural(report.tokens, 'token')}{bits}, "
+                   f"in {human_seconds(report.seconds)}")
         offset = f", Sentinel-2 offset of 1000 {report.s2_offset}" if report.s2_offset else ""
         click.echo(f"  {report.modality} by {report.tokenizer}{offset}")

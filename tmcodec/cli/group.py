@@ -6,8 +6,12 @@ One file a subcommand. Their modules import nothing heavy at the top either, bec
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
+import threading
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -60,6 +64,16 @@ def cli() -> None:
     """
 
 
+def _terminate(number: int, _: Any) -> None:
+    """End as Ctrl-C does, so that what is unfinished is removed; with the status that shells expect."""
+    raise SystemExit(128 + number)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the command line; the entry point of the package."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)  # batch systems and containers stop programs by it
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text in this locale
+            stream.reconfigure(errors="backslashreplace")
     cli.main(args=args if args is not None else sys.argv[1:], prog_name="tmcodec")

@@ -82,7 +82,7 @@ def describe_layer(layer: Layer, header_share: int) -> dict[str, Any]:
     return {
         **facts,
         "weights_sha256": meta.weights_sha256.hex(),
-        "nodata": "nan" if isinstance(meta.nodata, float) and math.isnan(meta.nodata) else meta.nodata,
+        "nodata": meta.nodata if meta.nodata is None or math.isfinite(meta.nodata) else str(meta.nodata),
         "times": [None if time is None else time.isoformat() for time in meta.times],
         "tags": dict(meta.tags),
         "balance": _balance(meta),
@@ -234,8 +234,12 @@ def _times(times: list[str | None]) -> str:
     known = [time for time in times if time is not None]
     if len(times) == 1:
         return _moment(known[0]) if known else ""
-    span = f", {_moment(min(known))} to {_moment(max(known))}" if known else ", none dated"
-    return f"{len(times)} dates{span}"
+    if not known:
+        return f"{len(times)} dates, none known"
+    unknown = len(times) - len(known)
+    more = f", {unknown} unknown" if unknown else ""
+    span = _moment(known[0]) if len(known) == 1 else f"{_moment(min(known))} to {_moment(max(known))}"
+    return f"{len(times)} dates, {span}{more}"
 
 
 def _moment(iso: str) -> str:

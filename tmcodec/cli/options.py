@@ -24,6 +24,14 @@ MAX_PIXELS = 2**31
 class Whole(click.IntRange):
     """A whole number in a range that the help leaves out: it would only say 2**64 - 1."""
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number; say the range where it is outside."""
+        number = click.INT.convert(value, param, ctx)
+        if (self.min is not None and number < self.min) or (self.max is not None and number > self.max):
+            self.fail(f"{number} is out of range; give {self.min} "
+                      + ("or more" if self.max is None else f"to {self.max}"))
+        return number
+
     def _describe_range(self) -> str:
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import check_target
+from tmcodec.atomic import PICTURE_SUFFIXES, check_suffix, check_target
 from tmcodec.codec.balance import apply_balance
-from tmcodec.codec.encode import Progress, neutral_token, side_of_batch
+from tmcodec.codec.encode import SCALE_TAG, Progress, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch
@@ -35,7 +36,7 @@ from tmcodec.rasters import (
     window_from_bounds,
     window_transform,
 )
-from tmcodec.tokenfile import Layer, LayerWindow, TokenFile
+from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
 
 Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -115,6 +116,7 @@ def decode(
     """
     watch = Stopwatch()
     check_target(dst, overwrite)
+    check_suffix(dst, src, (*PICTURE_SUFFIXES, ".tmc"), "a GeoTIFF; name it .tif")
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)
         how = {"checkpoint": checkpoint, "precision": precision}
@@ -179,7 +181,8 @@ def decode_array(
         ``(C, H, W)`` in the raster's dtype, masked pixels as nodata.
     profile
         ``crs``, ``transform``, ``nodata``, ``dtype``, ``descriptions``, ``width``, ``height``,
-        ``count`` as rasterio names them, and ``valid``, bool ``(C, H, W)``.
+        ``count`` as rasterio names them, ``valid``, bool ``(C, H, W)``, and ``scale`` and ``offset``, GDAL's
+        tags: value = stored * scale + offset.
     """
     watch = Stopwatch()
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
@@ -208,6 +211,8 @@ def decode_array(
         "height": job.window.height,
         "count": shape[0],
         "valid": mask,
+        "scale": tagged_scaling(job.layer.meta)[0],
+        "offset": tagged_scaling(job.layer.meta)[1],
     }
     return array, profile
 
@@ -262,6 +267,10 @@ def make_job(
 ) -> Job:
     """Find layer and window, check the size, and load the tokenizer that belongs to the tokens."""
     layer = pick_layer(file, wanted.layer)
+    if not 0 <= wanted.time < len(layer.times):
+        raise LayerNotFoundError(
+            f"layer {layer.name!r} has no time step {wanted.time}; it has {len(layer.times)}, from 0"
+        )
     area = pick_window(layer, wanted)
     if area.width * area.height > max_pixels:
         raise LimitExceededError(
@@ -324,6 +333,11 @@ def matching_tokenizer(
             f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
             f"but {tok.name} here has {tok.sha256.hex()}; give the right weights with --tokenizer"
         )
+    if len(tok.modality.bands) != len(layer.bands):
+        raise TokenizerMismatchError(
+            f"layer {layer.name} has {len(layer.bands)} bands, but {tok.name} decodes to "
+            f"{len(tok.modality.bands)}; give the right weights with --tokenizer"
+        )
     return tok
 
 
@@ -339,6 +353,7 @@ def squares_over(area: Window, side: int) -> Iterator[Window]:
 def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: bool) -> RasterWriter:
     """Return the GeoTIFF writer that gives the raster its old form back."""
     layer = job.layer
+    optical, tagged = get_modality(layer.modality).optical, tagged_scaling(layer.meta)
     mask_kind = layer.mask_kind
     if job.salvage and layer.nodata is None and np.dtype(layer.dtype).kind in "iu":
         mask_kind = "mask"  # lost pixels need a way to be marked
@@ -352,14 +367,30 @@ def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: boo
         transform=window_transform(layer.transform, job.window),
         nodata=layer.nodata,
         mask_kind=mask_kind,
-        units=layer.units if layer.scale == 1 else "",
+        units=layer.units if layer.scale == 1 or not optical else "",
         tags=raster_tags(job),
         modality=get_modality(layer.modality),
         scale=layer.scale,
         offset=layer.offset,
+        tagged=tagged,
         cog=cog,
         overwrite=overwrite,
     )
+
+
+def tagged_scaling(layer: LayerMeta) -> tuple[float, float]:
+    """Return the scale and offset tags that the raster had: what its stored values mean to any reader.
+
+    Digital numbers of Sentinel-2 are scaled otherwise (reflectance x 10000, offset in), so their own tags are
+    kept in the layer's tags.
+    """
+    if not get_modality(layer.modality).optical:
+        return layer.scale, layer.offset
+    try:
+        scale, offset = map(float, layer.tags.get(SCALE_TAG, "1 0").split())
+    except ValueError:
+        return 1.0, 0.0
+    return (scale, offset) if math.isfinite(offset) and math.isfinite(scale) and scale else (1.0, 0.0)
 
 
 def raster_tags(job: Job) -> dict[str, str]:
@@ -379,7 +410,7 @@ def raster_tags(job: Job) -> dict[str, str]:
         tags["TMCODEC_S2_OFFSET"] = layer.s2_offset
     if acquired is not None:
         tags["TMCODEC_TIME"] = acquired.isoformat()
-    return {**layer.tags, **tags}
+    return {**{key: value for key, value in layer.tags.items() if key != SCALE_TAG}, **tags}
 
 
 def count_damaged(job: Job) -> int:

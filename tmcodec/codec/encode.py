@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import check_target
+from tmcodec.atomic import RASTER_SUFFIXES, check_suffix, check_target
 from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import ModalityError, SearchError, TokenizerMismatchError
+from tmcodec.errors import MetadataError, ModalityError, SearchError, TokenizerMismatchError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
@@ -33,6 +33,11 @@ Mask = npt.NDArray[np.bool_]
 
 CHUNK = 64
 """Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
+
+SCALE_TAG = "TMCODEC_SCALE"
+"""Tag of a layer: the scale and offset tags of a Sentinel-2 raster, which mean reflectance to its readers."""
+OWN_TAGS = "TMCODEC_"
+"""What the names of tmcodec's own tags begin with."""
 
 KEEP = 2
 """Patches without any valid pixel keep their token up to this far from valid ones, as context."""
@@ -141,6 +146,7 @@ def encode(
     """
     if isinstance(dst, str | os.PathLike):
         check_target(dst, overwrite)
+        check_suffix(dst, src, RASTER_SUFFIXES, "a token file; name it .tmc")
     watch = Stopwatch()
     source = (src, dict(profile or {})) if isinstance(src, np.ndarray) else src
     part = Window(*window) if window is not None else None
@@ -149,7 +155,8 @@ def encode(
     ) as raster:
         how = {"checkpoint": checkpoint, "precision": precision, "tile": tile}
         tok = resolve_tokenizer(tokenizer, raster.modality.name, device, how)
-        layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=check_sampler(sampler))
+        sampler = tok.check_sampler(check_sampler(sampler))
+        layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=sampler)
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
             revision = Revision(tok, layer, exact, effort, bit_price)
@@ -196,7 +203,19 @@ def resolve_tokenizer(
 def layer_meta(
     raster: RasterSource, tok: Tokenizer, steps: int, seed: int, tags: Mapping[str, str] | None
 ) -> LayerMeta:
-    """Describe the raster and its tokens."""
+    """Describe the raster and its tokens.
+
+    Raises
+    ------
+    MetadataError
+        If a tag has the name of one of tmcodec's own.
+    """
+    kept = dict(tags or {})
+    for key in kept:
+        if key.upper().startswith(OWN_TAGS):
+            raise MetadataError(f"tag {key}: names with {OWN_TAGS} are tmcodec's own; choose another")
+    if raster.modality.optical and raster.tagged != (1.0, 0.0):
+        kept[SCALE_TAG] = " ".join(f"{value:.12g}" for value in raster.tagged)
     return LayerMeta(
         name=raster.modality.name,
         modality=raster.modality.name,
@@ -221,7 +240,7 @@ def layer_meta(
         times=(raster.time,),
         steps=steps,
         seed=seed,
-        tags=dict(tags or {}),
+        tags=kept,
     )
 
 

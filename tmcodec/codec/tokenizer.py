@@ -110,6 +110,10 @@ class Tokenizer(ABC):
         self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str
     ) -> Tensor: ...
 
+    def check_sampler(self, name: str) -> str:
+        """Return the sampler's name; raise `SamplerError` where this tokenizer cannot decode with it."""
+        return name
+
     def draws_noise(self, steps: int) -> bool:
         """Tell whether decoding in so many steps depends on the seed."""
         return True
@@ -286,6 +290,12 @@ class MiniTokenizer(Tokenizer):
             return self.net.fsq.latents_to_indices(self.net.encoder(z))
         return self.net.fsq.latents_to_indices(self.net.latents(x))
 
+    def check_sampler(self, name: str) -> str:
+        """Refuse the official sampler: it clamps what it draws, which here is no picture."""
+        if name == OFFICIAL:
+            raise SamplerError(f"sampler official clamps pictures, {self.name} draws residuals; use ddim")
+        return name
+
     def draws_noise(self, steps: int) -> bool:
         """One step is the mean, and needs no noise."""
         return steps > 1 and self.net.denoiser is not None
@@ -312,8 +322,7 @@ class MiniTokenizer(Tokenizer):
         """Draw what the mean misses; the answer to pure noise is zero by construction."""
         denoiser = self.net.denoiser
         assert denoiser is not None
-        if sampler == OFFICIAL:
-            raise SamplerError(f"sampler official clamps pictures, {self.name} draws residuals; use ddim")
+        self.check_sampler(sampler)
         batch, _, height, width = shape
         row, col = (n * self.patch for n in origin)
         noise = torch.from_numpy(block_noise(self.net.cfg.residual_channels, row, col, height, width, seed))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         parse_time,
         select_bands,
     )
-    from tmcodec.rasters.reader import RasterSource, gdal_env, open_raster
+    from tmcodec.rasters.reader import RasterSource, gdal_env, open_raster, own_modality
     from tmcodec.rasters.render import render_rgb
     from tmcodec.rasters.windows import (
         IDENTITY,
@@ -43,7 +43,7 @@ _HOME = {
     "nodata": ("usable_nodata", "valid_pixels"),
     "product": ("WORLDCOVER_TO_TERRAMIND", "acquisition_time", "decide_s2_offset", "decide_scaling",
                 "infer_modality", "parse_class_map", "parse_time", "select_bands"),
-    "reader": ("RasterSource", "gdal_env", "open_raster"),
+    "reader": ("RasterSource", "gdal_env", "open_raster", "own_modality"),
     "render": ("render_rgb",),
     "windows": ("IDENTITY", "Window", "align_out", "grid_windows", "padded_size", "window_from_bounds",
                 "window_transform"),
@@ -68,6 +68,7 @@ __all__ = [
     "grid_windows",
     "infer_modality",
     "open_raster",
+    "own_modality",
     "padded_size",
     "parse_class_map",
     "parse_time",

@@ -86,25 +86,33 @@ class ArrayDataset:
 
     def __init__(self, array: npt.ArrayLike, profile: Mapping[str, Any] | None = None) -> None:
         given = dict(profile or {})
+        own = ~np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
         self._array = _three_dimensional(np.asarray(array))
         self.count, self.height, self.width = map(int, self._array.shape)
         self.name = str(given.get("name", "array"))
         self.dtypes: Sequence[str] = (self._array.dtype.name,) * self.count
         self.crs: Any = _parse_crs(given.get("crs"))
-        self.transform: Any = tuple(float(v) for v in tuple(given.get("transform") or (1, 0, 0, 0, 1, 0))[:6])
-        self.nodatavals: Sequence[float | None] = (given.get("nodata"),) * self.count
+        self.transform: Any = _parse_transform(given.get("transform"))
+        nodata = given.get("nodata")
+        self.nodatavals: Sequence[float | None] = (_number("nodata", nodata),) * self.count
         self.descriptions: Sequence[str | None] = self._per_band("descriptions", given.get("descriptions"))
-        self.scales: Sequence[float] = self._per_band("scale", given.get("scale", 1.0))
-        self.offsets: Sequence[float] = self._per_band("offset", given.get("offset", 0.0))
+        self.scales: Sequence[float] = self._numbers("scale", given.get("scale", 1.0))
+        self.offsets: Sequence[float] = self._numbers("offset", given.get("offset", 0.0))
         self.block_shapes: Sequence[tuple[int, int]] = ((min(256, self.height), self.width),) * self.count
         self.colorinterp: Sequence[Any] = (ColorInterp.undefined,) * self.count
         self._tags = {str(k): str(v) for k, v in dict(given.get("tags") or {}).items()}
         self._mask = self._parse_mask(given.get("mask"))
+        if own is not None:
+            self._mask = own.reshape(self._array.shape) if self._mask is None else self._mask & own
         flags = [MaskFlags.all_valid] if self._mask is None else [MaskFlags.per_dataset]
         self.mask_flag_enums: Sequence[Sequence[Any]] = (flags,) * self.count
 
+    def _numbers(self, key: str, value: Any) -> tuple[float, ...]:
+        values = (value,) * self.count if np.ndim(value) == 0 else self._per_band(key, value)
+        return tuple(float(_number(key, v) or 0.0) for v in values)
+
     def _per_band(self, key: str, value: Any) -> tuple[Any, ...]:
-        if value is None or isinstance(value, (int, float)):
+        if value is None or isinstance(value, str):
             return (value,) * self.count
         if len(value) != self.count:
             raise RasterOpenError(f"profile[{key!r}] has {len(value)} entries for {self.count} bands; "
@@ -156,7 +164,34 @@ def _three_dimensional(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise RasterOpenError(f"array has dtype {array.dtype}; give integers or floats")
     # GDAL 3.10 knows neither bool nor float16, and the file written later is GDAL's.
     as_stored = {"bool": "uint8", "float16": "float32"}.get(array.dtype.name)
+    if array.dtype.name in ("int64", "uint64"):  # NumPy's own choice for class maps and sums
+        limits = np.iinfo(np.int32)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise RasterOpenError(f"array has {array.dtype} values beyond 32 bits; give int32 or floats")
+        as_stored = "int32"
     return array.astype(as_stored) if as_stored else array
+
+
+def _number(key: str, value: Any) -> float | None:
+    """Return a number of a profile as it is; raise where it is none."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if not isinstance(value, np.integer | np.floating):
+        raise RasterOpenError(f"profile[{key!r}] is {value!r}; give a number")
+    number: float = value.item()
+    return number
+
+
+def _parse_transform(transform: Any) -> tuple[float, ...]:
+    if transform is None:
+        return (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    try:
+        six = tuple(float(v) for v in tuple(transform)[:6])
+    except (TypeError, ValueError):
+        six = ()
+    if len(six) < 6:
+        raise RasterOpenError(f"profile['transform'] is {transform!r}; give an Affine or six numbers")
+    return six
 
 
 def _parse_crs(crs: Any) -> Any:

@@ -20,6 +20,7 @@ from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsEr
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
+from tmcodec.rasters.plausible import check_values
 
 WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
     0: 0,  # no data
@@ -44,6 +45,7 @@ _PRODUCT_TIME = re.compile(
 )
 _PRODUCT_BASELINE = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{2})(\d{2})_")
 _LEVEL_1C = re.compile(r"MSIL1C|S2MSI1C|LEVEL-1C", re.IGNORECASE)
+_LEVEL_2A = re.compile(r"MSIL2A|S2MSI2A|LEVEL-2A", re.IGNORECASE)
 _GRD = re.compile(r"(?<![A-Z])GRD[FHM]?(?![A-Z])", re.IGNORECASE)
 _RTC = re.compile(r"(?<![A-Z])RTC\d{0,2}(?![A-Z])", re.IGNORECASE)
 
@@ -102,7 +104,7 @@ def infer_modality(dataset: Dataset) -> Modality:
         return own
     descriptions = [dataset.descriptions[i - 1] or "" for i in indexes]
     matches = [m for m in MODALITIES.values() if _names_match(m, descriptions)]
-    matches = [m for m in matches if not _contradicted(m, dataset)]
+    matches = [_of_level(m, dataset) for m in matches if not _contradicted(m, dataset)]
     if len(matches) == 1:
         return matches[0]
     raise ModalityError(_ask_for_modality(dataset, matches or _candidates(dataset)))
@@ -113,6 +115,12 @@ def _names_match(modality: Modality, descriptions: Sequence[str]) -> bool:
         return tuple(descriptions) == modality.bands
     names = [_band_name(modality, d) for d in descriptions]
     return len(names) == len(modality.bands) and set(names) == set(modality.bands)
+
+
+def _of_level(modality: Modality, dataset: Dataset) -> Modality:
+    """Return Level 2A for thirteen bands of a product of that level: some converters keep an empty B10."""
+    texts = _texts(dataset) if modality.name == "S2L1C" else ""
+    return MODALITIES["S2L2A"] if _LEVEL_2A.search(texts) and not _LEVEL_1C.search(texts) else modality
 
 
 def _contradicted(modality: Modality, dataset: Dataset) -> bool:
@@ -268,6 +276,7 @@ def _near(value: float, target: float) -> bool:
 _FULL_READ = 1 << 20  # pixels; smaller rasters are sampled whole
 _SPOTS, _SPOT = 4, 96  # otherwise a grid of 4 x 4 spots of 96 x 96 pixels
 _SAMPLED_BANDS = 3
+_MOST_ROWS = 1024  # of a block that strips are as high as
 
 
 def sample_values(dataset: Dataset, indexes: Sequence[int]) -> npt.NDArray[np.float64]:
@@ -294,7 +303,9 @@ def _sample_plan(
         if factors:
             yield [((0, h), (0, w))], (len(bands), max(h // factors[0], 1), max(w // factors[0], 1))
         yield [((y, min(y + _SPOT, h)), (x, min(x + _SPOT, w))) for y in _spots(h) for x in _spots(w)], None
-    rows = max(_FULL_READ // w, 1)
+    rows, block = max(_FULL_READ // w, 1), int(dataset.block_shapes[bands[0] - 1][0])
+    if block <= _MOST_ROWS:
+        rows = -(-rows // block) * block  # else each block is decoded again for every strip that touches it
     for row in range(0, h, rows):
         yield [((row, min(row + rows, h)), (0, w))], None
 
@@ -350,7 +361,7 @@ def decide_scaling(
             dtype = dataset.dtypes[indexes[0] - 1]
             factor, shift = _to_digital_numbers(_label(dataset), values, dtype, factor, shift)
         shift += S2_OFFSET if s2_offset == "absent" else 0.0
-    _check_units(_label(dataset), modality, values * factor + shift)
+    check_values(_label(dataset), modality, values, factor, shift)
     return factor, shift
 
 
@@ -366,8 +377,8 @@ def _to_digital_numbers(
     label: str, values: npt.NDArray[np.float64], dtype: str, factor: float, shift: float
 ) -> tuple[float, float]:
     """Turn a scaling that leads to reflectance into one that leads to reflectance x 10000."""
-    if not values.size:
-        return (1.0, 0.0)
+    if not values.size:  # nothing is valid: reflectance as its neighbours in time have it, by the dtype
+        return (1e4, 0.0) if np.dtype(dtype).kind == "f" else (1.0, 0.0)
     scaled = np.dtype(dtype).kind == "f" or factor != 1
     if scaled and np.percentile(values * factor + shift, 99.9) < 20:
         # -0.1 takes off the very offset that the statistics want to stay in.
@@ -378,22 +389,6 @@ def _to_digital_numbers(
         raise UnitsError(f"{label}: 8-bit values are no digital numbers; pass --scale so that "
                          "stored * scale is reflectance x 10000")
     return factor, shift
-
-
-def _check_units(label: str, modality: Modality, values: npt.NDArray[np.float64]) -> None:
-    """Refuse sampled physical values that show another unit."""
-    if not values.size:
-        return
-    low, high = float(values.min()), float(values.max())
-    if modality.units == "dB" and low >= 0 and high > 0:
-        raise UnitsError(f"{label}: no value is negative, which looks like linear power; convert with "
-                         "10*log10 to dB first")
-    if modality.name == "NDVI" and (low < -1.5 or high > 1.5):
-        raise UnitsError(f"{label}: values from {low:g} to {high:g} are no NDVI; for scaled integers "
-                         "pass --scale 0.0001 (or what fits)")
-    if modality.name == "S2RGB" and (low < 0 or high > 255):
-        raise UnitsError(f"{label}: values from {low:g} to {high:g} are no 8-bit picture; pass --scale, "
-                         "or encode all bands as S2L2A")
 
 
 # --------------------------------------------------------------------------- time
@@ -510,4 +505,7 @@ def check_classes(dataset: Dataset, modality: Modality, class_map: Mapping[int, 
     """Raise `UnitsError` where sampled class ids are unknown, before any network runs."""
     values = sample_values(dataset, select_bands(dataset, modality))
     if values.size:
-        map_classes(values, class_map)
+        try:
+            map_classes(values, class_map)
+        except UnitsError as error:
+            raise UnitsError(f"{_label(dataset)}: {error}") from None

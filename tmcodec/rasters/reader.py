@@ -25,6 +25,7 @@ from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
+    all_tags,
     check_class_map,
     check_classes,
     decide_s2_offset,
@@ -100,6 +101,8 @@ class RasterSource:
         Canonical names, in the modality's order.
     scale, offset : float
         physical = stored * scale + offset.
+    tagged : tuple of two floats
+        The file's own scale and offset tags; (1, 0) without any, or where the caller gave a scale.
     s2_offset : str
         ``"present"``, ``"absent"``, or ``""`` where it does not apply.
     time : datetime or None
@@ -134,6 +137,9 @@ class RasterSource:
         self.mask_kind = "mask" if self._masked and self.nodata is None else "nodata"
         self.s2_offset = decide_s2_offset(dataset, s2_offset, modality)
         self.scale, self.offset = decide_scaling(dataset, modality, scale, self.s2_offset)
+        first = self._indexes[0] - 1
+        tagged = (float(dataset.scales[first]), float(dataset.offsets[first]))
+        self.tagged = tagged if scale is None else (1.0, 0.0)
         if modality.categorical:
             check_classes(dataset, modality, self._class_map)
         self.time: datetime | None = acquisition_time(dataset)
@@ -301,6 +307,7 @@ def open_raster(
     dataset, owned = _open_dataset(src)
     try:
         with gdal_env():
+            _refuse_subdatasets(dataset)
             _refuse_complex(dataset)
             row = named or infer_modality(dataset)
             return RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
@@ -314,11 +321,27 @@ def open_raster(
         raise
 
 
+def own_modality(src: Any) -> str | None:
+    """Return the modality that a raster decoded by tmcodec names, or None for any other raster.
+
+    Raises
+    ------
+    RasterOpenError
+        If `src` cannot be opened.
+    """
+    dataset, owned = _open_dataset(src)
+    try:
+        return all_tags(dataset).get("TMCODEC_MODALITY")
+    finally:
+        if owned:
+            dataset.close()
+
+
 def _open_dataset(src: Any) -> tuple[Dataset, bool]:
     """Return the dataset and whether it is ours to close."""
     if isinstance(src, tuple):
         return ArrayDataset(*src), True
-    if isinstance(src, np.ndarray):
+    if isinstance(src, np.ndarray):  # masked ones, too
         return ArrayDataset(src), True
     if hasattr(src, "read_masks"):
         return src, False
@@ -336,7 +359,20 @@ def _common_dtype(dataset: Dataset, indexes: list[int]) -> str:
     if len(dtypes) > 1:
         raise BandError(f"{dataset.name}: the bands have different dtypes {', '.join(sorted(dtypes))}; "
                         "convert them to one with gdal_translate -ot")
-    return str(dtypes.pop())
+    dtype = str(dtypes.pop())
+    if dtype in ("int64", "uint64"):
+        raise BandError(f"{dataset.name}: has {dtype} values, which token files do not store; convert them "
+                        "with gdal_translate -ot Int32")
+    return dtype
+
+
+def _refuse_subdatasets(dataset: Dataset) -> None:
+    """A container such as a GeoPackage, SAFE or netCDF may have no bands of its own."""
+    if dataset.count == 0:
+        names = list(getattr(dataset, "subdatasets", ()))
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        raise RasterOpenError(f"{dataset.name}: has no bands of its own; open one of its subdatasets: "
+                              f"{shown or 'there are none'}")
 
 
 def _refuse_complex(dataset: Dataset) -> None:

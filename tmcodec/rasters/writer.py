@@ -50,7 +50,7 @@ class RasterWriter:
     mask_kind
         ``"mask"`` writes an internal mask band instead of a nodata value.
     units
-        Unit of the *stored* values, one for all bands or one each.
+        Unit of the values once `tagged` is applied, one for all bands or one each.
     tags
         Written as they are.
     modality
@@ -58,6 +58,8 @@ class RasterWriter:
         colour map.
     scale, offset
         stored = (physical - offset) / scale.
+    tagged
+        GDAL's scale and offset to tag the bands with; (1, 0) writes none.
     cog
         Write a Cloud Optimized GeoTIFF, with overviews.
     overwrite
@@ -90,6 +92,7 @@ class RasterWriter:
         modality: Modality | None = None,
         scale: float = 1.0,
         offset: float = 0.0,
+        tagged: tuple[float, float] = (1.0, 0.0),
         cog: bool = False,
         overwrite: bool = False,
         compress: str = "deflate",
@@ -103,7 +106,7 @@ class RasterWriter:
         self._crs, self._transform = crs, transform
         self._units = (units,) * len(self.bands) if isinstance(units, str) else tuple(units)
         self._tags = dict(tags or {})
-        self._scale, self._offset = scale, offset
+        self._scale, self._offset, self._tagged = scale, offset, tagged
         self._cog, self._overwrite, self._compress = cog, overwrite, compress
         self._stack: ExitStack | None = None
         self._dataset: Any = None
@@ -181,6 +184,8 @@ class RasterWriter:
 
     def _describe(self) -> None:
         self._dataset.descriptions = self.bands
+        if self._tagged != (1.0, 0.0):
+            self._dataset.scales, self._dataset.offsets = ((v,) * len(self.bands) for v in self._tagged)
         if any(self._units):
             self._dataset.units = self._units
         tags = dict(self._tags)

@@ -110,6 +110,11 @@ class Layer:
         return self.meta.rows, self.meta.cols
 
     @property
+    def file_name(self) -> str:
+        """Name of the file that it is in, for messages."""
+        return self._source.name
+
+    @property
     def payload_bytes(self) -> int:
         """Bytes of all its chunks."""
         return int(self.index.lengths.sum())

@@ -89,8 +89,11 @@ def _sorted_steps(group: Sequence[Layer]) -> list[_Step]:
         if _time(before) == _time(after):
             when = _time(after)
             text = f"at {when:%Y-%m-%d %H:%M:%S.%f} UTC" if when else "without an acquisition time"
-            name = group[0].meta.name
-            raise StackError(f"layer {name!r} has two time steps {text}; leave one out or set its time")
+            names = " and ".join(dict.fromkeys(layer.file_name for layer, _ in (before, after)))
+            raise StackError(
+                f"{names}: layer {group[0].meta.name!r} has two time steps {text}; leave one out, or encode"
+                " its raster with a tag ACQUISITION_DATE"
+            )
     return steps
 
 
@@ -109,7 +112,8 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
             # As tuples: they compare by identity first, so that a NaN nodata equals itself.
             if field.name not in _FREE and (one,) != (other,):
                 raise StackError(
-                    f"layer {first.name!r}: {field.name} differs, {_show(one)} and {_show(other)}"
+                    f"{group[0].file_name} and {layer.file_name}: layer {first.name!r}: {field.name} differs,"
+                    f" {_show(one)} and {_show(other)}; encode both alike"
                 )
     descriptions = {layer.meta.description for layer in group}
     return first.replace(

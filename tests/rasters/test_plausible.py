@@ -1,0 +1,65 @@
+"""Values that cannot be what the modality says are refused before anything is encoded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tmcodec.errors import UnitsError
+from tmcodec.modalities import MODALITIES
+from tmcodec.rasters.plausible import check_values
+
+RNG = np.random.default_rng(0)
+HILLS = RNG.uniform(200, 1400, 1000)
+LAND = RNG.uniform(200, 4000, 1000)
+RADAR = RNG.normal(-14, 4, 1000)
+
+
+def mixed(values: np.ndarray, *more: float) -> np.ndarray:
+    """Put a few values more among others."""
+    return np.append(values, more)
+
+
+@pytest.mark.parametrize(
+    ("modality", "stored", "scale", "offset"),
+    [
+        ("DEM", HILLS, 1.0, 0.0),
+        ("DEM", HILLS * 10, 0.1, 0.0),
+        ("DEM", RNG.uniform(-10_900, 8800, 5000), 1.0, 0.0),  # a sea bed may have -9999, with slopes around
+        ("DEM", mixed(np.arange(-9999, -9000), -9999), 1.0, 0.0),
+        ("S2L2A", LAND, 1.0, 1000.0),
+        ("S2L2A", mixed(LAND, 65535.0), 1.0, 0.0),
+        ("S2L2A", LAND / 1e4 - 0.05, 1e4, 1000.0),
+        ("S1GRD", RADAR, 1.0, 0.0),
+        ("S1RTC", mixed(RADAR, 12.0, 30.0), 1.0, 0.0),
+        ("S1GRD", np.zeros(9), 1.0, 0.0),
+        ("NDVI", mixed(RNG.uniform(2000, 9000, 100), -9999.0), 1e-4, 0.0),  # -0.9999: possible, and apart
+        ("LULC", np.array([0.0, 200.0, -9999.0]), 1.0, 0.0),  # classes have a check of their own
+        ("DEM", np.empty(0), 1.0, 0.0),
+    ],
+)
+def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: float) -> None:
+    assert check_values("a.tif", MODALITIES[modality], stored, scale, offset) is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(
+    ("modality", "stored", "scale", "offset", "why"),
+    [
+        ("DEM", mixed(HILLS, -9999), 1.0, 0.0, r"-9999 stands far below .*rio edit-info --nodata -9999"),
+        ("DEM", mixed(HILLS, -32768, -32768), 1.0, 0.0, "-32768 stands far below"),
+        ("DEM", np.full(9, -9999.0), 1.0, 0.0, "-9999 stands far below"),
+        ("DEM", HILLS * 100, 1.0, 0.0, "values around .* are no DEM in m; .* -12000 and 9000; .*--scale"),
+        ("S2L2A", mixed(LAND, -9999), 1.0, 1000.0, "-9999 stands far below"),
+        ("S2L1C", mixed(LAND / 1e4, -9999), 1e4, 0.0, "-9999 stands far below"),
+        ("S1GRD", mixed(RADAR, -9999), 1.0, 0.0, "-9999 stands far below"),
+        ("S1GRD", RADAR * 100, 1.0, 0.0, "are no S1GRD in dB"),
+        ("S1GRD", 10 ** (RADAR / 10), 1.0, 0.0, r"10\*log10"),
+        ("S1RTC", mixed(10 ** (RADAR / 10), -1e-4, -2e-4), 1.0, 0.0, r"10\*log10"),  # noise was taken off
+        ("NDVI", mixed(RNG.uniform(-1, 1, 99), -9999.0), 1.0, 0.0, "-9999 stands far below"),
+        ("NDVI", HILLS, 1.0, 0.0, "--scale 0.0001"),
+        ("S2RGB", LAND, 1.0, 0.0, "8-bit"),
+    ],
+)
+def test_implausible(modality: str, stored: np.ndarray, scale: float, offset: float, why: str) -> None:
+    with pytest.raises(UnitsError, match=f"^a.tif: .*{why}"):
+        check_values("a.tif", MODALITIES[modality], stored, scale, offset)

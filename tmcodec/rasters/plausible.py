@@ -1,0 +1,68 @@
+"""Whether a raster's values can be what the modality says: their units, and fill values nobody declared."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tmcodec.errors import UnitsError
+from tmcodec.modalities import Modality
+
+Values = npt.NDArray[np.float64]
+
+FILLS = (-999.0, -9999.0, -32767.0, -32768.0, float(np.finfo(np.float32).min))
+"""What programs put where nothing was measured."""
+APART = 400.0
+"""How far below all other stored values such a value stands."""
+NEGATIVE = 0.2
+"""Least share of negative values in a picture in dB: water, fields and forests are, a city's VH is."""
+
+
+def check_values(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:
+    """Refuse values that are in another unit, or hold undeclared nodata.
+
+    Parameters
+    ----------
+    label
+        The raster, for messages.
+    modality
+        Its row of the table.
+    stored
+        Sampled values, 1-D, as stored.
+    scale, offset
+        physical = stored * scale + offset.
+
+    Raises
+    ------
+    UnitsError
+    """
+    if not stored.size or modality.categorical:
+        return
+    _check_fill(label, modality, stored, scale, offset)
+    values = stored * scale + offset
+    low, high = float(values.min()), float(values.max())
+    if modality.units == "dB" and high > 0 and float(np.mean(values < 0)) < NEGATIVE:
+        raise UnitsError(f"{label}: hardly a value is negative, which looks like linear power; convert with "
+                         "10*log10 to dB first")
+    if modality.name == "NDVI" and (low < -1.5 or high > 1.5):
+        raise UnitsError(f"{label}: values from {low:g} to {high:g} are no NDVI; for scaled integers "
+                         "pass --scale 0.0001 (or what fits)")
+    if modality.name == "S2RGB" and (low < 0 or high > 255):
+        raise UnitsError(f"{label}: values from {low:g} to {high:g} are no 8-bit picture; pass --scale, "
+                         "or encode all bands as S2L2A")
+    middle, (least, most) = float(np.median(values)), modality.valid_range
+    if not least <= middle <= most:
+        raise UnitsError(f"{label}: values around {middle:g} are no {modality.name} in {modality.units}; "
+                         f"that lies between {least:g} and {most:g}; pass --scale 0.01 (or what fits)")
+
+
+def _check_fill(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:
+    """Refuse a lowest value that looks like nodata; elevation reaches as deep, but not without slopes."""
+    fill = float(stored.min())
+    least, most = modality.valid_range
+    if fill not in FILLS or (modality.name != "DEM" and least <= fill * scale + offset <= most):
+        return
+    others = stored[stored > fill]
+    if not others.size or float(others.min()) - fill > APART:
+        raise UnitsError(f"{label}: {fill:g} stands far below all other values and looks like nodata that is "
+                         f"not declared; declare it (rio edit-info --nodata {fill:g} FILE)")
