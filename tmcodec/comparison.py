@@ -183,6 +183,8 @@ def compare(
     reconstruction, original = _load_both(
         a, b, decoding, _Reading(modality, s2_offset, scale, class_map, window)
     )
+    if reconstruction.layer is not None:  # which knows its classes; a raster has the table's names for them
+        original = replace(original, modality=reconstruction.modality)
     if count_bytes_of is not None:
         reconstruction = replace(reconstruction, bytes=os.path.getsize(count_bytes_of))
     _check_alike(reconstruction, original)
@@ -288,6 +290,7 @@ def _open_like(source: Any, decoded: _Picture, how: _Reading) -> RasterSource:
 def _decoded(source: Any, decoding: dict[str, Any]) -> _Picture:
     """Decode a layer of a token file."""
     from tmcodec.codec.decode import decode_array, pick_layer
+    from tmcodec.codec.terramind_models import modality_of
 
     with TokenFile.open(source, max_pixels=decoding["max_pixels"]) as file:
         layer = pick_layer(file, decoding["layer"])
@@ -297,7 +300,8 @@ def _decoded(source: Any, decoding: dict[str, Any]) -> _Picture:
     values *= np.float32(meta.scale)
     values += np.float32(meta.offset)
     return _Picture(
-        name=_name(source), modality=get_modality(meta.modality), values=values, valid=profile["valid"],
+        name=_name(source), modality=modality_of(meta.tokenizer, meta.modality), values=values,
+        valid=profile["valid"],
         dtype=meta.dtype, crs=profile["crs"], transform=tuple(profile["transform"] or IDENTITY)[:6],
         bytes=size, layer=meta,
         steps=meta.steps if decoding["steps"] is None else decoding["steps"],

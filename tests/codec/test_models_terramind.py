@@ -27,8 +27,9 @@ from tmcodec.codec import hub
 from tmcodec.codec.models import import_weights, pull
 from tmcodec.codec.store import read_stored, stored_path
 from tmcodec.codec.terramind import TerraMindTokenizer, reflect_to, starts
-from tmcodec.codec.terramind_models import OFFICIAL
+from tmcodec.codec.terramind_models import OFFICIAL, modality_of
 from tmcodec.codec.terramind_weights import Checkpoint, identity, open_checkpoint, tensors_digest
+from tmcodec.modalities import MODALITIES
 from tmcodec.networks.terramind.net import ENCODER_PREFIXES, DecoderHalf, EncoderHalf
 from tmcodec.rasters import Window
 
@@ -540,3 +541,42 @@ def test_a_balance_is_fitted_only_where_it_is_asked_for(write: Write, tmp_path: 
         assert picture.shape == values.shape
     assert found[None] is None
     assert found[True] is not None and found[True].nodes(19, 18, 1, 12).shape == (1, 1, 1, 12, 2)
+
+
+def test_version_01_has_classes_of_its_own(
+    write: Write, make_scene: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Dynamic World's: 0 is water and no gap, colours and names are its own."""
+    name = "terramind-v01-lulc"
+    tok = load(name, write(name))
+    assert tok.modality.classes[:2] == ("water", "trees") and len(tok.modality.classes) == 9
+    ids = np.random.default_rng(0).integers(0, 9, (1, 64, 64)).astype(np.uint8)
+    tmcodec.encode(ids, tmp_path / "a.tmc", modality="LULC", tokenizer=tok)
+    tmcodec.decode(tmp_path / "a.tmc", tmp_path / "a.tif", tokenizer=tok)
+    with rasterio.open(tmp_path / "a.tif") as made:
+        assert made.colormap(1)[0][:3] == (65, 155, 223) and made.colormap(1)[8][:3] == (179, 159, 225)
+    assert modality_of(name, "LULC").classes == tok.modality.classes
+    assert modality_of("terramind-v1-lulc", "LULC").classes == MODALITIES["LULC"].classes
+    assert modality_of("mini-lulc-v2", "LULC").classes == MODALITIES["LULC"].classes
+    with pytest.raises(errors.UnitsError, match=r"classes of its own \(0 water, 1 trees, .*--class-map OLD"):
+        tmcodec.encode(
+            np.full((1, 64, 64), 10, np.uint8), tmp_path / "b.tmc", modality="LULC", tokenizer=tok,
+            class_map="worldcover",
+        )  # fmt: skip
+    with pytest.raises(errors.ShapeError, match=r"knows classes 0\.\.8"):
+        tmcodec.encode(np.full((1, 64, 64), 9, np.uint8), tmp_path / "b.tmc", modality="LULC", tokenizer=tok)
+    assert not (tmp_path / "b.tmc").exists()
+
+
+def test_messages_about_bad_checkpoints_give_no_dangerous_advice(tmp_path: Path) -> None:
+    for content in (b"", b"<!DOCTYPE html>", b"garbage" * 100):
+        path = tmp_path / "a.pt"
+        path.write_bytes(content)
+        with pytest.raises(errors.WeightsError, match="not readable as a checkpoint of tensors;") as found:
+            open_checkpoint(path)
+        assert "weights_only" not in str(found.value)
+
+
+def test_other_devices_are_refused_by_name(write: Write) -> None:
+    with pytest.raises(errors.DeviceError, match="device 'meta' is not supported; use auto, cpu or cuda"):
+        tmcodec.load_tokenizer(S1, device="meta", checkpoint=write(S1))

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tmcodec import errors
@@ -132,3 +134,37 @@ def test_loading_a_tokenizer_imports_no_compiler() -> None:
     code = f"{load}; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"channels": 2}, "channels is 2; NDVI has 1"),
+        ({"std": [0.0]}, "all must be above 0"),
+        ({"mean": [0.0, 0.0]}, "NDVI needs 1 numbers"),
+        ({"compand": "cubic"}, "companding 'cubic'"),
+        ({"modality": "X"}, "X"),
+    ],
+)
+def test_a_file_whose_sizes_do_not_fit_its_modality_is_refused(
+    change: dict[str, Any], why: str, tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with safe_open(tiny_tokenizer("NDVI"), framework="pt") as file:
+        meta, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    config = {**json.loads(meta["config"]), **change}
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path, {**meta, "config": json.dumps(config)})
+    with pytest.raises(errors.WeightsError, match=why):
+        load_weights(path)
+
+
+def test_weights_that_are_not_finite_are_refused(
+    tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with safe_open(tiny_tokenizer("NDVI"), framework="pt") as file:
+        meta, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    name = sorted(tensors)[0]
+    tensors[name].view(-1)[0] = float("nan")
+    save_file(tensors, tmp_path / "a.safetensors", meta)
+    with pytest.raises(errors.WeightsError, match=f"not all numbers are finite in {name}; its training"):
+        load_weights(tmp_path / "a.safetensors")

@@ -120,3 +120,24 @@ def test_module_follows_the_networks_habits():
         inside = fsq.quantize(torch.zeros(2, 3))
     assert torch.equal(inside, fsq.quantize(torch.zeros(2, 3)))
     assert torch.equal(FSQ(LEVELS).double().quantize(torch.zeros(2, 3)), inside)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 3), (3,), ()])
+def test_codes_of_another_number_of_levels_are_refused(shape):
+    with pytest.raises(ValueError, match="one a level"):
+        FSQ((8, 8)).codes_to_indices(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("levels", ["8", (8.5,), (8.0, 6), ("8",), (None,)])
+def test_levels_are_integers(levels):
+    with pytest.raises(ValueError, match="not all integers"):
+        FSQ(levels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wide_indices_wrap_at_the_codebook(backend):
+    """Also beyond 32 bits, and below zero: the digits are those of the index modulo the codebook."""
+    quantizer = FSQ((3, 5, 7), backend=backend)
+    indices = torch.tensor([0, 104, 105, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 10**15, -1, -(2**33)])
+    expected = quantizer.indices_to_codes(torch.tensor([i % 105 for i in indices.tolist()]))
+    assert torch.equal(quantizer.indices_to_codes(indices), expected)

@@ -117,3 +117,9 @@ def test_bad_options_end_in_one_line_and_write_nothing(
 
 def test_an_output_is_needed_for_images(src: Path) -> None:
     assert "'-o' / '--output'" in run("generate", src, "--to", "DEM", status=2).stderr
+
+
+def test_no_decoding_steps_is_not_the_usual_number(src: Path, model: Path) -> None:
+    out = src.with_name("out.tmc")
+    found = run("generate", src, "--to", "LULC", "-o", out, "--model", model, "--decoding-steps", 0, status=1)
+    assert "0" in found.stderr and not out.exists()

@@ -492,3 +492,37 @@ def test_global_random_state_is_left_alone(loaded: Loaded, folder: Path) -> None
     state = torch.get_rng_state()
     generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tmc", ["DEM"], settings=FAST)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_gaps_of_nan_without_a_nodata_value_are_gaps_of_what_is_made(
+    loaded: Loaded, tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Float rasters need no nodata value for their gaps; classes and pictures get a mask for them."""
+    values = np.random.default_rng(0).normal(0.2, 0.02, (12, 80, 80)).astype(np.float32)
+    values[:, :30, 20:] = np.nan
+    src, tokens = tmp_path / "nan.tif", tmp_path / "nan.tmc"
+    with rasterio.open(src, "w", driver="GTiff", width=80, height=80, count=12, dtype="float32") as target:
+        target.write(values)
+    how = {"modality": "S2L2A", "s2_offset": "absent", "tokenizer": tiny_tokenizer("S2L2A")}
+    tmcodec.encode(src, tokens, balance=False, **how)
+    expected = np.isfinite(values[0])
+    for format in ("tif", "tmc"):
+        out = tmp_path / f"made.{format}"
+        generate_files(loaded, [tokens], out, ["LULC"], settings=FAST, format=format)
+        if format == "tmc":
+            tmcodec.decode(out, tmp_path / "again.tif", tokenizer=tiny_tokenizer("LULC"))
+            out = tmp_path / "again.tif"
+        with rasterio.open(out) as made:
+            assert np.array_equal(made.read_masks(1) > 0, expected)
+
+
+def test_a_modality_before_a_token_file_chooses_its_layers(
+    loaded: Loaded, encode: Callable[..., Path], tmp_path: Path
+) -> None:
+    both = tmp_path / "both.tmc"
+    tmcodec.tokenfile.stack([encode("S2L2A"), encode("DEM")], both)
+    alone = generate_files(loaded, [f"DEM={both}"], tmp_path / "a.tmc", ["LULC"], settings=FAST)
+    assert alone.sources == ("DEM",)
+    with pytest.raises(ConditionError, match="it holds DEM, S2L2A, not S1GRD; name one of these, or none"):
+        generate_files(loaded, [f"S1GRD={both}"], tmp_path / "b.tmc", ["LULC"], settings=FAST)
+    assert not (tmp_path / "b.tmc").exists()

@@ -104,7 +104,8 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1},
+    [{"temperature": -1}, {"temperature": math.nan}, {"temperature": 1e-40}, {"temperature": math.inf},
+     {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1},
      {"filtering": "both"}],
 )  # fmt: skip
 def test_numbers_out_of_range_are_refused(wrong: dict[str, object]) -> None:
@@ -126,6 +127,12 @@ def test_noise_belongs_to_seed_and_place_and_leaves_the_global_state_alone() -> 
 
 
 # --------------------------------------------------------------------------- guidance
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 1e39, -1e4])
+def test_weights_that_leave_single_precision_are_refused(weight: float) -> None:
+    with pytest.raises(GenerationError, match="guidance weight"):
+        check_guidance({"DEM": weight}, ["DEM"])
 
 
 def test_guidance_formula_by_hand() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ pytest.importorskip("jsonargparse")
 
 import yaml
 from click.testing import CliRunner
+from lightning.pytorch.strategies import DDPStrategy
 
 from tmcodec.cli import cli
 from tmcodec.codec.models import default_model, load_tokenizer
@@ -33,7 +35,7 @@ from tmcodec.training.any2any import run as training
 from tmcodec.training.any2any.budgets import Budgets, Mixture
 from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
 from tmcodec.training.any2any.grids import read_corpus, token_validity
-from tmcodec.training.any2any.module import Any2AnyModule, Layout
+from tmcodec.training.any2any.module import Any2AnyModule, Layout, find_unused_parameters
 from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.starting import generator_of_checkpoint
 
@@ -659,3 +661,13 @@ def test_own_tokens_leave_no_gradients_and_no_half_precision_behind(config: Make
         moved = {n: p.grad is not None and bool(p.grad.any()) for n, p in module.named_parameters()}
         gradients[own] = {name for name, it_did in moved.items() if it_did}
     assert gradients[1.0] == gradients[0.0] != set()
+
+
+def test_data_parallel_training_may_leave_modalities_out() -> None:
+    """A mixture that shows a part of the modalities leaves the others without gradients."""
+    strategy = DDPStrategy()
+    find_unused_parameters(SimpleNamespace(strategy=strategy))
+    assert strategy._ddp_kwargs == {"find_unused_parameters": True}
+    told = DDPStrategy(find_unused_parameters=False)
+    find_unused_parameters(SimpleNamespace(strategy=told))
+    assert told._ddp_kwargs == {"find_unused_parameters": False}

@@ -64,6 +64,8 @@ def tiny(tmp_path: Path) -> Callable[[str], Path]:
             source["class_path"], args = "RasterFolder", source["init_args"]
             modality = FOLDERS.get(Path(args["path"]).name, Path(args["path"]).name)
             args["path"] = str(write_raster(tmp_path / args["path"] / "a.tif", modality))
+            if "scale" in args:
+                args["scale"] = 1.0  # what stands in holds digital numbers, not reflectance
             if args.get("class_map") == "worldcover":
                 args["class_map"] = "1:1,2:2,3:3,4:4,5:5,6:6,7:7,8:8,9:9"
         if "class_path" in config["model"]:

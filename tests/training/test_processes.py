@@ -23,6 +23,7 @@ def test_two_processes_equal_twice_the_accumulation(config: Callable[..., Path],
         "trainer": {"max_steps": 4, "callbacks": [
             {"class_path": "MovingAverage"},
             {"class_path": "ModelCheckpoint", "init_args": {"dirpath": None, "save_last": True}},
+            {"class_path": "WeightsFile", "init_args": {"name": "made"}},
         ]},
         "model": {"optimizer": {"kind": "adamw", "lr": 0.01}, "balance": True},
         "data": {"epoch": 16},
@@ -39,6 +40,7 @@ def test_two_processes_equal_twice_the_accumulation(config: Callable[..., Path],
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert "world_size=2" in found.stderr or "MEMBER: 2/2" in found.stderr
+    assert list((tmp_path / "two").rglob("made.safetensors"))  # written by one process, awaited by both
     one, two = (torch.load(tmp_path / n / "last.ckpt", weights_only=True) for n in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 4
     for key, value in one["state_dict"].items():

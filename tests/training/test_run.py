@@ -19,6 +19,7 @@ pytest.importorskip("jsonargparse")
 from click.testing import CliRunner
 
 from tmcodec.cli import cli
+from tmcodec.cli.train import translate
 from tmcodec.codec.weights import load_weights, save_weights
 from tmcodec.errors import ConfigError
 from tmcodec.networks.mini import MiniConfig, MiniNet
@@ -280,3 +281,53 @@ def test_a_hundred_steps_learn_something(modality: str, config: Config) -> None:
     first = float(fit(path, "--trainer.max_steps=1", "--data.epoch=2").trainer.callback_metrics[score])
     last = float(fit(path).trainer.callback_metrics[score])
     assert last > first + 0.02 if modality == "LULC" else last < first - 0.1
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("--model.net.channels=2", "channels is 2; NDVI has 1"),
+        ("--model.net.std=[0]", r"std is \[0.0\]; all must be above 0"),
+        ("--model.net.mean=[0.1,0.2]", "mean is .*; NDVI needs 1 numbers"),
+        ("--model.net.mean=[.nan]", "mean is .*; NDVI needs 1 numbers"),
+        ("--model.net.levels=[1]", r"levels \(1,\) must be"),
+        ("--model.net.levels=[]", r"levels \(\) must be"),
+        ("--model.net.compand=foo", "companding 'foo' .* linear, sqrt, asinh"),
+        ("--model.net.knee=0", "companding .* knee above 0"),
+        ("--model.optimizer.lr=-1", "lr is -1.0; give a number above 0"),
+        ("--model.optimizer.weight_decay=-1", "weight_decay is -1.0"),
+        ("--model.optimizer.betas=[0.9,1]", "betas"),
+        ("--trainer.accelerator=gpu", "(?i)accelerator|gpu"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(option: str, why: str, config: Config) -> None:
+    if "gpu" in option and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigError, match=why) as found:
+        training.run("fit", ["-c", str(config()), option])
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("kind", ["cut", "text", "weights", "tensors"])
+def test_a_file_that_is_no_checkpoint_is_one_line(kind: str, config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": {}, "global_step": 3}, path)
+    if kind == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "text":
+        path.write_text("no checkpoint")
+    elif kind == "weights":
+        torch.save({"a": torch.zeros(3)}, path)
+    else:
+        torch.save(torch.zeros(3), path)
+    why = "cut short" if kind in ("cut", "text") else "holds no training state; weights go into model.start"
+    with pytest.raises(ConfigError, match=f"ckpt_path: .*a.ckpt .*{why}"):
+        training.run("fit", ["-c", str(config()), "--ckpt_path", str(path)])
+
+
+def test_flags_with_and_without_values() -> None:
+    assert translate(("--overwrite", "--fast-dev-run", "-c", "a")) == [
+        "--overwrite=true", "--trainer.fast_dev_run=true", "-c", "a",
+    ]  # fmt: skip
+    assert translate(("--overwrite", "false", "--lr_find")) == ["--overwrite", "false", "--lr_find=true"]
+    assert translate(("--overwrite=true",)) == ["--overwrite=true"]

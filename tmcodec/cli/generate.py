@@ -150,7 +150,8 @@ def command(
              "choice")  # fmt: skip
     how = {name: choices.pop(name) for name in named}
     usual = 1 if how["choice"] == "mean" else DECODING_STEPS
-    settings = Settings(**how, decoding_steps=choices.pop("decoding_steps") or usual)
+    asked = choices.pop("decoding_steps")
+    settings = Settings(**how, decoding_steps=usual if asked is None else asked)
     loaded = load_generator(model, device, checkpoint=checkpoint)
     toks = [load_tokenizer(name, device) for name in tokenizers]
     with progress_bar("generating", quiet) as progress:

@@ -12,7 +12,11 @@ from tmcodec.cli.options import debug_option, echo_json, echo_rows, json_option,
 from tmcodec.errors import MissingDependencyError
 
 _FORWARD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
-_FLAGS = {"--fast_dev_run": "--trainer.fast_dev_run=true", "--lr_find": "--lr_find=true"}
+_FLAGS = {
+    "--fast_dev_run": "--trainer.fast_dev_run=true",
+    "--lr_find": "--lr_find=true",
+    "--overwrite": "--overwrite=true",
+}
 """Flags with underscores and with hyphens, as Lightning's command line takes them."""
 
 
@@ -47,10 +51,12 @@ def import_run() -> Any:
 
 
 def translate(args: tuple[str, ...]) -> list[str]:
-    """Write the short flags out."""
-    return [
-        _FLAGS.get(a.replace("-", "_").replace("__", "--", 1), a) if a.startswith("--") else a for a in args
-    ]
+    """Write the short flags out, those that a value follows left as they are."""
+    written = []
+    for arg, after in zip(args, (*args[1:], "--"), strict=True):
+        flag = _FLAGS.get(arg.replace("-", "_").replace("__", "--", 1)) if arg.startswith("--") else None
+        written.append(arg if flag is None or after.lower() in ("true", "false") else flag)
+    return written
 
 
 def _run(name: str, args: tuple[str, ...]) -> None:

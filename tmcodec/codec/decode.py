@@ -369,7 +369,7 @@ def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: boo
         mask_kind=mask_kind,
         units=layer.units if layer.scale == 1 or not optical else "",
         tags=raster_tags(job),
-        modality=get_modality(layer.modality),
+        modality=job.tokenizer.modality,
         scale=layer.scale,
         offset=layer.offset,
         tagged=tagged,

@@ -20,7 +20,7 @@ from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import MetadataError, ModalityError, SearchError, TokenizerMismatchError
+from tmcodec.errors import MetadataError, ModalityError, SearchError, TokenizerMismatchError, UnitsError
 from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
@@ -155,6 +155,7 @@ def encode(
     ) as raster:
         how = {"checkpoint": checkpoint, "precision": precision, "tile": tile}
         tok = resolve_tokenizer(tokenizer, raster.modality.name, device, how)
+        check_legend(raster, tok, class_map)
         sampler = tok.check_sampler(check_sampler(sampler))
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=sampler)
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
@@ -198,6 +199,19 @@ def resolve_tokenizer(
             f"tokenizer {tok.name} is for {tok.modality.name}, the raster is {modality}; choose another"
         )
     return tok
+
+
+def check_legend(raster: RasterSource, tok: Tokenizer, class_map: Mapping[int, int] | str | None) -> None:
+    """Refuse a ready-made class map where the tokenizer has other classes than the table.
+
+    Raises
+    ------
+    UnitsError
+    """
+    classes = tok.modality.classes
+    if classes != raster.modality.classes and isinstance(class_map, str) and class_map == "worldcover":
+        named = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
+        raise UnitsError(f"{tok.name} has classes of its own ({named}); give --class-map OLD:NEW,... to them")
 
 
 def layer_meta(

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tmcodec.codec.lineage import parse_decodes
+from tmcodec.codec.terramind_models import legend
 from tmcodec.codec.terramind_weights import DECODER, ENCODER, Checkpoint
 from tmcodec.codec.tokenizer import Tokenizer, pick_device
 from tmcodec.errors import ShapeError
@@ -91,7 +92,7 @@ class TerraMindTokenizer(Tokenizer):
         self.decodes = parse_decodes(checkpoint.notes, checkpoint.path)
         row = get_modality(self.cfg.modality)
         own = row if self.cfg.categorical else replace(row, mean=self.cfg.mean, std=self.cfg.std)
-        self.modality = own
+        self.modality = legend(own, self.cfg.channels)
         self.levels, self.patch, self.tile = self.cfg.levels, self.cfg.patch, tile
         self._lock = threading.Lock()
         self._encoders: dict[torch.dtype, EncoderHalf] = {}

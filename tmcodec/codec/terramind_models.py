@@ -5,10 +5,10 @@ No torch here. Statistics of version 1 are those of the modality table; version 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tmcodec.modalities import get_modality
+from tmcodec.modalities import Modality, get_modality
 from tmcodec.networks.terramind.config import TerraMindConfig
 
 REVISION = "main"
@@ -84,6 +84,35 @@ V01_LULC_CLASSES = (
     "snow/ice",
 )
 """Dynamic World's classes by id, which version 0.1 was trained with; not the legend of the modality table."""
+
+
+V01_LULC_COLORS = (
+    (65, 155, 223),
+    (57, 125, 73),
+    (136, 176, 83),
+    (122, 135, 198),
+    (228, 150, 53),
+    (223, 195, 90),
+    (196, 40, 27),
+    (165, 155, 143),
+    (179, 159, 225),
+)
+"""Dynamic World's colours (doi 10.1038/s41597-022-01307-4)."""
+
+
+def legend(row: Modality, channels: int) -> Modality:
+    """Return a modality with the classes of a tokenizer of so many channels: version 0.1's are others."""
+    if not row.categorical or channels != len(V01_LULC_CLASSES):
+        return row
+    return replace(
+        row, classes=V01_LULC_CLASSES, colors=V01_LULC_COLORS, valid_range=(0.0, len(V01_LULC_CLASSES) - 1.0)
+    )
+
+
+def modality_of(tokenizer: str, modality: str) -> Modality:
+    """Return the modality of a layer, with the legend of the tokenizer that is named."""
+    row, known = get_modality(modality), OFFICIAL.get(tokenizer)
+    return row if known is None else legend(row, known.config.channels)
 
 
 def _v01(modality: str, mean: tuple[float, ...], std: tuple[float, ...]) -> OfficialModel:

@@ -171,7 +171,8 @@ def _only_fit(path: Path, tensors: Tensors) -> OfficialModel:
     if len(fits) > 1:
         names = " or ".join(m.name for m in fits)
         raise WeightsError(
-            f"{path}: its tensors fit {names}; say which: --tokenizer NAME --checkpoint {path.name}"
+            f"{path}: its tensors fit {names}; say which: models import {path.name} --as NAME,"
+            f" or --tokenizer NAME --checkpoint {path.name}"
         )
     return fits[0]
 
@@ -202,8 +203,11 @@ def read_pt(path: Path) -> Tensors:
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError,
             AttributeError, IndexError, AssertionError, ImportError, UnicodeDecodeError) as err:  # fmt: skip
-        reason = str(err).strip().splitlines()[:1]
-        raise WeightsError(f"{path}: not readable as a checkpoint of tensors ({''.join(reason)})") from err
+        # PyTorch's own words advise to load pickled objects, which is just what must not be done.
+        raise WeightsError(
+            f"{path}: not readable as a checkpoint of tensors; it may be damaged, of another format or a web"
+            " page saved under that name; download it again"
+        ) from err
     if (
         not isinstance(raw, dict)
         or not raw

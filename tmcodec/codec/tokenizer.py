@@ -47,6 +47,8 @@ def pick_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as err:
         raise DeviceError(f"unknown device {device!r}; use auto, cpu or cuda") from err
+    if chosen.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {device!r} is not supported; use auto, cpu or cuda")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device is available; use --device cpu")
     return chosen

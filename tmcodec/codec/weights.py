@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tmcodec.errors import TokenizerNotFoundError, WeightsError
+from tmcodec.errors import TmcodecError, TokenizerNotFoundError, WeightsError
+from tmcodec.fsq.levels import check_levels
+from tmcodec.modalities import get_modality
+from tmcodec.networks.compand import KINDS
 from tmcodec.networks.mini import MiniConfig, MiniNet
 
 FORMAT = "tmcodec-mini-1"
@@ -78,7 +82,33 @@ def check_config(raw: Any, path: Path) -> MiniConfig:
     sane &= len(cfg.residual_basis) == basis_shape[0]
     if not sane or cfg.kernel % 2 == 0 or cfg.kind not in ("patch", "height"):
         raise WeightsError(f"{path}: the configuration in its header has sizes out of range")
+    _check_meaning(cfg, path)
     return cfg
+
+
+def _check_meaning(cfg: MiniConfig, path: Path) -> None:
+    """Refuse a configuration whose sizes are possible, but not for its modality."""
+    try:
+        row = get_modality(cfg.modality)
+        check_levels(cfg.levels)
+    except (TmcodecError, ValueError, TypeError) as err:
+        raise WeightsError(f"{path}: {err}") from err
+    if cfg.compand not in KINDS or not (math.isfinite(cfg.origin) and 0 < cfg.knee < math.inf):
+        raise WeightsError(
+            f"{path}: companding {cfg.compand!r} with origin {cfg.origin} and knee {cfg.knee}; choose one of "
+            f"{', '.join(KINDS)}, a finite origin and a knee above 0"
+        )
+    channels = len(row.classes if row.categorical else row.bands)
+    if cfg.channels != channels:
+        raise WeightsError(f"{path}: channels is {cfg.channels}; {row.name} has {channels}")
+    for name in ("mean", "std"):
+        values = getattr(cfg, name)
+        if len(values) not in (0, channels) or not all(map(math.isfinite, values)):
+            raise WeightsError(f"{path}: {name} is {list(values)}; {row.name} needs {channels} numbers")
+    if any(value <= 0 for value in cfg.std):
+        raise WeightsError(f"{path}: std is {list(cfg.std)}; all must be above 0")
+
+
 
 
 def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> None:
@@ -138,6 +168,9 @@ def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
         raise WeightsError(f"{path}: its header has no readable configuration") from err
     cfg = check_config(raw, path)
     _check_shapes(cfg, tensors, path)
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise WeightsError(f"{path}: not all numbers are finite in {_few(broken)}; its training has diverged")
     net = MiniNet(cfg)
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return net.eval(), meta.get("name", path.stem), content_hash(raw, tensors), meta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -52,7 +53,11 @@ class Grid:
 
 def make_grid(levels: Sequence[int], form: str = "sigmoid") -> Grid:
     """Return the constants of a level list; `ValueError` as from `tmcodec.fsq.levels.check_levels`."""
-    return _make_grid(tuple(int(level) for level in levels), form)
+    try:
+        whole = tuple(operator.index(level) for level in levels)
+    except TypeError:
+        raise ValueError(f"levels {levels!r} are not all integers") from None
+    return _make_grid(whole, form)
 
 
 @lru_cache(maxsize=256)

@@ -11,6 +11,7 @@ are float32, since n / (L - 1) is no bfloat16 number; indices are int32. ``backe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,11 +131,18 @@ def _quantize(
     )
 
 
+def _wrapped(indices: Tensor, grid: Grid) -> Tensor:
+    """Return int32 indices with the same digits; wider ones wrap at the codebook, not at 32 bits."""
+    if indices.dtype == torch.int64:
+        indices = indices.remainder(math.prod(grid.levels))
+    return indices.to(torch.int32)
+
+
 def _dequantize(indices: Tensor, grid: Grid, axis: int, backend: str | None) -> Tensor:
     _check_indices(indices)
     axis = _normal_axis(axis, indices.ndim + 1)
     before, after = indices.shape[:axis], indices.shape[axis:]
-    blocks = indices.to(torch.int32).contiguous().view(before.numel(), after.numel())
+    blocks = _wrapped(indices, grid).contiguous().view(before.numel(), after.numel())
     return _kernels(indices, grid, backend).dequantize(grid, blocks).view(*before, grid.dims, *after)
 
 
@@ -163,7 +171,7 @@ def _dequantize_project(
     indices: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid, dtype: torch.dtype, backend: str | None
 ) -> Tensor:
     _check_expansion(indices, weight, bias, grid, dtype)
-    flat = indices.to(torch.int32).contiguous().view(-1)
+    flat = _wrapped(indices, grid).contiguous().view(-1)
     out = _kernels(indices, grid, backend).dequantize_project(grid, flat, _layer(weight, bias), dtype)
     return out.view(*indices.shape, weight.shape[0])
 

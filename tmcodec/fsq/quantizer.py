@@ -81,7 +81,19 @@ class FSQ(nn.Module):
         return ops.quantize_indices(latents, self.levels, self.form, self.axis, self.backend)
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:
-        """Pack codes into int32 indices; codes may have passed through half precision."""
+        """Pack codes into int32 indices; codes may have passed through half precision.
+
+        Codes are not checked to be of the grid: others give the index of nearby or no codes.
+
+        Raises
+        ------
+        ValueError
+            If there is no code for each level along the axis.
+        """
+        if codes.ndim == 0 or codes.shape[self.axis] != len(self.levels):
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)}; axis {self.axis} needs {len(self.levels)}, one a level"
+            )
         digits = reference.codes_to_digits(codes.movedim(self.axis, -1), self._grid)
         return reference.digits_to_indices(digits, self._grid)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -211,7 +212,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
-    seeds = [seed] * batch if isinstance(seed, int) else [int(s) for s in seed]
+    seeds = [int(seed)] * batch if isinstance(seed, int | Integral) else [int(s) for s in seed]
     if len(seeds) != batch or not all(0 <= s < 2**64 for s in seeds):
         raise GenerationError(f"seeds {seeds[:4]} for {batch} items; give one, or one each, in 0..2**64-1")
     return seeds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -47,6 +46,10 @@ def passes(guidance: float | Mapping[str, float] | None, names: Iterable[str]) -
     return Passes(without, tuple(named))
 
 
+MAX_WEIGHT = 1000.0
+"""Largest weight: more says nothing, and logits times it must stay in single precision."""
+
+
 def check_guidance(guidance: float | Mapping[str, float] | None, known: Iterable[str]) -> None:
     """Refuse weights that are not finite, and names that are neither conditions nor targets.
 
@@ -63,5 +66,5 @@ def check_guidance(guidance: float | Mapping[str, float] | None, known: Iterable
             raise GenerationError(
                 f"guidance names {name!r}, which is no condition here; name one of {', '.join(sorted(names))}"
             )
-        if not math.isfinite(weight):
-            raise GenerationError(f"guidance weight {weight}; give a finite number, 1 for none")
+        if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
+            raise GenerationError(f"guidance weight {weight}; give one within {MAX_WEIGHT:g}, 1 for none")

@@ -31,6 +31,10 @@ ROWS = 64
 """Rows of logits handled at once: copies of 4 to 8 MB for 15360 tokens, which stay in caches."""
 
 
+LEAST_TEMPERATURE = 1e-3
+"""Below, quotients of logits leave single precision, and with it all meaning."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to draw tokens from logits.
@@ -62,8 +66,11 @@ class Sampling:
     choice: str = "draw"
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise GenerationError(f"temperature {self.temperature}; give a number from 0 up")
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature <= 1 / LEAST_TEMPERATURE:
+            most = 1 / LEAST_TEMPERATURE
+            raise GenerationError(
+                f"temperature {self.temperature}; give 0, or {LEAST_TEMPERATURE:g} to {most:g}"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise GenerationError(f"top-k {self.top_k}; give 1 or more, or leave it out")
         if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.decoding import Plan
@@ -121,9 +122,10 @@ class Settings:
     def _steps(self, names: list[str]) -> list[int]:
         """Return the decoding steps of each target."""
         steps = self.decoding_steps
-        if isinstance(steps, int):
-            return [steps] * len(names)
+        if isinstance(steps, int | Integral):  # NumPy's, too
+            return [int(steps)] * len(names)
         if isinstance(steps, Mapping):
+            steps = {name.upper(): count for name, count in steps.items()}
             strange = sorted(set(steps) - set(names))
             if strange:
                 raise GenerationError(f"decoding_steps names {', '.join(strange)}, which is no target here")

@@ -87,6 +87,11 @@ class Source(Protocol):
         ...
 
 
+def may_be_masked(nodata: float | None, mask_kind: str, dtype: str) -> bool:
+    """Tell whether pixels may be invalid: by a nodata value, a mask band, or NaN, which needs neither."""
+    return nodata is not None or mask_kind == "mask" or np.dtype(dtype).kind == "f"
+
+
 class LayerSource:
     """A layer of an open token file at one time; the attributes are those of `Source`."""
 
@@ -98,7 +103,7 @@ class LayerSource:
         self.patch = meta.patch
         layer.empty((0, 0, 1, 1), time)  # refuses a time that is not there
         self.time = meta.times[time]
-        self.masked = meta.nodata is not None or meta.mask_kind == "mask"
+        self.masked = may_be_masked(meta.nodata, meta.mask_kind, meta.dtype)
         self.provenance = f"{meta.modality}:{meta.tokenizer}:{layer_hash(layer, time)}"
 
     def tile(self, window: Window) -> npt.NDArray[np.int32]:
@@ -127,7 +132,7 @@ class PixelSource:
         self.modality = raster.modality.name
         self.map_grid = MapGrid(raster.width, raster.height, raster.crs, raster.transform)
         self.time = raster.time
-        self.masked = raster.nodata is not None or raster.mask_kind == "mask"
+        self.masked = may_be_masked(raster.nodata, raster.mask_kind, raster.dtype)
         self.provenance = f"{self.modality}:pixels"
 
     def tile(self, window: Window) -> npt.NDArray[np.float32]:
@@ -293,7 +298,7 @@ class Opener:
         sources: list[Source] = []
         for path in paths:
             file, modality = split_modality(path)
-            sources += self._layers(file) if is_token_file(file) else [self._raster(file, modality)]
+            sources += self._layers(file, modality) if is_token_file(file) else [self._raster(file, modality)]
         check_sources(sources)
         found = {source.layer for source in sources if isinstance(source, LayerSource)}
         missing = [name for name in self.layers if name not in found]
@@ -302,9 +307,17 @@ class Opener:
             raise LayerNotFoundError(f"no source has a layer {missing[0]!r}; they have {known}")
         return sources
 
-    def _layers(self, path: str) -> list[LayerSource]:
-        name = Path(path).name
-        return open_layers(self.loaded, path, self.stack, name=name, layers=self.layers, time=self.time)
+    def _layers(self, path: str, modality: str | None) -> list[LayerSource]:
+        """Open the layers of a token file, those of one modality where it is named before the path."""
+        name, layers = Path(path).name, self.layers
+        if modality is not None:
+            with TokenFile.open(path) as file:
+                layers = [key for key in file if file[key].meta.modality == modality]
+                held = ", ".join(sorted({layer.meta.modality for layer in file.layers.values()}))
+            if not layers:
+                raise ConditionError(f"{name}: it holds {held}, not {modality}; name one of these, or none")
+            layers = [key for key in layers if key in self.layers] if self.layers else layers
+        return open_layers(self.loaded, path, self.stack, name=name, layers=layers, time=self.time)
 
     def _raster(self, path: str, modality: str | None) -> Source:
         """Open a raster as pixels where the generator takes them, else encode it."""

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tmcodec.fsq.curves import Curve
 
+KINDS = ("linear", "sqrt", "asinh")
+
 
 class Compander(nn.Module):
     """Invertible, monotone map from physical values to roughly standard-normal ones.
@@ -35,7 +37,7 @@ class Compander(nn.Module):
         self, kind: str, origin: float, knee: float, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        if kind not in ("linear", "sqrt", "asinh"):
+        if kind not in KINDS:
             raise ValueError(f"unknown companding {kind!r}")
         self.kind, self.origin, self.knee = kind, origin, knee
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)

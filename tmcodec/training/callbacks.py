@@ -172,11 +172,12 @@ class WeightsFile(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the averaged weights under a temporary name first."""
+        place = trainer.log_dir  # asks all processes, so before those that write nothing leave
         if not trainer.is_global_zero or not isinstance(pl_module, TrainingModule) or trainer.fast_dev_run:
             return
         averages = [c for c in trainer.callbacks if isinstance(c, MovingAverage)]
         holder = averages[0] if averages else MovingAverage()
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(place or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         notes = {"licence": self.licence, "training": f"stage {pl_module.stage}, {trainer.global_step} steps"}
         run = SavedRun(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tmcodec.errors import ConfigError
 from tmcodec.training.loop import schedule
 
 Params = Mapping[str, nn.Parameter]
@@ -38,6 +40,16 @@ class OptimizerOptions:
     weight_decay: float = 0.01
     warmup: float = 0.02
     floor: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"model.optimizer.lr is {self.lr}; give a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"model.optimizer.weight_decay is {self.weight_decay}; give 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"model.optimizer.betas are {self.betas}; give two from 0 up to below 1")
+        if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
+            raise ConfigError("model.optimizer.warmup and floor are shares; give 0 up to 1")
 
 
 class Joint(Optimizer):

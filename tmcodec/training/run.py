@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentError
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tmcodec.errors import ConfigError, TmcodecError
 from tmcodec.training import callbacks as own
@@ -70,6 +72,7 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
         If a key is unknown or a value does not fit.
     """
     chosen = names_a_layout(args)
+    check_checkpoint(args)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -89,11 +92,36 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
             )
         except ArgumentError as err:
             raise wrapped_error(err) or ConfigError(" ".join(str(err).split())) from err
+        except MisconfigurationException as err:  # no such accelerator, say
+            raise ConfigError(" ".join(str(err).split())) from err
         except ValueError as err:  # of a class named in the file; or of the run itself, which passes
             found = wrapped_error(err)
             if found is None:
                 raise
             raise found from err
+
+
+def check_checkpoint(args: Sequence[str]) -> None:
+    """Refuse a file after ``--ckpt_path`` that is no checkpoint, before anything is built.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read as plain tensors, or holds no training state.
+    """
+    for i, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        name = value if equals else (args[i + 1] if i + 1 < len(args) else "")
+        if flag not in ("--ckpt_path", "--ckpt-path") or not Path(name).is_file():
+            continue  # "last" and "best" are Lightning's to find, what is missing to tell
+        try:
+            found = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as err:  # anything, for there may be anything in the file
+            raise ConfigError(
+                f"ckpt_path: {name} is not readable as a checkpoint; it may have been cut short"
+            ) from err
+        if not isinstance(found, dict) or not {"state_dict", "global_step"} <= found.keys():
+            raise ConfigError(f"ckpt_path: {name} holds no training state; weights go into model.start")
 
 
 def wrapped_error(err: BaseException) -> TmcodecError | None:

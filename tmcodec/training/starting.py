@@ -191,7 +191,7 @@ def check_net(cfg: MiniConfig) -> MiniConfig:
     try:
         return check_config(cfg.to_dict(), Path("model.net"))
     except WeightsError as err:
-        raise ConfigError("model.net has sizes out of range or that do not fit each other") from err
+        raise ConfigError(str(err).replace("the configuration in its header", "it", 1)) from err
 
 
 def adopt(net: MiniNet, cfg: MiniConfig) -> None:

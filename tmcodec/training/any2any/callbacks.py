@@ -29,6 +29,7 @@ class GeneratorFile(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the averaged weights, in half precision, under a temporary name first."""
+        place = trainer.log_dir  # asks all processes, so before those that write nothing leave
         if not trainer.is_global_zero or not isinstance(pl_module, Any2AnyModule) or trainer.fast_dev_run:
             return
         from tmcodec.generation.weights import TokenizerRef, save_generator
@@ -37,7 +38,7 @@ class GeneratorFile(Callback):
         averages = [c for c in trainer.callbacks if isinstance(c, MovingAverage)]
         holder = averages[0] if averages else MovingAverage()
         net.load_state_dict(untied(net, holder.weights(pl_module)))
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        folder = Path(place or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         refs = {m: TokenizerRef(t.name, bytes.fromhex(t.sha256)) for m, t in pl_module.tokenizers.items()}
         notes = {"licence": self.licence, "training": f"{trainer.global_step} steps"}

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -92,6 +93,15 @@ class Layout:
         return cfg
 
 
+def find_unused_parameters(trainer: Any) -> None:
+    """Tell data-parallel training that a step may leave modalities out, and with them their parameters.
+
+    Lightning builds the strategy before it knows the model, so it is told here, before the model is wrapped.
+    """
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+
+
 class Any2AnyModule(LightningModule):
     """Trains a `tmcodec.networks.generator.model.Generator`: some tokens are shown, others asked for.
 
@@ -159,6 +169,7 @@ class Any2AnyModule(LightningModule):
             If the data have a modality or levels that the network has not, or a checkpoint was trained on
             others.
         """
+        find_unused_parameters(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, TokenData):
             return

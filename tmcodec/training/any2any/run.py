@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tmcodec.errors import ConfigError
 from tmcodec.training.any2any.callbacks import GeneratorFile
@@ -15,7 +16,7 @@ from tmcodec.training.any2any.data import TokenData
 from tmcodec.training.any2any.module import Any2AnyModule
 from tmcodec.training.any2any.tokens import Report, TokenPlan, write_corpus
 from tmcodec.training.callbacks import MovingAverage
-from tmcodec.training.run import TrainingCLI, _parser_options
+from tmcodec.training.run import TrainingCLI, _parser_options, check_checkpoint, wrapped_error
 from tmcodec.training.sources import RasterFolder  # noqa: F401  (configurations name it without its module)
 
 # Configurations name these without their module; jsonargparse finds what is imported.
@@ -30,6 +31,7 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
     ConfigError
         If a key is unknown or a value does not fit.
     """
+    check_checkpoint(args)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -47,7 +49,9 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
                 load_from_checkpoint_support=False,
             )
         except ArgumentError as err:
-            raise ConfigError(f"{' '.join(str(err).split())}") from err
+            raise wrapped_error(err) or ConfigError(" ".join(str(err).split())) from err
+        except MisconfigurationException as err:  # no such accelerator, say
+            raise ConfigError(" ".join(str(err).split())) from err
 
 
 def run(command: str, args: Sequence[str]) -> TrainingCLI:
