@@ -278,3 +278,15 @@ def test_a_target_that_cannot_be_shown_is_made_in_one_step_and_last() -> None:
             generate(loaded, {"S2L2A": tokens()}, targets, decoding_steps=steps)
     made = generate(loaded, {"S2L2A": tokens()}, ["LULC", "DEM"], decoding_steps={"LULC": 3, "DEM": 1})
     assert set(made.tokens) == {"LULC", "DEM"}
+
+
+def test_names_and_numbers_as_they_come() -> None:
+    """Names in any case, NumPy's integers: all mean the same as the plain ones."""
+    loaded, x = tiny_generator(), tokens()
+    plain = generate(loaded, {"S2L2A": x}, ["DEM"], decoding_steps=2, guidance={"S2L2A": 1.5}, seed=3)
+    for how in (
+        {"decoding_steps": {"dem": 2}, "guidance": {"s2l2a": 1.5}, "seed": np.int64(3)},
+        {"decoding_steps": np.int64(2), "guidance": {"S2l2A": 1.5}, "seed": [np.int32(3)] * len(x)},
+    ):
+        found = generate(loaded, {"S2L2A": x}, ["DEM"], **how)
+        assert torch.equal(found.tokens["DEM"], plain.tokens["DEM"])

@@ -48,8 +48,11 @@ def _parse_guidance(
     weights: dict[str, float] = {}
     for item in items:
         name, equals, weight = item.rpartition("=")
+        name = name.lower() if name.lower() in ("coords", "caption") else name.upper()
+        if name in weights:
+            raise click.BadParameter(f"{name or 'a number'} is given twice")
         try:
-            weights[name.lower() if name.lower() in ("coords", "caption") else name.upper()] = float(weight)
+            weights[name] = float(weight)
         except ValueError:
             raise click.BadParameter(f"{item!r} is neither a number nor CONDITION=NUMBER") from None
         if bool(equals) != bool(name) or (len(items) > 1 and not name):

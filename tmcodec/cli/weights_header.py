@@ -38,7 +38,10 @@ def read_header(path: Path) -> WeightsHeader:
         config = json.loads(notes.pop("config"))
         digest, parameters = _hash(config, header, memoryview(data)[8 + length :])
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path}: not the weights file of a tmcodec tokenizer ({error})") from error
+        raise WeightsError(
+            f"{path}: not the weights file of a tmcodec tokenizer ({type(error).__name__}: {error});"
+            " a checkpoint of TerraMind's is to be imported first (tmcodec models import)"
+        ) from error
     return WeightsHeader(path, len(data), parameters, digest, config, notes)
 
 

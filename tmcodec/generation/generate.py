@@ -13,7 +13,7 @@ from torch import Tensor
 from tmcodec.errors import ConditionError, GenerationError, GridMismatchError
 from tmcodec.generation.conditions import MAX_TOKENS, Grid, Image, image_inputs, sequence_inputs
 from tmcodec.generation.engine import Request, Stream, run_in_batches
-from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings, target_spec
+from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings, condition_name, target_spec
 from tmcodec.generation.texts import write_texts
 from tmcodec.generation.tokenizers import numbered, tokenizer_of
 from tmcodec.networks.generator.config import SEQUENCES
@@ -178,11 +178,6 @@ def split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the image targets and the texts among targets."""
     texts = [name.lower() for name in targets if name.lower() in SEQUENCES]
     return [name for name in targets if name.lower() not in SEQUENCES], texts
-
-
-def condition_name(name: str) -> str:
-    """Return the name under which a condition is known."""
-    return name.lower() if name.lower() in SEQUENCES else name.upper()
 
 
 def _sizes(

@@ -24,6 +24,11 @@ TOP_P = 0.8
 """Default share of the nucleus, TerraTorch's."""
 
 
+def condition_name(name: str) -> str:
+    """Return the name under which a condition or target is known, however it is written."""
+    return name.lower() if name.lower() in SEQUENCES else name.upper()
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to generate; the parameters are those of `tmcodec.generation.generate.generate`.
@@ -98,17 +103,24 @@ class Settings:
         names = [spec.modality for spec in specs]
         if not (names or none) or len(set(names)) < len(names):
             raise TargetError(f"targets {', '.join(names) or 'none'}; name each once, one at least")
-        check_guidance(self.guidance, [*conditions, *names])
+        guidance = self._guidance()
+        check_guidance(guidance, [*conditions, *names])
         steps = self._steps(names)
         for count in steps:
             token_schedule(self.token_schedule, self.schedule, 1, count)
         return [
             Plan(
-                spec, count, self.schedule, self.token_schedule, self.sampling, self.guidance,
+                spec, count, self.schedule, self.token_schedule, self.sampling, guidance,
                 self._means(spec, numbers),
             )
             for spec, count in zip(specs, steps, strict=True)
         ]  # fmt: skip
+
+    def _guidance(self) -> float | Mapping[str, float] | None:
+        """Return the weights by the names that conditions have: modalities in capitals."""
+        if not isinstance(self.guidance, Mapping):
+            return self.guidance
+        return {condition_name(name): weight for name, weight in self.guidance.items()}
 
     def _means(self, spec: ModalitySpec, numbers: Container[str]) -> CodeMeans | None:
         """Return what takes means of a target's codes, where they are asked for and there are codes."""
@@ -125,7 +137,7 @@ class Settings:
         if isinstance(steps, int | Integral):  # NumPy's, too
             return [int(steps)] * len(names)
         if isinstance(steps, Mapping):
-            steps = {name.upper(): count for name, count in steps.items()}
+            steps = {condition_name(name): count for name, count in steps.items()}
             strange = sorted(set(steps) - set(names))
             if strange:
                 raise GenerationError(f"decoding_steps names {', '.join(strange)}, which is no target here")
