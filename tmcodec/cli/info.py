@@ -63,6 +63,7 @@ def describe_file(file: TokenFile, name: str) -> dict[str, Any]:
     raw = sum(layer["raw_bytes"] for layer in layers)
     return {
         "path": name,
+        "version": file.version,
         "file_bytes": file.size,
         "header_bytes": file.header_bytes,
         "raw_bytes": raw,
@@ -148,7 +149,7 @@ def print_file(report: dict[str, Any]) -> None:
     """Print the report of `describe_file`."""
     layers = report["layers"]
     click.echo(f"{report['path']}: {_size(report, 'file_bytes')}, {plural(len(layers), 'layer')}, "
-               f"header {human_bytes(report['header_bytes'])}")
+               f"header {human_bytes(report['header_bytes'])}, format {report['version']}")
     echo_rows([(key, value) for key, value in report["tags"].items()])
     for layer in layers:
         click.echo(f"\n{_heading(layer)}")
