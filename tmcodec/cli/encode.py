@@ -68,7 +68,7 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                       "4096 x 4096."),
     click.option("--bit-price", type=float, default=None, metavar="P",
                  help="What the search pays for a bit, in parts of the mean error: 0 for the nearest "
-                      "picture, 1 for small files. Default: the modality's, 0.03 to 0.5."),
+                      "picture, 1 for small files. Default: the modality's, 0.03 to 0.2."),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
                  help="Text to store in the file; may be repeated."),
     checkpoint_option,
