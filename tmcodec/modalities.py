@@ -317,7 +317,7 @@ MODALITIES: dict[str, Modality] = {
             nodata=float("nan"),
             mean=(0.327,),
             std=(0.322,),
-            bit_price=0.1,
+            bit_price=0.12,
             rendering=Rendering(("NDVI",), ((-0.2, 1.0),), colormap="ndvi"),
             aliases={"ndvi": "NDVI"},
         ),
