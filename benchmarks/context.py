@@ -53,7 +53,7 @@ Tokens = npt.NDArray[np.int32]
 CHUNK, SQUARE, CHIP = 64, 8, 16
 
 
-def scene_file(scene: Scene, modality: Modality, folder: Path) -> bytes:
+def scene_file(scene: Scene, modality: Modality, folder: Path, exact: bool = False) -> bytes:
     """Encode a scene into a token file."""
     stored, profile = np.where(scene.valid, scene.values, np.nan).astype(np.float32), {}
     if modality.categorical:
@@ -61,7 +61,7 @@ def scene_file(scene: Scene, modality: Modality, folder: Path) -> bytes:
     path = folder / "scene.tmc"
     tmcodec.encode(
         stored, path, profile={**profile, "descriptions": modality.bands}, modality=modality.name,
-        s2_offset="present" if modality.optical else "auto", scale=1.0, overwrite=True,
+        s2_offset="present" if modality.optical else "auto", scale=1.0, overwrite=True, exact=exact,
     )  # fmt: skip
     return path.read_bytes()
 
@@ -168,7 +168,7 @@ def line(name: str, rows: list[dict[str, float]], markdown: bool) -> str:
     )
 
 
-def run(modality: Modality, data: Path, markdown: bool) -> None:
+def run(modality: Modality, data: Path, markdown: bool, exact: bool) -> None:
     """Print the rows of one modality."""
     tokenizer = tmcodec.load_tokenizer(default_model(modality.name), device="cpu")
     levels, weights = tokenizer.levels, tokenizer.sha256
@@ -176,7 +176,7 @@ def run(modality: Modality, data: Path, markdown: bool) -> None:
     folders = VAL_FOLDERS.get(modality.name, {modality.name: 1.0})
     with tempfile.TemporaryDirectory() as folder:
         for scene in load_scenes(data, "val", modality, folders):
-            content = scene_file(scene, modality, Path(folder))
+            content = scene_file(scene, modality, Path(folder), exact)
             with TokenFile.open(io.BytesIO(content)) as file:
                 tokens = file[modality.name].tokens()
             row = coded(chunks(tokens), levels, weights)
@@ -292,6 +292,7 @@ def main() -> None:
     ap.add_argument("--modality", action="append", choices=list(MODALITIES))
     ap.add_argument("--markdown", action="store_true")
     ap.add_argument("--no-speed", action="store_true")
+    ap.add_argument("--exact", action="store_true", help="the encoder's own tokens, not the searched ones")
     ap.add_argument("--layers", action="store_true", help="what earlier layers save")
     args = ap.parse_args()
     if args.layers:
@@ -304,7 +305,7 @@ def main() -> None:
         else f"{'':20s}" + "".join(f"{h:>10s}" for h in head[1:])
     )
     for name in args.modality or list(MODALITIES):
-        run(MODALITIES[name], args.data, args.markdown)
+        run(MODALITIES[name], args.data, args.markdown, args.exact)
     if not args.no_speed:
         speed(args.data)
 
