@@ -671,3 +671,21 @@ def test_data_parallel_training_may_leave_modalities_out() -> None:
     told = DDPStrategy(find_unused_parameters=False)
     find_unused_parameters(SimpleNamespace(strategy=told))
     assert told._ddp_kwargs == {"find_unused_parameters": False}
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_generator_to_its_end(config: Make, tmp_path: Path) -> None:
+    """Of mixtures that leave a modality out, and with the callback that writes the weights at the end."""
+    one_way = {"inputs": {"S2L2A": 1.0}, "targets": {"S2L2A": 1.0}}
+    data = {"budgets": {"inputs": [2, 20], "targets": [2, 8], "mixtures": [one_way]}}
+    path = config(data=data)
+    raw = yaml.safe_load(path.read_text())
+    raw["trainer"]["callbacks"].append({"class_path": "GeneratorFile", "init_args": {"name": "made"}})
+    path.write_text(yaml.safe_dump(raw))
+    command = [sys.executable, "-m", "tmcodec", "train", "generator", "fit", "-c", str(path)]
+    found = subprocess.run(
+        [*command, "--trainer.devices=2", "--trainer.strategy=ddp"],
+        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert list((tmp_path / "run").rglob("made.safetensors"))
