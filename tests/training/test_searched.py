@@ -27,7 +27,8 @@ def rounds_drawn(most: int, seed: int) -> int:
 @pytest.mark.parametrize("seed", range(6))
 def test_codes_are_those_of_a_file(seed: int) -> None:
     net, lineage = open_start("mini-ndvi-v2")
-    values = waves()[:1]
+    texture = torch.randn(96, 96, generator=torch.Generator().manual_seed(9))
+    values = waves()[:1] + 0.03 * texture  # without it, patches of a smooth wave have moves that are nearly ties
     z = net.compander.compress(values)
     with torch.no_grad():
         codes = net.fsq.quantize(net.encoder(z))
