@@ -28,7 +28,7 @@ def rounds_drawn(most: int, seed: int) -> int:
 def test_codes_are_those_of_a_file(seed: int) -> None:
     net, lineage = open_start("mini-ndvi-v2")
     texture = torch.randn(96, 96, generator=torch.Generator().manual_seed(9))
-    values = waves()[:1] + 0.03 * texture  # without it, patches of a smooth wave have moves that are nearly ties
+    values = waves()[:1] + 0.03 * texture  # a smooth wave alone has moves that are nearly ties
     z = net.compander.compress(values)
     with torch.no_grad():
         codes = net.fsq.quantize(net.encoder(z))
