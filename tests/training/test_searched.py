@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tmcodec.codec.models import load_tokenizer
-from tmcodec.codec.search import search
+from tmcodec.codec.search import error, search
 from tmcodec.errors import ConfigError
 from tmcodec.tokenfile.context.coder import tables_alone
 from tmcodec.training.module import TokenizerModule
@@ -25,10 +25,12 @@ def rounds_drawn(most: int, seed: int) -> int:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_codes_are_those_of_a_file(seed: int) -> None:
+def test_codes_are_those_of_a_file(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In bfloat16 a network in training rounds otherwise than the fused layers of a tokenizer; where errors
+    # are small, as on a smooth picture, moves near a tie then go apart. In float32 there is no excuse.
+    monkeypatch.setattr(error, "has_bf16", lambda device: False)
     net, lineage = open_start("mini-ndvi-v2")
-    texture = torch.randn(96, 96, generator=torch.Generator().manual_seed(9))
-    values = waves()[:1] + 0.03 * texture  # a smooth wave alone has moves that are nearly ties
+    values = waves()[:1]
     z = net.compander.compress(values)
     with torch.no_grad():
         codes = net.fsq.quantize(net.encoder(z))
@@ -39,9 +41,10 @@ def test_codes_are_those_of_a_file(seed: int) -> None:
     tok = load_tokenizer("mini-ndvi-v2", "cpu")
     indices = net.fsq.codes_to_indices(codes).numpy().astype(np.int32)
     valid = np.ones(values.shape[1:], np.bool_)
-    expected = search(tok, indices[0], values[0].numpy(), valid, rounds_drawn(3, seed))
-    # Companding there and back moves values by a rounding; a tie may fall to the other side.
-    assert np.count_nonzero(net.fsq.codes_to_indices(found)[0].numpy() != expected) <= 1
+    # As training sees them: companding there and back moves values by a rounding, and near ties follow.
+    shown = net.compander.expand(z)[0].numpy()
+    expected = search(tok, indices[0], shown, valid, rounds_drawn(3, seed))
+    assert np.array_equal(net.fsq.codes_to_indices(found)[0].numpy(), expected)
 
 
 def test_from_none_to_all_rounds_are_drawn() -> None:
