@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tmcodec
-from tmcodec.codec.balance import MARGIN, BalanceFit, BalanceProbe, apply_balance
+from tmcodec.codec.balance import CAST, MARGIN, SLOPE, BalanceFit, BalanceProbe, apply_balance
 from tmcodec.codec.balance_steps import NodeSums, choose_steps, least_squares
 from tmcodec.errors import ModalityError
 from tmcodec.modalities import BalanceScale
@@ -195,13 +195,14 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(1e8 / np.square(a.astype(float) - b).mean()))
 
 
-def test_the_green_ponds_of_the_demo_stay_green(tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_green_ponds_of_the_demo_stay_green(exact: bool, tmp_path: Path) -> None:
     with rasterio.open(DEMO) as src:
         original = src.read()
     pictures = {}
     for balance in (False, None):
         path = tmp_path / f"{balance}.tmc"
-        tmcodec.encode(DEMO, path, balance=balance)
+        tmcodec.encode(DEMO, path, balance=balance, exact=exact)
         pictures[balance] = tmcodec.decode_array(path)[0]
     with tmcodec.open(tmp_path / "None.tmc") as a, tmcodec.open(tmp_path / "False.tmc") as b:
         np.testing.assert_array_equal(a["S2L2A"].tokens(), b["S2L2A"].tokens())
@@ -209,7 +210,10 @@ def test_the_green_ponds_of_the_demo_stay_green(tmp_path: Path) -> None:
     # Two bytes a number at the very most, and a few for the field.
     sizes = [(tmp_path / f"{name}.tmc").stat().st_size for name in ("False", "None")]
     assert sizes[0] < sizes[1] <= sizes[0] + 12 * 2 * 2 * 2 + 12
-    assert psnr(pictures[None], original) > psnr(pictures[False], original) + 0.1
+    # On the encoder's own tokens a third of a decibel; of searched ones, which are nearer by themselves, what
+    # its bytes cost at least.
+    gain = psnr(pictures[None], original) - psnr(pictures[False], original)
+    assert gain > (0.3 if exact else CAST * SLOPE * np.log(sizes[1] / sizes[0]))
     blue, green, red = (original[i].astype(float) for i in (1, 2, 3))
     ponds = green - np.maximum(blue, red) > 150
     assert ponds.sum() > 10_000
