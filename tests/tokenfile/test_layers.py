@@ -343,7 +343,8 @@ def test_altered_chunks_with_right_checksums_are_noticed(version: int) -> None:
             del body[at:]
         else:
             body[at:at] = rng.randbytes(rng.randint(1, 4))
-        chunks = [cover[0], cover[1]._replace(payload=bytes(body).ljust(5, b"\0")), *cover[2:]]
+        least = 1 if version == 1 else 5  # the writer of version 2 needs the checksum that it joins
+        chunks = [cover[0], cover[1]._replace(payload=bytes(body).ljust(least, b"\0")), *cover[2:]]
         with TokenFile.open(io.BytesIO(forged([PICTURE, COVER], [picture, chunks], version))) as file:
             try:
                 found = file["cover"].tokens()

@@ -168,7 +168,7 @@ class TokenFileWriter:
         layer = self._layer(layer_index, time, chunk_row, chunk_col)
         if (raw.tag == EMPTY) != (not raw.payload):
             raise ChunkError("an empty chunk has no payload, and any other has one")
-        if raw.tag in JOINT and len(raw.payload) < 5:
+        if self.version > 1 and raw.tag in JOINT and len(raw.payload) < 5:
             raise ChunkError("a chunk of this coder ends with a checksum of four bytes")
         ordinal = layer.grid.ordinal(time, chunk_row, chunk_col)
         sealed = seal_chunk(raw, self.version)
