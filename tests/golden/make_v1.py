@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -255,11 +255,16 @@ def contents(case: Case) -> dict[str, Any]:
     return {"zstd": list(zstandard.ZSTD_VERSION), "layers": layers}
 
 
-if __name__ == "__main__":
-    HERE.mkdir(exist_ok=True)
-    for one in cases():
-        if (HERE / f"{one.name}.tmc").exists():
+def write_new(folder: Path, found: Iterable[Case], version: int) -> None:
+    """Write the files that are not there yet."""
+    folder.mkdir(exist_ok=True)
+    for one in found:
+        if (folder / f"{one.name}.tmc").exists():
             print(f"{one.name}.tmc exists and stays; golden files are for ever")
             continue
-        (HERE / f"{one.name}.tmc").write_bytes(write(one))
-        (HERE / f"{one.name}.json").write_text(json.dumps(contents(one)) + "\n")
+        (folder / f"{one.name}.tmc").write_bytes(write(one, version))
+        (folder / f"{one.name}.json").write_text(json.dumps(contents(one)) + "\n")
+
+
+if __name__ == "__main__":
+    write_new(HERE, cases(), 1)

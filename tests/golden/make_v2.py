@@ -6,7 +6,6 @@ bytes of version 2; `harmonised` has what only version 2 leaves out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -53,10 +52,4 @@ def cases() -> Iterator[Case]:
 
 
 if __name__ == "__main__":
-    HERE.mkdir(exist_ok=True)
-    for one in cases():
-        if (HERE / f"{one.name}.tmc").exists():
-            print(f"{one.name}.tmc exists and stays; golden files are for ever")
-            continue
-        (HERE / f"{one.name}.tmc").write_bytes(make_v1.write(one, VERSION))
-        (HERE / f"{one.name}.json").write_text(json.dumps(make_v1.contents(one)) + "\n")
+    make_v1.write_new(HERE, cases(), VERSION)

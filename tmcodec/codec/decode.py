@@ -201,6 +201,7 @@ def decode_array(
                 array[band, rows, cols] = writer.to_stored(plane, mask[band, rows, cols])
             if progress is not None:
                 progress(done, total)
+    scale, offset = tagged_scaling(job.layer.meta)
     profile = {
         "crs": job.layer.crs,
         "transform": window_transform(job.layer.transform, job.window),
@@ -211,8 +212,8 @@ def decode_array(
         "height": job.window.height,
         "count": shape[0],
         "valid": mask,
-        "scale": tagged_scaling(job.layer.meta)[0],
-        "offset": tagged_scaling(job.layer.meta)[1],
+        "scale": scale,
+        "offset": offset,
     }
     return array, profile
 
