@@ -304,6 +304,7 @@ MODALITIES: dict[str, Modality] = {
             nodata=-32768.0,
             mean=(670.665,),
             std=(951.272,),
+            bit_price=0.05,
             rendering=Rendering(("DEM",), None, colormap="terrain"),
             aliases={"dem": "DEM", "elevation": "DEM", "height": "DEM", "altitude": "DEM"},
         ),

@@ -82,5 +82,5 @@ def test_other_stages_refuse_it(stage: str) -> None:
 def test_negative_rounds_and_heights_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 0"):
         TokenizerModule(start="mini-ndvi-v2", stage="decoder", search=-1)
-    with pytest.raises(ConfigError, match="heights settle"):
+    with pytest.raises(ConfigError, match="not of heights"):
         TokenizerModule(start="mini-dem-v2", stage="decoder", search=1)

@@ -60,12 +60,11 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                  help="Store gains and offsets that bring decoded bands nearer to the raster, two numbers "
                       "a band for every 512 pixels. Default: for Sentinel-2 with the embedded tokenizers."),
     click.option("--exact", is_flag=True,
-                 help="Store the encoder's tokens as they are. Otherwise elevation's may move by a sixteenth "
-                      "of the local roughness to where they are shorter to code, and others are searched."),
+                 help="Store the encoder's tokens as they are. Otherwise better ones are searched."),
     click.option("--effort", type=Whole(0, 1000), default=None, metavar="N",
                  help="Rounds of the search for tokens that decode nearer to the raster and are shorter to "
                       "code; 0 for none. Default: 24, fewer above 1568 x 1568 pixels, none above "
-                      "4096 x 4096."),
+                      "4096 x 4096 (elevation: one)."),
     click.option("--bit-price", type=float, default=None, metavar="P",
                  help="What the search pays for a bit, in parts of the mean error: 0 for the nearest "
                       "picture, 1 for small files. Default: the modality's, 0.03 to 0.2."),

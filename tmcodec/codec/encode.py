@@ -124,13 +124,13 @@ def encode(
     checkpoint, precision, tile
         As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
     exact
-        Whether to store the encoder's tokens as they are. Otherwise elevation's may move by a sixteenth of
-        the local roughness to where they are shorter to code (`tmcodec.tokenfile.context.settle`), and the
-        other embedded tokenizers' are searched. TerraMind's never change.
+        Whether to store the encoder's tokens as they are. Otherwise those of the embedded tokenizers are
+        searched. TerraMind's never change.
     effort
         Rounds of the search for tokens that decode nearer to the raster and are shorter to code
-        (`tmcodec.codec.search`); 0 for none. None: 24 for up to 9,709 tokens (1568 x 1568 pixels), fewer for
-        more, none for more than 65,536.
+        (`tmcodec.codec.search`); 0 for none, and then elevation's move by up to a sixteenth of the local
+        roughness (`tmcodec.tokenfile.context.settle`). None: 24 for up to 9,709 tokens (1568 x 1568 pixels),
+        fewer for more, none for more than 65,536 (elevation: one).
     bit_price
         What the search pays for a bit, in parts of the mean error of a token: 0 looks for the nearest picture
         whatever it takes, 1 for small files. None: the modality's.
@@ -335,7 +335,7 @@ def encode_layer(
 
 
 class Revision:
-    """Tokens to store in place of the encoder's: settled heights, searched patches.
+    """Tokens to store in place of the encoder's: searched ones, or settled heights.
 
     Parameters
     ----------
@@ -362,17 +362,17 @@ class Revision:
         if bit_price is not None and not 0 <= bit_price < math.inf:
             raise SearchError(f"a bit cannot cost {bit_price}; give 0 or more")
         self.tok, self.exact, self.price = tok, exact, bit_price
-        wanted = default_effort(layer.rows * layer.cols) if effort is None else effort
+        usual = max(default_effort(layer.rows * layer.cols), tok.least_effort)
+        wanted = usual if effort is None else effort
         self.effort = wanted if tok.searched and not exact else 0
 
     def of(self, tokens: Tokens, board: ChunkBoard) -> Tokens:
         """Return what to store of a chunk."""
         if self.exact:
             return tokens
-        settled = settle(tokens, self.tok.levels, self.tok.sha256)
         if self.effort == 0:
-            return settled
-        return search(self.tok, settled, board.values, board.valid, self.effort, self.price)
+            return settle(tokens, self.tok.levels, self.tok.sha256)
+        return search(self.tok, tokens, board.values, board.valid, self.effort, self.price)
 
 
 class ChunkBoard:

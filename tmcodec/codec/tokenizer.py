@@ -17,7 +17,8 @@ from tmcodec.codec.weights import load_weights
 from tmcodec.errors import DeviceError, SamplerError, ShapeError, TokenRangeError
 from tmcodec.fsq import codebook_size
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.networks.mini import PATCH, MiniDecoder, MiniNet
+from tmcodec.networks.height import HeightDecoder
+from tmcodec.networks.mini import PATCH, MiniNet
 from tmcodec.rasters.windows import Window, align_out
 from tmcodec.samplers.noise import block_noise
 from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
@@ -77,6 +78,8 @@ class Tokenizer(ABC):
         Whether decoding is cheap enough to fit a radiometric balance whenever something is encoded.
     searched
         Whether `tmcodec.codec.search` can look for better tokens than the encoder's.
+    least_effort
+        Rounds of search that are worth their time on rasters of any size.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Tokenizer(ABC):
     encoder_halo: int = 0
     balanced: bool = False
     searched: bool = False
+    least_effort: int = 0
     device: torch.device
 
     @property
@@ -270,7 +274,8 @@ class MiniTokenizer(Tokenizer):
         self.modality = get_modality(net.cfg.modality)
         self.levels = tuple(net.cfg.levels)
         self.encoder_halo = net.encoder_halo
-        self.balanced, self.searched = True, isinstance(net.decoder, MiniDecoder)
+        self.balanced = self.searched = True
+        self.least_effort = int(isinstance(net.decoder, HeightDecoder))
 
     @classmethod
     def from_file(cls, path: Path, device: str = "auto") -> MiniTokenizer:

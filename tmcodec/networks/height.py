@@ -114,13 +114,20 @@ class HeightDecoder(nn.Module):
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean ``(B, 1, H, W)``, normalised, and features ``(B, H/4, W/4, refine)``."""
-        height = self.heights(codes)
+        metres, features = self.draw(self.heights(codes))
+        return self.scale.compander.compress(metres), features
+
+    def draw(self, height: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ground in metres ``(B, 1, H, W)`` that mean heights ``(B, 1, rows, cols)`` stand for.
+
+        And the features of `forward`.
+        """
         mean, relief = local_statistics(height)
         relative = torch.cat([(height - mean) / relief, relief.log() / 3 - 1], dim=1)
         detail, features = self.detail.paint(relative.permute(0, 2, 3, 1))
         smooth = enlarge(height, PATCH, self.slopes)
         spread = F.interpolate(relief, scale_factor=PATCH, mode="bilinear", align_corners=False)
-        return self.scale.compander.compress(smooth + detail * spread), features
+        return smooth + detail * spread, features
 
 
 def local_statistics(height: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,12 +35,12 @@ class SearchedCodes:
     Raises
     ------
     ConfigError
-        If the network's tokens are heights, which settle instead.
+        If the network's tokens are heights, which are searched by other means.
     """
 
     def __init__(self, net: MiniNet, lineage: Lineage | None, most: int) -> None:
         if not isinstance(net.decoder, MiniDecoder):
-            raise ConfigError("model.search is for tokens of patches; heights settle, leave it out")
+            raise ConfigError("model.search is for tokens of patches, not of heights; leave it out")
         self.net, self.most = net, most
         self.tables = tables_of(lineage, net.cfg.levels)
         self.modality = get_modality(net.cfg.modality)

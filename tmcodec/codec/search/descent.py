@@ -18,7 +18,9 @@ from torch import Tensor
 
 from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.error import TokenError
+from tmcodec.codec.search.heights import search_heights
 from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
+from tmcodec.networks.height import HeightDecoder
 from tmcodec.networks.mini import PATCH
 from tmcodec.tokenfile.coders import digits_to_tokens, tokens_to_digits
 from tmcodec.tokenfile.context.coder import tables_alone
@@ -61,7 +63,7 @@ def search(
     Parameters
     ----------
     tokenizer
-        Only small tokenizers of patches can; the tokens of others are returned as they are.
+        Only small tokenizers can be searched; the tokens of others are returned as they are.
     tokens
         int32 ``(rows, cols)`` of a chunk.
     values
@@ -78,15 +80,17 @@ def search(
     ndarray of int32
         The same shape.
     """
-    if effort < 1 or not valid.any() or not (isinstance(tokenizer, MiniTokenizer) and tokenizer.searched):
+    if effort < 1 or not valid.any() or not isinstance(tokenizer, MiniTokenizer):
         return tokens
     short = [(0, 0), *((0, n * PATCH - size) for n, size in zip(tokens.shape, values.shape[1:], strict=True))]
     padded = (np.pad(v, short)[None] for v in (values, valid))
     picture, mask = (torch.from_numpy(v).to(tokenizer.device) for v in padded)
+    price = tokenizer.modality.bit_price if price is None else price
+    if isinstance(tokenizer.net.decoder, HeightDecoder):
+        return search_heights(tokenizer.net.decoder, tokenizer.sha256, tokens, picture, mask, effort, price)
     error = TokenError(tokenizer.net, picture, mask)
     bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
     planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(tokenizer.device, torch.int64)
-    price = tokenizer.modality.bit_price if price is None else price
     found = Descent(error, bits, price).run(planes.permute(1, 2, 0)[None], effort)[0]
     return digits_to_tokens(found.permute(2, 0, 1).to(torch.uint8).cpu().numpy(), tokenizer.levels)
 
