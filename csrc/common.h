@@ -36,6 +36,11 @@ struct ContextWork {  // scratch of the context coder, one chunk's; see context_
   int64_t *logits, *weights;
 };
 
+struct BitWork {  // scratch of masks in context; see bit_kernels.h
+  int32_t *chances;  // [2, 2 + 16 + 65536, 2]
+  uint8_t *rows;     // [4, cols + 6]
+};
+
 // What kernels.cpp does, compiled once for each instruction set. Functions over begin..end work on
 // part of the vectors; the raster functions work on one row.
 struct Kernels {
@@ -64,6 +69,8 @@ struct Kernels {
                      float low, float high, float *to);
   int64_t (*context_code)(const tmc_context_model &, const ContextWork &, bool decoding, int16_t *planes, int64_t rows,
                           int64_t cols, uint8_t *data, int64_t size);
+  int64_t (*code_bits)(bool decoding, uint8_t *bits, int64_t planes, int64_t rows, int64_t cols, uint8_t *data,
+                       int64_t size, const BitWork &);
 };
 
 // Number of elements a * b * c, or -1 where a size is negative or the number absurd.

@@ -101,3 +101,19 @@ extern "C" TMC_API int32_t tmc_context_undo_errors(int32_t *numbers, int64_t row
     }
   return TMC_OK;
 }
+
+extern "C" TMC_API int32_t tmc_bits_code(int32_t decoding, uint8_t *bits, int64_t planes, int64_t rows, int64_t cols,
+                                         uint8_t *data, int64_t size, int64_t *length) {
+  const int64_t most = int64_t(1) << 30;
+  if (!bits || !data || !length || planes < 1 || rows < 1 || cols < 1 || size < 0 || planes > most ||
+      rows > most / planes || cols > most / (planes * rows))
+    return TMC_EARGUMENT;
+  // A bit moves at most three bytes, and six end the stream; each row has one bit more.
+  if (!decoding && size < planes * rows * (cols + 1) * 3 + 6) return TMC_EARGUMENT;
+  Scratch<int32_t> chances(4 * (2 + 16 + 65536));
+  Scratch<uint8_t> lines(4 * (cols + 6));
+  if (!chances.data || !lines.data) return TMC_EMEMORY;
+  const tmc::BitWork work = {chances.data, lines.data};
+  *length = tmc::kernels().code_bits(decoding != 0, bits, planes, rows, cols, data, size, work);
+  return *length < 0 ? TMC_EDAMAGED : TMC_OK;
+}

@@ -37,7 +37,7 @@ extern "C" {
 #endif
 
 /* Raised with every change of this file. */
-#define TMC_CONTEXT_VERSION 1
+#define TMC_CONTEXT_VERSION 2
 TMC_API int32_t tmc_context_version(void);
 
 /* Code a chunk of rows x cols tokens (each 1 to 256), or decode it. planes [2, rows + 4, cols + 4,
@@ -51,6 +51,12 @@ TMC_API int32_t tmc_context_code(const tmc_context_model *model, int32_t decodin
  * those of W, N, NW, NE, WW, NN, and `size` is the codebook's. */
 TMC_API int32_t tmc_context_undo_errors(int32_t *numbers, int64_t rows, int64_t cols, const int32_t *weights,
                                         int32_t size);
+
+/* Code planes of bits [planes, rows, cols], bytes of 0 and 1, or decode them: masks. data has `size` bytes:
+ * decoding, those to read; coding, room for at least planes * rows * (cols + 1) * 3 + 6. *length is what coding
+ * wrote. */
+TMC_API int32_t tmc_bits_code(int32_t decoding, uint8_t *bits, int64_t planes, int64_t rows, int64_t cols, uint8_t *data,
+                              int64_t size, int64_t *length);
 
 #ifdef __cplusplus
 }

@@ -21,11 +21,12 @@ namespace {
 #include "raster_kernels.h"
 #include "curve_kernels.h"
 #include "context_kernels.h"
+#include "bit_kernels.h"
 }  // namespace
 
 extern const Kernels TMC_TABLE(TMC_ISA);
 const Kernels TMC_TABLE(TMC_ISA) = {quantize,  dequantize, backward, project_quantize, dequantize_project,
                                     normalize, fill_row,   add_row,  write_row,
-                                    compand_pool, interleave, double_row, context_code};
+                                    compand_pool, interleave, double_row, context_code, code_bits};
 
 }  // namespace tmc

@@ -53,6 +53,8 @@ class Case:
     before_numbers: bool = False
     """Whether it names a tokenizer in full that has got a number since."""
     coders: tuple[int, ...] | None = (0, 1)
+    plain_masks: bool = True
+    """Whether it was written before masks were coded in context."""
 
 
 def scatter(rows: int, cols: int, codes: int, salt: int) -> np.ndarray:

@@ -46,9 +46,37 @@ def harmonised() -> Case:
     return Case("harmonised", FileMeta((chip, ndvi, nowhere)), chunks, needs_zstd=True, coders=(0, 1, 2))
 
 
+def edges() -> Case:
+    """Masks in context: round holes, a slanted edge that differs from band to band, a single pixel."""
+    y, x = np.mgrid[:300, :330]
+    holes = [np.hypot(y - 37 * i % 300, x - 101 * i % 330) < 4 + i % 23 for i in range(1, 40)]
+    land = LayerMeta(
+        name="NDVI", modality="NDVI", tokenizer="mini-ndvi-v2", levels=(8, 8, 8, 6, 5), width=330, height=300,
+        weights_sha256=bytes.fromhex(MINI_NDVI), dtype="float32", bands=("NDVI",), units="1", nodata=-2.0,
+    )  # fmt: skip
+    chip = LayerMeta(
+        name="S2L2A", modality="S2L2A", tokenizer="mini-s2l2a-v2", levels=(8, 8, 8, 6, 5), width=150,
+        height=141, weights_sha256=bytes.fromhex(make_v1.MINI_S2L2A), dtype="uint16", bands=make_v1.L2A,
+        units="DN", nodata=0, chunk=5,
+    )  # fmt: skip
+    y, x = np.mgrid[:80, :80]
+    slanted = np.stack([5 * x + 2 * y > 150 + 11 * (band // 4) for band in range(12)])
+    dot = np.ones((1, 61, 80), np.bool_)
+    dot[0, 17, 33] = False
+    chunks = (
+        Chunk(0, 0, 0, 0, make_v1.hills(19, 21, 15360, 3) // 9, ~np.any(holes, axis=0)[None]),
+        Chunk(1, 0, 0, 0, make_v1.hills(5, 5, 15360, 11) // 9, slanted),
+        Chunk(1, 0, 1, 0, make_v1.hills(4, 5, 15360, 13) // 9, dot),
+        Chunk(1, 0, 0, 1, make_v1.hills(5, 5, 15360, 17) // 9),
+        Chunk(1, 0, 1, 1, None),
+    )
+    meta = FileMeta((land, chip))
+    return Case("edges", meta, chunks, needs_zstd=False, coders=(0, 1, 2), plain_masks=False)
+
+
 def cases() -> Iterator[Case]:
     """Yield every golden file of version 2."""
-    yield from (make_v1.tiny(), make_v1.stacked(), make_v1.context(), make_v1.layers(), harmonised())
+    yield from (make_v1.tiny(), make_v1.stacked(), make_v1.context(), make_v1.layers(), harmonised(), edges())
 
 
 if __name__ == "__main__":

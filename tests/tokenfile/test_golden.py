@@ -13,6 +13,7 @@ import math
 import re
 import struct
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ import google_crc32c
 import numpy as np
 import pytest
 import second_context
+import second_masks
 import zstandard
 
 from tmcodec.tokenfile import FileMeta, TokenFile, fields, verify
+from tmcodec.tokenfile.masks import mask_pack
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -81,6 +84,9 @@ def test_writer_makes_the_same_bytes(name: str, monkeypatch: pytest.MonkeyPatch)
     if case.before_numbers and version_of(name) == 1:
         assert len(make_v1.write(case)) < len(golden)
         monkeypatch.setattr(fields, "registered_number", lambda name, sha256: None)
+    if case.plain_masks:
+        plain = partial(mask_pack, coded=False)
+        monkeypatch.setattr("tmcodec.tokenfile.chunks.mask_pack", lambda valid, coded: plain(valid))
     if case.needs_zstd and list(zstandard.ZSTD_VERSION) != expected(name)["zstd"]:
         pytest.skip("another zstandard may find other (equally valid) frames")
     assert make_v1.write(case, version_of(name)) == golden
@@ -238,6 +244,10 @@ def decode_tokens(coder: int, data: bytes, count: int, levels: tuple[int, ...]) 
 def decode_mask(block: bytes, bands: int, h: int, w: int) -> np.ndarray:
     """Decode a mask, pixel by pixel: bool (bands, h, w)."""
     flags, row_bytes = block[0], -(-w // 8)
+    if flags & 4:
+        assert flags & 1 == 0
+        coded = second_masks.decode(block[1:], bands if flags & 2 else 1, h, w)
+        return np.broadcast_to(np.array(coded, bool), (bands, h, w))
     raw = bytearray(zstandard.ZstdDecompressor().decompress(block[1:]))
     planes = bands if flags & 2 else 1
     assert len(raw) == planes * h * row_bytes

@@ -21,8 +21,9 @@ from tmcodec.tokenfile.coders import (
     encode_tokens,
 )
 from tmcodec.tokenfile.context.coder import Source, context_decode, context_encode
-from tmcodec.tokenfile.masks import Mask, mask_pack, mask_unpack
+from tmcodec.tokenfile.masks import MAX_CODED, Mask, is_coded, mask_pack, mask_unpack
 from tmcodec.tokenfile.metadata import LayerMeta
+from tmcodec.tokenfile.prelude import VERSION
 
 EMPTY = 0
 """Tag of a chunk without any valid pixel; it has no payload."""
@@ -74,13 +75,17 @@ def unseal_chunk(tag: int, stored: bytes, crc: int, version: int) -> RawChunk:
     ------
     ChunkChecksumError
         Where the checksum is of the bytes alone; a joint one is checked when the tokens are decoded.
+    ChunkError
+        If the chunk has what its version has not.
     """
-    computed = crc32c(stored)
+    raw, computed = RawChunk(tag, stored), crc32c(stored)
     if version > 1 and tag in JOINT:
         return RawChunk(tag, stored + (computed ^ crc).to_bytes(4, "little"))
     if computed != crc:
         raise ChunkChecksumError(f"CRC32C {computed:08x}, stored {crc:08x}")
-    return RawChunk(tag, stored)
+    if version == 1 and has_coded_mask(raw):
+        raise ChunkError("mask: bits in context are not defined in version 1")
+    return raw
 
 
 class References(Protocol):
@@ -94,7 +99,11 @@ class References(Protocol):
 
 
 def pack_chunk(
-    meta: LayerMeta, tokens: Tokens, valid: Mask | None, coders: Collection[int] | None = None
+    meta: LayerMeta,
+    tokens: Tokens,
+    valid: Mask | None,
+    coders: Collection[int] | None = None,
+    version: int = VERSION,
 ) -> RawChunk:
     """Pack tokens and mask of one chunk; both were checked by `check_tokens` and `check_mask`.
 
@@ -107,7 +116,10 @@ def pack_chunk(
     valid
         bool, shape (planes, h, w) in pixels; None where all are valid.
     coders
-        Coder ids to choose among; None is all.
+        Coder ids to choose among; None is all. Masks are coded in context where the context coder is among
+        them.
+    version
+        Of the format; 1 has no masks in context.
     """
     if valid is not None and not valid.any():
         return EMPTY_CHUNK
@@ -115,7 +127,7 @@ def pack_chunk(
     tag = 1 + 2 * coder
     if valid is None or valid.all():
         return RawChunk(tag, data)
-    mask = mask_pack(valid)
+    mask = mask_pack(valid, version > 1 and (coders is None or CONTEXT.id in coders))
     return RawChunk(tag + 1, pack_varint(len(mask)) + mask + data)
 
 
@@ -183,6 +195,26 @@ def plain_chunk(meta: LayerMeta, raw: RawChunk, tokens: Tokens) -> RawChunk:
     coder, data = encode_tokens(tokens, meta.levels, meta.weights_sha256)
     before = b"" if mask is None else pack_varint(len(mask)) + mask
     return RawChunk(1 + 2 * coder + (mask is not None), before + data)
+
+
+def has_coded_mask(raw: RawChunk) -> bool:
+    """Tell whether the mask of a chunk is coded in context, which version 1 does not have."""
+    return raw.partial and is_coded(_split(raw)[0] or b"")
+
+
+def plain_mask(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int) -> RawChunk:
+    """Return a chunk as version 1 has it, with the same tokens and a mask that is not coded in context.
+
+    Raises
+    ------
+    ChunkError
+    """
+    if not has_coded_mask(raw):
+        return raw
+    valid = unpack_mask(meta, raw, chunk_row, chunk_col, MAX_CODED)
+    assert valid is not None
+    mask = mask_pack(valid, coded=False)
+    return RawChunk(raw.tag, pack_varint(len(mask)) + mask + _split(raw)[1])
 
 
 def unpack_mask(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int, limit: int) -> Mask | None:

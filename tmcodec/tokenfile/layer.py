@@ -328,6 +328,8 @@ class Layer:
             return unseal_chunk(int(self.index.tags[row]), payload, stored, self._version)
         except ChunkChecksumError as cause:
             raise ChunkChecksumError(f"{self._where(at, time)} is damaged: {cause}") from None
+        except ChunkError as cause:
+            raise type(cause)(f"{self._where(at, time)}: {cause}") from cause
 
     def _decode(
         self, at: tuple[int, int], time: int, salvage: bool, raw: RawChunk | None, unpack: Any, *more: Any

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.errors import ChunkError
+from tmcodec.tokenfile.context.backends import choose
 from tmcodec.tokenfile.geometry import TokenGrid, TokenWindow, check_limit
 from tmcodec.tokenfile.zstd import zstd_pack, zstd_unpack
 
@@ -13,6 +16,11 @@ Mask = NDArray[np.bool_]
 
 _XOR_UP = 1
 _PER_BAND = 2
+_CODED = 4
+"""In context (`tmcodec.tokenfile.context.bits`) in place of a zstandard frame; since version 2."""
+
+MAX_CODED = 2**24
+"""Values of a mask that is coded in context: seconds at most, whoever decodes it."""
 
 
 def merge_planes(valid: Mask) -> Mask:
@@ -20,19 +28,25 @@ def merge_planes(valid: Mask) -> Mask:
     return valid[:1] if bool((valid == valid[:1]).all()) else valid
 
 
-def mask_pack(valid: Mask) -> bytes:
-    """Pack a mask: a flag byte, then a zstandard frame of rows of bits.
+def mask_pack(valid: Mask, coded: bool = True) -> bytes:
+    """Pack a mask: a flag byte, then a zstandard frame of rows of bits or, where shorter, bits in context.
 
     Parameters
     ----------
     valid
         bool, shape (planes, h, w), true where the pixel carries data.
+    coded
+        Whether bits in context may be taken; version 1 does not have them.
     """
     planes = merge_planes(valid)
     rows = np.packbits(planes, axis=2)  # the first pixel is the highest bit; padding bits are 0
     flags = _PER_BAND if len(planes) > 1 else 0
     candidates = [(flags, rows), (flags | _XOR_UP, _xor_up(rows))]
     blocks = [bytes([flag]) + zstd_pack(filtered.tobytes()) for flag, filtered in candidates]
+    if coded and planes.size <= MAX_CODED:
+        bits = choose().code_bits(planes.astype(np.uint8), None)
+        assert bits is not None
+        blocks.append(bytes([flags | _CODED]) + bits)
     return min(blocks, key=len)  # the first of equals, so the result is one
 
 
@@ -59,8 +73,11 @@ def mask_unpack(block: bytes, bands: int, shape: tuple[int, int]) -> Mask:
     if not block:
         raise ChunkError("mask: no bytes")
     flags = block[0]
-    if flags > (_XOR_UP | _PER_BAND) or (flags & _PER_BAND and bands < 2):
+    known = flags & ~_PER_BAND in (0, _XOR_UP, _CODED)
+    if not known or (flags & _PER_BAND and bands < 2):
         raise ChunkError(f"mask: flags {flags} are not defined for a layer of {bands} bands")
+    if flags & _CODED:
+        return _decode_bits(block[1:], (bands if flags & _PER_BAND else 1, *shape))
     height, width = shape
     stored = (bands if flags & _PER_BAND else 1, height, (width + 7) // 8)
     raw = zstd_unpack(block[1:], stored[0] * stored[1] * stored[2], "mask", ChunkError)
@@ -70,6 +87,21 @@ def mask_unpack(block: bytes, bands: int, shape: tuple[int, int]) -> Mask:
     if width % 8 and bool((rows[:, :, -1] & (0xFF >> width % 8)).any()):
         raise ChunkError("mask: padding bits are set")
     return np.unpackbits(rows, axis=2, count=width).view(np.bool_)
+
+
+def is_coded(block: bytes) -> bool:
+    """Tell whether a mask block holds bits in context, which version 1 does not have."""
+    return len(block) > 0 and block[0] & _CODED != 0
+
+
+def _decode_bits(data: bytes, shape: tuple[int, int, int]) -> Mask:
+    """Return the mask of bits in context."""
+    if math.prod(shape) > MAX_CODED:
+        raise ChunkError(f"mask: {math.prod(shape)} values in context, more than {MAX_CODED}")
+    bits = np.zeros(shape, np.uint8)
+    if choose().code_bits(bits, data) is None:
+        raise ChunkError("mask: the bits in context are damaged, too long or too short")
+    return bits.view(np.bool_)
 
 
 def _xor_up(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:

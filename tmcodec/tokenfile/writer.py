@@ -25,6 +25,7 @@ from tmcodec.tokenfile.chunks import (
     check_mask,
     check_tokens,
     pack_chunk,
+    plain_mask,
     refer_chunk,
     seal_chunk,
     unpack_tokens,
@@ -153,7 +154,7 @@ class TokenFileWriter:
                 if valid is None
                 else check_mask(layer, valid, layer.grid.pixel_shape(chunk_row, chunk_col))
             )
-            raw = pack_chunk(layer, checked, mask, self._coders)
+            raw = pack_chunk(layer, checked, mask, self._coders, self.version)
         self.write_raw_chunk(layer_index, time, chunk_row, chunk_col, raw)
 
     def write_raw_chunk(
@@ -170,6 +171,8 @@ class TokenFileWriter:
             raise ChunkError("an empty chunk has no payload, and any other has one")
         if self.version > 1 and raw.tag in JOINT and len(raw.payload) < 5:
             raise ChunkError("a chunk of this coder ends with a checksum of four bytes")
+        if self.version == 1:
+            raw = plain_mask(layer, raw, chunk_row, chunk_col)
         ordinal = layer.grid.ordinal(time, chunk_row, chunk_col)
         sealed = seal_chunk(raw, self.version)
         with self._lock:

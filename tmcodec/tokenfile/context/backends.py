@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from tmcodec.fsq.backends import VARIABLE, BackendError
+from tmcodec.tokenfile.context.bits import Bits
 from tmcodec.tokenfile.context.heights import Tokens
 from tmcodec.tokenfile.context.model import ContextModel
 from tmcodec.tokenfile.context.reference import Planes
@@ -31,12 +32,19 @@ class UndoErrors(Protocol):
     def __call__(self, errors: Tokens, weights: tuple[int, ...], size: int) -> Tokens: ...
 
 
+class CodeBits(Protocol):
+    """See `tmcodec.tokenfile.context.bits.code_bits`."""
+
+    def __call__(self, planes: Bits, data: bytes | None) -> bytes | None: ...
+
+
 class Backend(NamedTuple):
     """One implementation."""
 
     name: str
     code_chunk: CodeChunk
     undo_errors: UndoErrors
+    code_bits: CodeBits
 
 
 def choose(name: str | None = None) -> Backend:
@@ -75,13 +83,13 @@ def _backend(name: str) -> Backend | str:
             native.load()
         except NativeUnavailable as error:
             return str(error)
-        return Backend(name, native.code_chunk, native.undo_errors)
+        return Backend(name, native.code_chunk, native.undo_errors, native.code_bits)
     if name == "numba":
         if importlib.util.find_spec("numba") is None:
             return "numba is not installed"
-        from tmcodec.tokenfile.context import numba_kernel
+        from tmcodec.tokenfile.context import numba_bits, numba_kernel
 
-        return Backend(name, numba_kernel.code_chunk, numba_kernel.undo_errors)
-    from tmcodec.tokenfile.context import heights, reference
+        return Backend(name, numba_kernel.code_chunk, numba_kernel.undo_errors, numba_bits.code_bits)
+    from tmcodec.tokenfile.context import bits, heights, reference
 
-    return Backend(name, reference.code_chunk, heights.undo_errors)
+    return Backend(name, reference.code_chunk, heights.undo_errors, bits.code_bits)

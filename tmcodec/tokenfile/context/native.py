@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tmcodec.fsq import native as library
+from tmcodec.tokenfile.context.bits import Bits
 from tmcodec.tokenfile.context.heights import Tokens
 from tmcodec.tokenfile.context.model import EXP2, ContextModel, layout
 from tmcodec.tokenfile.context.reference import Planes
 
-VERSION = 1
+VERSION = 2
 DAMAGED = -5
 
 _INTS = ("digits", "slots", "h1", "h2", "hg", "last_rate")
@@ -51,6 +52,7 @@ def load() -> Any:
     if version != VERSION:
         raise library.NativeUnavailable(f"its context coder has version {version}, not {VERSION}")
     dll.tmc_context_code.argtypes = (_PTR, _I32, _PTR, _I64, _I64, _PTR, _I64, _PTR)
+    dll.tmc_bits_code.argtypes = (_I32, _PTR, _I64, _I64, _I64, _PTR, _I64, _PTR)
     dll.tmc_context_undo_errors.argtypes = (_PTR, _I64, _I64, _PTR, _I32)
     return dll
 
@@ -110,6 +112,31 @@ def code_chunk(model: ContextModel, planes: Planes, data: bytes | None) -> bytes
     if status:
         raise RuntimeError(f"context coder: error {status}")
     return b"" if data is not None else buffer[: length.value].tobytes()
+
+
+def code_bits(planes: Bits, data: bytes | None) -> bytes | None:
+    """Do what `tmcodec.tokenfile.context.bits.code_bits` does."""
+    count, rows, cols = planes.shape
+    work = np.ascontiguousarray(planes)
+    if data is None:
+        buffer = np.empty(count * rows * (cols + 1) * 3 + 6, np.uint8)
+        size = buffer.size
+    else:
+        buffer = np.frombuffer(data + b"\0", np.uint8)  # never an empty array
+        size = len(data)
+    length = _I64()
+    status = load().tmc_bits_code(
+        data is not None, work.ctypes.data, count, rows, cols, buffer.ctypes.data, size, ctypes.byref(length)
+    )
+    if status == DAMAGED:
+        return None
+    if status:
+        raise RuntimeError(f"mask coder: error {status}")
+    if data is None:
+        return buffer[: length.value].tobytes()
+    if work is not planes:
+        planes[:] = work
+    return b""
 
 
 def undo_errors(errors: Tokens, weights: tuple[int, ...], size: int) -> Tokens:

@@ -136,7 +136,7 @@ def _carry(data: Any, place: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _narrow(decoding: bool, data: Any, below: int, weight: int, part: int, state: Any) -> None:
+def narrow(decoding: bool, data: Any, below: int, weight: int, part: int, state: Any) -> None:
     """Narrow the interval to a symbol; `state` is (low, span, value, place)."""
     low, span, value, place = state[0] + below * part, weight * part, state[2], state[3]
     if decoding:
@@ -203,14 +203,14 @@ def code(
                     symbol = cell[k]
                     for s in range(symbol):
                         below += weights[s]
-                _narrow(decoding, data, below, weights[symbol], part, state)
+                narrow(decoding, data, below, weights[symbol], part, state)
                 rate = last_rate if has_net else 0
                 _learn(k, symbol, base, weights, total, v, g, rate, rates, counting, places, count)
-    return _finish(decoding, data, state[0], state[1], state[3])
+    return finish(decoding, data, state[0], state[1], state[3])
 
 
 @njit(nogil=True, cache=True)
-def _finish(decoding: bool, data: Any, low: int, span: int, place: int) -> int:
+def finish(decoding: bool, data: Any, low: int, span: int, place: int) -> int:
     """Write, or check, the last bytes: the fewest that lie in the interval; return the length or -1."""
     for tail in range(7):
         rest = _FULL >> 8 * tail
