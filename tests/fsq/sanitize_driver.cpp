@@ -161,6 +161,114 @@ static void run_curves(int64_t batch, int64_t channels, int64_t rows, int64_t co
   check(tmc_expand_double(nullptr, 0, 1, 1, 1, &unknown, nullptr, nullptr, 0, 1, nullptr, 1) == TMC_EARGUMENT, "curve");
 }
 
+// Decodes what was coded, cut short, longer and changed, and noise: any answer but a crash.
+template <typename Decode>
+static void run_damage(const Buffer &coded, int64_t length, Decode decode) {
+  for (int64_t size : {int64_t(0), int64_t(1), length / 2, length - 1, length, length + 7}) {
+    if (size < 0) continue;
+    for (int32_t changed = 0; changed < 3; changed++) {
+      Buffer data(size);  // noise
+      if (changed < 2 && size <= length) memcpy(data.data, coded.data, static_cast<size_t>(size));
+      if (changed == 1 && size) static_cast<uint8_t *>(data.data)[next_random() % size] ^= 1 << next_random() % 8;
+      const int32_t status = decode(static_cast<uint8_t *>(data.data), size);
+      check(status == TMC_OK || status == TMC_EDAMAGED, "status");
+    }
+  }
+}
+
+static void run_bits(int64_t planes, int64_t rows, int64_t cols, uint32_t ones) {
+  const int64_t count = planes * rows * cols;
+  Buffer bits(count), back(count), coded(planes * rows * (cols + 1) * 3 + 6);
+  uint8_t *values = static_cast<uint8_t *>(bits.data);
+  for (int64_t i = 0; i < count; ++i) values[i] = i % (5 * cols) < 2 * cols || next_random() % 100 < ones;
+  int64_t length = 0;
+  uint8_t *to = static_cast<uint8_t *>(coded.data);
+  check(tmc_bits_code(0, values, planes, rows, cols, to, coded.size, &length) == TMC_OK, "status");
+  auto decode = [&](uint8_t *data, int64_t size) {
+    int64_t read = 0;
+    return tmc_bits_code(1, static_cast<uint8_t *>(back.data), planes, rows, cols, data, size, &read);
+  };
+  check(decode(to, length) == TMC_OK && back == bits, "bits");
+  run_damage(coded, length, decode);
+}
+
+// A model of the context coder with a small random network, a reference and all contexts.
+struct Context {
+  explicit Context(std::vector<int32_t> l) : levels(l), digits(static_cast<int32_t>(l.size())) {
+    const int32_t d = digits;
+    for (int32_t k = 0; k < d; k++) order.push_back(d - 1 - k), last_rows.push_back(symbols), symbols += levels[k];
+    last_rows.push_back(symbols);
+    for (int32_t s = 0; s < 5; s++)
+      for (int32_t k = 0; k < d; k++) first_rows.push_back(rows), rows += levels[k] + 1;
+    previous_rows.assign(d * d, -1);
+    for (int32_t k = 0; k < d; k++)
+      for (int32_t j = k + 1; j < d; j++) previous_rows[k * d + j] = before, before += levels[j];
+    for (int32_t k = 0; k < d; k++) {
+      const int32_t sizes[6] = {1, levels[k] + 1, levels[k] + 1, k + 1 < d ? levels[k + 1] : 1,
+                                (levels[k] + 1) * (levels[k] + 1), levels[k] + 1};
+      for (int32_t size : sizes) {
+        state_rows.push_back(static_cast<int32_t>(states)), count_rows.push_back(static_cast<int32_t>(counts));
+        states += size * levels[k], counts += size;
+      }
+    }
+    for (int32_t i = 0; i < 6 * 64; i++) rates.push_back(30000 / (i % 64 + 1));
+    for (int32_t i = 0; i < 1024; i++) exp2s.push_back(static_cast<int32_t>(65536 * pow(2.0, -i / 1024.0)));
+    small(first, rows * 16), small(first_bias, 16), small(second, 256), small(heads, d * 256);
+    small(previous, before * 16), small(last, symbols * 16);
+    wide(second_bias, 16), wide(head_bias, d * 16), wide(last_bias, symbols);
+  }
+  void small(std::vector<int16_t> &numbers, int32_t count) {
+    for (int32_t i = 0; i < count; i++) numbers.push_back(static_cast<int16_t>(next_random() % 401) - 200);
+  }
+  void wide(std::vector<int32_t> &numbers, int32_t count) {
+    for (int32_t i = 0; i < count; i++) numbers.push_back(static_cast<int32_t>(next_random() % 40001) - 20000);
+  }
+  tmc_context_model view() const {
+    return {digits, 5, 16, 16, 16, 700, levels.data(), order.data(), slots.data(), first_rows.data(), first.data(),
+            first_bias.data(), second.data(), second_bias.data(), heads.data(), head_bias.data(), previous_rows.data(),
+            previous.data(), last_rows.data(), last.data(), last_bias.data(), rates.data(), state_rows.data(),
+            count_rows.data(), exp2s.data(), states, counts};
+  }
+  std::vector<int32_t> levels, order, first_rows, previous_rows, last_rows, rates, exp2s, state_rows, count_rows;
+  std::vector<int32_t> slots = {0, 0, -1, 0, -1, 0, 0, -2, 2, 1, 0, 0, 1, 2, -2}, second_bias, head_bias, last_bias;
+  std::vector<int16_t> first, first_bias, second, heads, previous, last;
+  int32_t digits, symbols = 0, rows = 0, before = 0;
+  int64_t states = 0, counts = 0;
+};
+
+static void run_context(const Context &context, int64_t rows, int64_t cols) {
+  const tmc_context_model model = context.view();
+  const int64_t d = context.digits, plane = (rows + 4) * (cols + 4) * d;
+  Buffer planes(2 * plane * 2), back(2 * plane * 2), coded(rows * cols * d * 4 + 6);
+  int16_t *cells = static_cast<int16_t *>(planes.data), *other = static_cast<int16_t *>(back.data);
+  for (int64_t i = 0; i < 2 * plane; ++i) {
+    const int64_t r = i % plane / d / (cols + 4), c = i / d % (cols + 4), level = context.levels[i % d];
+    const bool inside = r >= 2 && r < rows + 2 && c >= 2 && c < cols + 2;
+    cells[i] = static_cast<int16_t>(inside ? next_random() % level : level);
+    other[i] = inside && i < plane ? int16_t(0) : cells[i];
+  }
+  int64_t length = 0;
+  uint8_t *to = static_cast<uint8_t *>(coded.data);
+  check(tmc_context_code(&model, 0, cells, rows, cols, to, coded.size, &length) == TMC_OK, "status");
+  auto decode = [&](uint8_t *data, int64_t size) {
+    int64_t read = 0;
+    return tmc_context_code(&model, 1, other, rows, cols, data, size, &read);
+  };
+  check(decode(to, length) == TMC_OK && back == planes, "tokens");
+  run_damage(coded, length, decode);
+}
+
+static void run_coder_refusals() {
+  uint8_t byte = 0;
+  int64_t length = 0;
+  for (int64_t bad : {int64_t(0), int64_t(-1), INT64_MAX})
+    check(tmc_bits_code(1, &byte, 1, bad, 1, &byte, 1, &length) == TMC_EARGUMENT, "size");
+  check(tmc_bits_code(1, &byte, INT64_MAX / 2, 3, INT64_MAX, &byte, 1, &length) == TMC_EARGUMENT, "overflow");
+  check(tmc_bits_code(0, &byte, 1, 1, 1, &byte, 11, &length) == TMC_EARGUMENT, "room");
+  check(tmc_bits_code(1, nullptr, 1, 1, 1, &byte, 1, &length) == TMC_EARGUMENT, "nothing");
+  check(tmc_context_code(nullptr, 1, nullptr, 1, 1, &byte, 1, &length) == TMC_EARGUMENT, "no model");
+}
+
 static void run_refusals(const Grid &grid) {
   const tmc_grid c = grid.view();
   Grid one({1, 4}), large({65537}), many(std::vector<int32_t>(31, 2));
@@ -198,6 +306,12 @@ int main() {
     run_curves(2, 3, 2, 5, 8, 3);
     run_curves(1, 2, 3, 101, 3, 2);
     run_curves(1, 1, 1, 300, 1, 1);
+    for (uint32_t ones : {0, 30, 99, 100}) run_bits(1, 23, 41, ones);
+    run_bits(3, 17, 9, 95);
+    for (int64_t cols : {1, 2, 3, 6, 7}) run_bits(2, 5, cols, 60), run_bits(1, 1, cols, 50);
+    const Context image({8, 8, 8, 6, 5}), cover({7, 5, 5, 5, 5}), one({16});
+    for (const Context *context : {&image, &cover, &one}) run_context(*context, 9, 13), run_context(*context, 1, 1);
+    run_coder_refusals();
     run_curves(0, 2, 1, 1, 8, 1);
     run_refusals(grids[0]);
   }
