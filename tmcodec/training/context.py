@@ -27,19 +27,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.codec.models import default_model
+from tmcodec.codec.search import search
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.context.backends import choose
 from tmcodec.tokenfile.context.coder import _planes, _to_coded, predictor_of
 from tmcodec.tokenfile.context.heights import Levels, Tokens, neighbours, reflected_to_number
 from tmcodec.tokenfile.context.model import REACH, ContextModel, Network, slot_rows
-from tmcodec.tokenfile.context.settle import settle
 from tmcodec.tokenfile.context.tables import FOLDER, Tables, overflow, pack_tables, with_rates
 from tmcodec.training.corpus import AUGMENT, CropSampler, Scene, load_scenes
 from tmcodec.training.mini import VAL_FOLDERS
 from tmcodec.training.recipes import RECIPES
 
 CROP = 224
+EFFORT = 8
+"""Rounds of search for heights: a third of what files have, and nearly the same tokens."""
 AUGMENTED, WARPED = 0.75, 0.25
 """Chances that a crop's radiometry is changed, and that it is turned and zoomed; most are as they are."""
 COARSER = (2, 3)
@@ -62,12 +64,15 @@ Pairs = Sequence[tuple[Tokens, Tokens | None]]
 def encode(tokenizer: Tokenizer, values: npt.NDArray[np.float32]) -> Tokens:
     """Return int32 tokens (n, rows, cols) of pictures (n, bands, h, w), extended by reflection.
 
-    They are settled as in files, where earlier tables say how.
+    Where earlier tables predict numbers, heights, they are searched as in files.
     """
     short = [(0, 0), (0, 0), *((0, -n % tokenizer.patch) for n in values.shape[2:])]
     padded = torch.from_numpy(np.pad(values, short, mode="reflect"))
     grids = np.asarray(tokenizer.encode(padded), np.int32)
-    return np.stack([settle(grid, tokenizer.levels, tokenizer.sha256) for grid in grids])
+    if predictor_of(tokenizer.sha256, tokenizer.levels) is None:
+        return grids
+    pairs = zip(grids, padded.numpy(), strict=True)
+    return np.stack([search(tokenizer, grid, x, np.ones(x.shape, np.bool_), EFFORT) for grid, x in pairs])
 
 
 def thinned(scene: Scene, every: int) -> Scene:
