@@ -369,3 +369,17 @@ def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: P
     with pytest.raises(errors.SamplerError, match="official clamps pictures, tiny-s2l2a draws residuals"):
         tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, sampler="official", steps=3)
     assert not (tmp_path / "a.tmc").exists()
+
+
+def test_several_steps_draw_no_hills_on_a_plain(tmp_path: Path) -> None:
+    # Six metres in two kilometres: the denoiser's own texture has tens.
+    plain = (300 + np.linspace(0, 6, 224)[None, :] + np.zeros((224, 1))).astype(np.float32)[None]
+    path = tmp_path / "plain.tmc"
+    tmcodec.encode(
+        plain, path, modality="DEM", profile={"transform": (10, 0, 0, 0, -10, 0), "crs": "EPSG:32633"}
+    )
+    one, four = (tmcodec.decode_array(path, steps=steps)[0] for steps in (1, 4))
+    assert float(np.abs(one - plain).max()) < 1
+    assert 0 < float(np.sqrt(np.square(four - one).mean())) < 1
+    part, _ = tmcodec.decode_array(path, steps=4, window=(70, 50, 60, 90))
+    np.testing.assert_allclose(part, four[:, 50:140, 70:130], atol=1e-3)

@@ -103,6 +103,25 @@ def test_local_statistics_by_hand() -> None:
     assert float(relief[0, 0, 0, 6]) == pytest.approx(1.0, abs=2e-3)
 
 
+@torch.no_grad()
+def test_texture_is_bounded_by_the_relief() -> None:
+    net = height_net()
+
+    def codes_of(metres: torch.Tensor) -> torch.Tensor:
+        z = net.compander.compress(F.interpolate(metres[None, None], scale_factor=16))
+        return net.fsq.indices_to_codes(net.fsq.latents_to_indices(net.encoder(z)))
+
+    # A plain has the relief of one metre that is added: 0.45 m, beside 0.045 units of as many metres as the
+    # curve takes there, 1000 sinh at a standard deviation of 0.6.
+    plain = net.decoder.texture(codes_of(torch.full((6, 6), 1200.0)), 0.045)
+    unit = 0.6 * (1200.0**2 + 1000.0**2) ** 0.5
+    assert plain.shape == (1, 1, 96, 96)
+    torch.testing.assert_close(plain, torch.full_like(plain, 0.45 / (0.045 * unit)), rtol=2e-3, atol=0)
+    steps = torch.arange(6.0)
+    mountains = net.decoder.texture(codes_of(1000 + 700 * (steps[:, None] + steps) % 1500), 0.045)
+    assert float(mountains.min()) == 1.0
+
+
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="sculpture"):
         MiniNet(MiniConfig("DEM", 1, (8, 8, 8, 6, 5), kind="sculpture"))

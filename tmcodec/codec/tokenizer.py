@@ -314,7 +314,10 @@ class MiniTokenizer(Tokenizer):
         mean, features = self.net.decoder(codes)
         if self.modality.categorical:
             return mean.argmax(1, keepdim=True).float()
-        mean = mean + self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
+        residual = self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
+        if isinstance(self.net.decoder, HeightDecoder):
+            residual = residual * self.net.decoder.texture(codes, self.net.cfg.residual_std[0])
+        mean = mean + residual
         return self.net.compander.expand_bands(mean, low, high)
 
     def _sample_residual(

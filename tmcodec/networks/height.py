@@ -28,6 +28,9 @@ PATCH = 16
 AROUND = 2
 """Tokens on each side whose heights make the local mean and relief."""
 
+TEXTURE = 0.45
+"""What a mean picture misses is at most this part of the relief, on most terrain that it was trained on."""
+
 
 def reflected_digits(index: Tensor, levels: Sequence[int]) -> Tensor:
     """Write ``index`` in mixed radix, last digit slowest, as a reflected (Gray) code.
@@ -128,6 +131,26 @@ class HeightDecoder(nn.Module):
         smooth = enlarge(height, PATCH, self.slopes)
         spread = F.interpolate(relief, scale_factor=PATCH, mode="bilinear", align_corners=False)
         return smooth + detail * spread, features
+
+
+    def texture(self, codes: Tensor, std: float) -> Tensor:
+        """Return by how much less than `std` texture may deviate, ``(B, 1, H, W)`` in 0..1.
+
+        The denoiser knows one scale, that of mountains: drawn on a plain, its noise would be hills.
+
+        Parameters
+        ----------
+        codes
+            ``(B, rows, cols, d)``.
+        std
+            Of the texture that the denoiser draws, in normalised units.
+        """
+        height = self.heights(codes)
+        relief = F.interpolate(
+            local_statistics(height)[1], scale_factor=PATCH, mode="bilinear", align_corners=False
+        )
+        metres = std * self.scale.compander.slope(enlarge(height, PATCH, self.slopes))
+        return (TEXTURE * relief / metres).clamp_max(1)
 
 
 def local_statistics(height: Tensor) -> tuple[Tensor, Tensor]:
