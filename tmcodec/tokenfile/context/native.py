@@ -91,52 +91,49 @@ def _c_model(model: ContextModel) -> tuple[_CModel, list[Any]]:
     return struct, arrays
 
 
+def _buffer(data: bytes | None, room: int) -> tuple[Any, int]:
+    """Return bytes to read, or room to write as many, and how many count."""
+    if data is None:
+        return np.empty(room, np.uint8), room
+    return np.frombuffer(data + b"\0", np.uint8), len(data)  # never an empty array
+
+
+def _outcome(status: int, data: bytes | None, buffer: Any, length: int) -> bytes | None:
+    """Return what was coded; the empty string after decoding; None for damaged data."""
+    if status == DAMAGED:
+        return None
+    if status:
+        raise RuntimeError(f"context coder: error {status}")
+    written: bytes = buffer[:length].tobytes()
+    return written if data is None else b""
+
+
 def code_chunk(model: ContextModel, planes: Planes, data: bytes | None) -> bytes | None:
     """Do what `tmcodec.tokenfile.context.reference.code_chunk` does."""
     struct, _ = _c_model(model)
     _, rows, cols, d = planes.shape
     rows, cols = rows - 4, cols - 4
-    if data is None:
-        buffer = np.empty(rows * cols * d * 4 + 6, np.uint8)
-        size = buffer.size
-    else:
-        buffer = np.frombuffer(data + b"\0", np.uint8)  # never an empty array
-        size = len(data)
+    buffer, size = _buffer(data, rows * cols * d * 4 + 6)
     length = _I64()
     status = load().tmc_context_code(
         ctypes.byref(struct), data is not None, planes.ctypes.data, rows, cols, buffer.ctypes.data, size,
         ctypes.byref(length),
     )  # fmt: skip
-    if status == DAMAGED:
-        return None
-    if status:
-        raise RuntimeError(f"context coder: error {status}")
-    return b"" if data is not None else buffer[: length.value].tobytes()
+    return _outcome(status, data, buffer, length.value)
 
 
 def code_bits(planes: Bits, data: bytes | None) -> bytes | None:
     """Do what `tmcodec.tokenfile.context.bits.code_bits` does."""
     count, rows, cols = planes.shape
-    work = np.ascontiguousarray(planes)
-    if data is None:
-        buffer = np.empty(count * rows * (cols + 1) * 3 + 6, np.uint8)
-        size = buffer.size
-    else:
-        buffer = np.frombuffer(data + b"\0", np.uint8)  # never an empty array
-        size = len(data)
+    bits = np.ascontiguousarray(planes)
+    buffer, size = _buffer(data, count * rows * (cols + 1) * 3 + 6)
     length = _I64()
     status = load().tmc_bits_code(
-        data is not None, work.ctypes.data, count, rows, cols, buffer.ctypes.data, size, ctypes.byref(length)
+        data is not None, bits.ctypes.data, count, rows, cols, buffer.ctypes.data, size, ctypes.byref(length)
     )
-    if status == DAMAGED:
-        return None
-    if status:
-        raise RuntimeError(f"mask coder: error {status}")
-    if data is None:
-        return buffer[: length.value].tobytes()
-    if work is not planes:
-        planes[:] = work
-    return b""
+    if bits is not planes:
+        planes[:] = bits
+    return _outcome(status, data, buffer, length.value)
 
 
 def undo_errors(errors: Tokens, weights: tuple[int, ...], size: int) -> Tokens:
