@@ -74,9 +74,28 @@ def edges() -> Case:
     return Case("edges", meta, chunks, needs_zstd=False, coders=(0, 1, 2), plain_masks=False)
 
 
+def halved() -> Case:
+    """Masks in context of 2 x 2 pixels: clouds of 20 m in 10 m, cut at the edge of the raster."""
+    layer = LayerMeta(
+        name="S2L2A", modality="S2L2A", tokenizer="mini-s2l2a-v2", levels=(8, 8, 8, 6, 5), width=145,
+        height=75, weights_sha256=bytes.fromhex(make_v1.MINI_S2L2A), dtype="uint16", bands=make_v1.L2A,
+        units="DN", nodata=0, chunk=6,
+    )  # fmt: skip
+    y, x = np.mgrid[:75, :145] // 2
+    holes = [np.hypot(y - 11 * i % 37, x - 29 * i % 72) < 2 + i % 7 for i in range(1, 12)]
+    clear = ~np.any(holes, axis=0)
+    bands = np.stack([clear & (x + y > 59 + band // 6) for band in range(12)])
+    chunks = (
+        Chunk(0, 0, 0, 0, make_v1.hills(5, 6, 15360, 19) // 9, clear[None, :, :96]),
+        Chunk(0, 0, 0, 1, make_v1.hills(5, 4, 15360, 23) // 9, bands[:, :, 96:]),
+    )
+    return Case("halved", FileMeta((layer,)), chunks, needs_zstd=False, coders=(0, 1, 2), plain_masks=False)
+
+
 def cases() -> Iterator[Case]:
     """Yield every golden file of version 2."""
-    yield from (make_v1.tiny(), make_v1.stacked(), make_v1.context(), make_v1.layers(), harmonised(), edges())
+    yield from (make_v1.tiny(), make_v1.stacked(), make_v1.context(), make_v1.layers())
+    yield from (harmonised(), edges(), halved())
 
 
 if __name__ == "__main__":

@@ -246,8 +246,10 @@ def decode_mask(block: bytes, bands: int, h: int, w: int) -> np.ndarray:
     flags, row_bytes = block[0], -(-w // 8)
     if flags & 4:
         assert flags & 1 == 0
-        coded = second_masks.decode(block[1:], bands if flags & 2 else 1, h, w)
-        return np.broadcast_to(np.array(coded, bool), (bands, h, w))
+        step = 2 if flags & 8 else 1
+        coded = second_masks.decode(block[1:], bands if flags & 2 else 1, -(-h // step), -(-w // step))
+        rows, cols = (np.arange(n) // step for n in (h, w))
+        return np.broadcast_to(np.array(coded, bool)[:, rows][:, :, cols], (bands, h, w))
     raw = bytearray(zstandard.ZstdDecompressor().decompress(block[1:]))
     planes = bands if flags & 2 else 1
     assert len(raw) == planes * h * row_bytes

@@ -156,10 +156,27 @@ def test_damaged_bits_are_refused_or_another_mask(seed: int, at: int, byte: int)
         assert found.dtype == np.bool_
 
 
+@pytest.mark.parametrize(("h", "w", "bands"), [(96, 130, 1), (97, 131, 1), (1, 1, 1), (2, 7, 1), (31, 40, 3)])
+def test_masks_of_twice_the_pixel_are_halved(h: int, w: int, bands: int) -> None:
+    half = np.concatenate([clouds((h + 1) // 2, (w + 1) // 2, seed) for seed in range(bands)])
+    half[:, -1, -1] = False
+    mask = np.kron(half, np.ones((1, 2, 2), np.bool_))[:, :h, :w]
+    block = mask_pack(mask)
+    assert block[0] == (12 if bands == 1 else 14)
+    assert block[1:] == mask_pack(half)[1:] or min(h, w) < 30  # the same bits
+    np.testing.assert_array_equal(mask_unpack(block, 4 if bands == 1 else bands, (h, w)), mask)
+    if h > 10:
+        mask[0, h // 2, w // 2] = not mask[0, h // 2, w // 2]
+        odd = mask_pack(mask)
+        assert odd[0] & 8 == 0
+        assert len(odd) > len(block)
+
+
 def test_large_masks_are_not_coded_in_context(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = clouds(60, 70)
     block = mask_pack(mask)
     assert is_coded(block)
+    assert block[0] == 4
     monkeypatch.setattr("tmcodec.tokenfile.masks.MAX_CODED", 60 * 70 - 1)
     assert not is_coded(mask_pack(mask))
     with pytest.raises(ChunkError, match="4200 values in context, more than 4199"):
@@ -175,6 +192,9 @@ def test_large_masks_are_not_coded_in_context(monkeypatch: pytest.MonkeyPatch) -
         (b"", "no bytes"),
         (b"\x05" + zstandard.compress(bytes(2)), "flags 5"),
         (b"\x08" + zstandard.compress(bytes(2)), "flags 8"),
+        (b"\x0d" + zstandard.compress(bytes(2)), "flags 13"),
+        (b"\x10" + zstandard.compress(bytes(2)), "flags 16"),
+        (b"\x0c" + zstandard.compress(bytes(2)), "in context are damaged"),
         (b"\x06" + zstandard.compress(bytes(2)), "flags 6"),
         (b"\x04" + zstandard.compress(bytes(2)), "in context are damaged"),
         (b"\x02" + zstandard.compress(bytes(2)), "flags 2"),

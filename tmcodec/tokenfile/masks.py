@@ -19,6 +19,9 @@ _PER_BAND = 2
 _CODED = 4
 """In context (`tmcodec.tokenfile.context.bits`) in place of a zstandard frame; since version 2."""
 
+_HALVED = 8
+"""Of those, each bit stands for 2 x 2 pixels: what was masked in 20 m, in 10 m."""
+
 MAX_CODED = 2**24
 """Values of a mask that is coded in context: seconds at most, whoever decodes it."""
 
@@ -43,10 +46,8 @@ def mask_pack(valid: Mask, coded: bool = True) -> bytes:
     flags = _PER_BAND if len(planes) > 1 else 0
     candidates = [(flags, rows), (flags | _XOR_UP, _xor_up(rows))]
     blocks = [bytes([flag]) + zstd_pack(filtered.tobytes()) for flag, filtered in candidates]
-    if coded and planes.size <= MAX_CODED:
-        bits = choose().code_bits(planes.astype(np.uint8), None)
-        assert bits is not None
-        blocks.append(bytes([flags | _CODED]) + bits)
+    if coded:
+        blocks += _code_bits(planes, flags)
     return min(blocks, key=len)  # the first of equals, so the result is one
 
 
@@ -73,11 +74,11 @@ def mask_unpack(block: bytes, bands: int, shape: tuple[int, int]) -> Mask:
     if not block:
         raise ChunkError("mask: no bytes")
     flags = block[0]
-    known = flags & ~_PER_BAND in (0, _XOR_UP, _CODED)
+    known = flags & ~_PER_BAND in (0, _XOR_UP, _CODED, _CODED | _HALVED)
     if not known or (flags & _PER_BAND and bands < 2):
         raise ChunkError(f"mask: flags {flags} are not defined for a layer of {bands} bands")
     if flags & _CODED:
-        return _decode_bits(block[1:], (bands if flags & _PER_BAND else 1, *shape))
+        return _decode_bits(block, (bands if flags & _PER_BAND else 1, *shape))
     height, width = shape
     stored = (bands if flags & _PER_BAND else 1, height, (width + 7) // 8)
     raw = zstd_unpack(block[1:], stored[0] * stored[1] * stored[2], "mask", ChunkError)
@@ -94,14 +95,35 @@ def is_coded(block: bytes) -> bool:
     return len(block) > 0 and block[0] & _CODED != 0
 
 
-def _decode_bits(data: bytes, shape: tuple[int, int, int]) -> Mask:
-    """Return the mask of bits in context."""
-    if math.prod(shape) > MAX_CODED:
-        raise ChunkError(f"mask: {math.prod(shape)} values in context, more than {MAX_CODED}")
-    bits = np.zeros(shape, np.uint8)
-    if choose().code_bits(bits, data) is None:
+def _code_bits(planes: Mask, flags: int) -> list[bytes]:
+    """Return a block of bits in context; none where there are too many."""
+    half = planes[:, ::2, ::2]
+    halved = bool((_doubled(half, planes.shape[1:]) == planes).all())
+    bits = (half if halved else planes).astype(np.uint8)
+    if bits.size > MAX_CODED:
+        return []
+    coded = choose().code_bits(bits, None)
+    assert coded is not None
+    return [bytes([flags | _CODED | (_HALVED if halved else 0)]) + coded]
+
+
+def _decode_bits(block: bytes, shape: tuple[int, int, int]) -> Mask:
+    """Return the mask of a block of bits in context."""
+    planes, height, width = shape
+    halved = bool(block[0] & _HALVED)
+    size = (planes, (height + 1) // 2, (width + 1) // 2) if halved else shape
+    if math.prod(size) > MAX_CODED:
+        raise ChunkError(f"mask: {math.prod(size)} values in context, more than {MAX_CODED}")
+    bits = np.zeros(size, np.uint8)
+    if choose().code_bits(bits, block[1:]) is None:
         raise ChunkError("mask: the bits in context are damaged, too long or too short")
-    return bits.view(np.bool_)
+    mask: Mask = bits.view(np.bool_)
+    return _doubled(mask, (height, width)) if halved else mask
+
+
+def _doubled(half: Mask, shape: tuple[int, ...]) -> Mask:
+    """Return each value of (planes, h, w) twice in both directions, cut to `shape`."""
+    return half.repeat(2, axis=1).repeat(2, axis=2)[:, : shape[0], : shape[1]]
 
 
 def _xor_up(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
