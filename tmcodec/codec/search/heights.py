@@ -81,12 +81,14 @@ def search_heights(
         None, None
     ]
     start = decoder.scale.to_height(numbers)
-    moved = decoder.scale.to_level(ground.descend(start, effort))
-    found = ground.nearer(numbers, torch.where(ground.some, moved, numbers))
+    with torch.no_grad():
+        before = ground.error(start)
+    moved = decoder.scale.to_level(ground.descend(start, ground.weights(before), effort))
+    found, error = ground.nearer((numbers, before), torch.where(ground.some, moved, numbers))
     flat = found[0, 0].cpu().numpy().astype(np.int32)
     predictor = predictor_of(weights, levels)
     if predictor is not None:
-        steps = ground.steps(found, price)[0, 0].cpu().numpy()
+        steps = ground.steps(found, error, price)[0, 0].cpu().numpy()
         flat = settle_numbers(flat, steps, predictor, math.prod(levels))
     return number_to_reflected(flat, levels)
 
@@ -120,11 +122,9 @@ class Ground:
             drawn, _ = self.decoder.draw(heights)
         return F.avg_pool2d((drawn - self.truth).square() * self.weight, PATCH) * PATCH**2
 
-    def descend(self, start: Tensor, rounds: int) -> Tensor:
-        """Return heights ``(B, 1, rows, cols)`` that are drawn nearer to the truth."""
+    def descend(self, start: Tensor, weight: Tensor, rounds: int) -> Tensor:
+        """Return heights ``(B, 1, rows, cols)`` that are drawn nearer to the truth, errors weighed."""
         relief = local_statistics(start)[1]
-        with torch.no_grad():
-            weight = self.weights(self.error(start))
         shift = torch.zeros_like(start, requires_grad=True)
         adam = torch.optim.Adam([shift], lr=RATE, betas=BETAS)
         for n in range(rounds):
@@ -140,24 +140,27 @@ class Ground:
         around = mean_around(error).clamp_min(1e-6)
         return (1 / error.mean((2, 3), keepdim=True).clamp_min(1e-6) + 1 / around) / 2
 
-    def nearer(self, numbers: Tensor, others: Tensor) -> Tensor:
-        """Return `others` but where they spoil what is around, or `numbers` where that is not nearer."""
-        with torch.no_grad():
-            before, after = (self.error(self.decoder.scale.to_height(n)) for n in (numbers, others))
-            spoilt = mean_around(after) > SPOILT * mean_around(before)
-            some = torch.where(spoilt, numbers, others)
-            drawn = self.error(self.decoder.scale.to_height(some))
-        return some if drawn.sum() < before.sum() else numbers
+    def nearer(self, known: tuple[Tensor, Tensor], others: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `others` but where they spoil what is around, or `known` where that is not nearer.
 
-    def steps(self, numbers: Tensor, price: float) -> Tensor:
+        Numbers of levels and their errors, as `known` is.
+        """
+        numbers, before = known
+        with torch.no_grad():
+            after = self.error(self.decoder.scale.to_height(others))
+            spoilt = mean_around(after) > SPOILT * mean_around(before)
+            if spoilt.any():
+                others = torch.where(spoilt, numbers, others)
+                after = self.error(self.decoder.scale.to_height(others))
+        return (others, after) if after.sum() < before.sum() else known
+
+    def steps(self, numbers: Tensor, error: Tensor, price: float) -> Tensor:
         """Return the powers of two that numbers of levels may move by, int64 ``(B, 1, rows, cols)``.
 
-        d(s^2 / 12) per bit is s^2 ln(4) / 12; it may be `price` times the mean squared error, or the error
-        around where that is less.
+        `error` is what they draw. d(s^2 / 12) per bit is s^2 ln(4) / 12; it may be `price` times the mean
+        squared error, or four times the error around where that is less.
         """
         scale = self.decoder.scale
-        with torch.no_grad():
-            error = self.error(scale.to_height(numbers))
         everywhere = error.sum((2, 3), keepdim=True) / self.pixels.sum((2, 3), keepdim=True).clamp_min(1.0)
         each = torch.where(self.some, error / self.pixels.clamp_min(1.0), everywhere)
         # The geometric mean: a plain is spoilt sooner than a mountain beside it is improved.
