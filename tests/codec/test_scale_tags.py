@@ -71,6 +71,18 @@ def test_tags_come_back(
             assert (file[modality].scale, file[modality].offset) == (scale, offset)
 
 
+def test_heights_in_feet_are_metres_by_their_scale(tmp_path: Path) -> None:
+    metres = 1200 * (1 + 0.1 * np.random.default_rng(0).random((1, 32, 32)))
+    source = tagged(tmp_path / "a.tif", "DEM", "int16", 1.0, 0.0, metres / 0.3048)
+    with rasterio.open(source, "r+") as target:
+        target.units = ("ft",)
+    tmcodec.encode(source, tmp_path / "a.tmc", modality="DEM")
+    tmcodec.decode(tmp_path / "a.tmc", tmp_path / "b.tif")
+    with rasterio.open(tmp_path / "b.tif") as after:
+        assert (after.units, after.scales) == (("m",), (0.3048,))
+        assert abs((after.read() * 0.3048).mean() / metres.mean() - 1) < 0.02
+
+
 def test_without_tags_none_are_written(
     make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
 ) -> None:

@@ -135,6 +135,10 @@ def test_alpha_is_no_band(make_raster: MakeRaster) -> None:
     ({"tags": {"BOA_ADD_OFFSET": "-1000"}}, "present"),
     ({"tags": {"RADIO_ADD_OFFSET_B1": "-1000", "RADIO_ADD_OFFSET_B2": "-1000"}}, "present"),
     ({"tags": {"BOA_ADD_OFFSET": "0", "PROCESSING_BASELINE": "05.00"}}, "absent"),
+    ({"tags": {"BOA_ADD_OFFSET": "0,0,0,0"}}, "absent"),
+    ({"tags": {"BOA_ADD_OFFSET": "[0, 0]"}}, "absent"),
+    ({"tags": {"BOA_ADD_OFFSET": "-1000 -1000"}}, "present"),
+    ({"tags": {"BOA_ADD_OFFSET": "nan", "PROCESSING_BASELINE": "05.00"}}, "present"),
     ({"scale": 0.0001, "offset": -0.1}, "present"),
     ({"tags": {"TMCODEC_S2_OFFSET": "absent", "PROCESSING_BASELINE": "05.00"}}, "absent"),
     ({"tags": {"TMCODEC_S2_OFFSET": "present"}}, "present"),
@@ -151,6 +155,9 @@ def test_offset_from_metadata(profile: dict[str, Any], expected: str) -> None:
     {"scale": 0.0001, "tags": {"PROCESSING_BASELINE": "05.00"}},  # contradiction
     {"scale": 0.0001, "offset": -0.1, "tags": {"PROCESSING_BASELINE": "02.00"}},  # contradiction
     {"tags": {"PROCESSING_BASELINE": "unknown"}},
+    {"tags": {"PROCESSING_BASELINE": "nan"}},
+    {"tags": {"BOA_ADD_OFFSET": "abc"}},
+    {"tags": {"BOA_ADD_OFFSET": "-1000 0"}},  # contradiction
 ])
 def test_offset_stays_open(profile: dict[str, Any]) -> None:
     with pytest.raises(OffsetUnknownError, match="--s2-offset present"):
@@ -190,6 +197,12 @@ def test_offset_choice_wins_and_other_modalities_have_none() -> None:
     (2, "int16", -125, {"scale": 0.1}, "S1GRD", {}, (0.1, 0)),
     (1, "int16", 700, {}, "DEM", {}, (1, 0)),
     (1, "int16", 700, {"scale": 0.1, "offset": 5}, "DEM", {}, (0.1, 5)),
+    (1, "int16", 700, {"units": "m"}, "DEM", {}, (1, 0)),
+    (1, "int16", 700, {"units": "metres above the geoid"}, "DEM", {}, (1, 0)),
+    (1, "int16", 700, {"units": "ft"}, "DEM", {}, (0.3048, 0)),
+    (1, "int16", 700, {"units": "US survey foot", "offset": 3937}, "DEM", {}, (1200 / 3937, 1200)),
+    (1, "int16", 700, {"units": "cm", "scale": 10}, "DEM", {}, (0.1, 0)),
+    (1, "int16", 700, {"units": "ft"}, "DEM", {"scale": 1.0}, (1, 0)),
     (1, "float32", 0.5, {}, "NDVI", {}, (1, 0)),
     (1, "int16", 5000, {}, "NDVI", {"scale": 0.0001}, (0.0001, 0)),
     (1, "int16", 5000, {"scale": 0.0001}, "NDVI", {}, (0.0001, 0)),
@@ -212,6 +225,8 @@ def test_scaling(
     (12, "uint8", 30, {}, "S2L2A", {}, "--scale"),
     (12, "uint16", 30, {"scale": [1e-4] * 11 + [1e-3]}, "S2L2A", {}, "different scales"),
     (1, "int16", 5, {}, "DEM", {"scale": 0.0}, "other than 0"),
+    (1, "int16", 5, {"scale": 0}, "DEM", {}, "array: its tags say scale 0 .* --scale"),
+    (1, "int16", 5, {"offset": 0, "scale": -0.0}, "DEM", {}, "--scale so that stored . scale is in m"),
     (1, "int16", 5, {}, "DEM", {"scale": float("nan")}, "other than 0"),
 ])
 def test_wrong_units(

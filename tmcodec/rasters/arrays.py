@@ -30,6 +30,7 @@ class Dataset(Protocol):
     descriptions: Sequence[str | None]
     scales: Sequence[float]
     offsets: Sequence[float]
+    units: Sequence[str | None]
     block_shapes: Sequence[tuple[int, int]]
     colorinterp: Sequence[Any]
     mask_flag_enums: Sequence[Sequence[Any]]
@@ -75,8 +76,9 @@ class ArrayDataset:
         Optional keys, most as in rasterio: ``crs`` (anything that rasterio's CRS takes),
         ``transform`` (Affine or 6-tuple), ``nodata``, ``descriptions`` (one string a
         band), ``scale`` and ``offset`` (one number or one a band; physical = stored *
-        scale + offset as in GDAL), ``tags``, ``name``, ``mask`` ((H, W) or (C, H, W),
-        true where valid). Other keys are ignored, so that ``dataset.profile`` will do.
+        scale + offset as in GDAL), ``units`` (as `descriptions`), ``tags``, ``name``, ``mask``
+        ((H, W) or (C, H, W), true where valid). Other keys are ignored, so that
+        ``dataset.profile`` will do.
 
     Raises
     ------
@@ -98,6 +100,7 @@ class ArrayDataset:
         self.descriptions: Sequence[str | None] = self._per_band("descriptions", given.get("descriptions"))
         self.scales: Sequence[float] = self._numbers("scale", given.get("scale", 1.0))
         self.offsets: Sequence[float] = self._numbers("offset", given.get("offset", 0.0))
+        self.units: Sequence[str | None] = self._per_band("units", given.get("units"))
         self.block_shapes: Sequence[tuple[int, int]] = ((min(256, self.height), self.width),) * self.count
         self.colorinterp: Sequence[Any] = (ColorInterp.undefined,) * self.count
         self._tags = {str(k): str(v) for k, v in dict(given.get("tags") or {}).items()}

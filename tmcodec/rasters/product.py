@@ -7,6 +7,7 @@ metadata says nothing, the error names the option that does.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -38,12 +39,23 @@ WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
 }
 """ESA WorldCover's class ids to TerraMind's."""
 
+IN_METRES: dict[str, float] = {
+    **dict.fromkeys(("ft", "foot", "feet", "international foot"), 0.3048),
+    **dict.fromkeys(("us survey foot", "us-ft", "ftus", "foot_us", "sft"), 1200 / 3937),
+    **dict.fromkeys(("km", "kilometre", "kilometer"), 1e3),
+    **dict.fromkeys(("dm", "decimetre", "decimeter"), 1e-1),
+    **dict.fromkeys(("cm", "centimetre", "centimeter"), 1e-2),
+    **dict.fromkeys(("mm", "millimetre", "millimeter"), 1e-3),
+}
+"""Units of heights that a band may state, other than metres."""
+
 # --------------------------------------------------------------------------- texts
 
 _PRODUCT_TIME = re.compile(
     r"S[12][A-D]_(?:MSIL(?:1C|2A)|(?:IW|EW|SM|S\d|WV)_[A-Z]{3}[A-Z_])\w*?_?(\d{8}T\d{5,6})(?!\d)"
 )
 _PRODUCT_BASELINE = re.compile(r"S2[A-D]_MSIL(?:1C|2A)_\d{8}T\d{6}_N(\d{2})(\d{2})_")
+_ADD_OFFSET = re.compile(r"(RADIO|BOA)_ADD_OFFSET")
 _LEVEL_1C = re.compile(r"MSIL1C|S2MSI1C|LEVEL-1C", re.IGNORECASE)
 _LEVEL_2A = re.compile(r"MSIL2A|S2MSI2A|LEVEL-2A", re.IGNORECASE)
 _GRD = re.compile(r"(?<![A-Z])GRD[FHM]?(?![A-Z])", re.IGNORECASE)
@@ -237,7 +249,7 @@ def _offset_evidence(dataset: Dataset) -> set[str]:
     tags = all_tags(dataset)
     if tags.get("TMCODEC_S2_OFFSET") in ("present", "absent"):
         return {tags["TMCODEC_S2_OFFSET"]}
-    added = {_verdict(_number(v) != 0) for k, v in tags.items() if re.search(r"(RADIO|BOA)_ADD_OFFSET", k)}
+    added = {_verdict(n != 0) for k, v in tags.items() if _ADD_OFFSET.search(k) for n in _numbers(v)}
     if added:
         return added
     verdicts = _baseline_evidence(dataset, tags)
@@ -261,10 +273,18 @@ def _verdict(present: bool) -> str:
 
 
 def _number(text: str) -> float | None:
+    """Return a finite number, None where the text is none: ``nan`` says nothing."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the numbers of texts such as ``-1000``, ``[0, 0]``, ``0,0``; none where there is more."""
+    found = [_number(part) for part in re.split(r"[\s,;]+", text.strip(" \t[](){}")) if part]
+    return [] if None in found else [n for n in found if n is not None]
 
 
 def _near(value: float, target: float) -> bool:
@@ -355,7 +375,7 @@ def decide_scaling(
         return 1.0, 0.0
     indexes = select_bands(dataset, modality)
     values = sample_values(dataset, indexes)
-    factor, shift = (float(scale), 0.0) if scale is not None else _tagged_scaling(dataset, indexes)
+    factor, shift = (float(scale), 0.0) if scale is not None else _tagged_scaling(dataset, indexes, modality)
     if modality.optical:
         if scale is None:
             dtype = dataset.dtypes[indexes[0] - 1]
@@ -365,12 +385,20 @@ def decide_scaling(
     return factor, shift
 
 
-def _tagged_scaling(dataset: Dataset, indexes: Sequence[int]) -> tuple[float, float]:
+def _tagged_scaling(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> tuple[float, float]:
+    """Return the scaling that the bands' tags state, into the modality's units where they name others."""
     pairs = {(float(dataset.scales[i - 1]), float(dataset.offsets[i - 1])) for i in indexes}
     if len(pairs) > 1:
         raise UnitsError(f"{_label(dataset)}: the bands have different scales or offsets; "
                          "pass one --scale for all of them")
-    return pairs.pop()
+    scale, offset = pairs.pop()
+    if not (math.isfinite(scale) and scale != 0 and math.isfinite(offset)):
+        raise UnitsError(f"{_label(dataset)}: its tags say scale {scale:g} and offset {offset:g}, which "
+                         f"leave no values; pass --scale so that stored * scale is in {modality.units}")
+    if modality.units != "m":
+        return scale, offset
+    unit = IN_METRES.get((dataset.units[indexes[0] - 1] or "").strip().lower(), 1.0)
+    return scale * unit, offset * unit
 
 
 def _to_digital_numbers(
