@@ -99,6 +99,7 @@ def test_configurations_instantiate(name: str, tiny: Callable[[str], Path]) -> N
 
 
 @pytest.mark.parametrize("name", ["mini/lulc.yaml", "finetune/decoder-only.yaml", "finetune/distill.yaml",
+                                  "finetune/energy.yaml",
                                   *(f for f in FILES if f.startswith("official/"))])
 def test_configurations_run(name: str, tiny: Callable[[str], Path]) -> None:
     trainer = training.run("fit", ["-c", str(tiny(name)), "--trainer.fast_dev_run=true"]).trainer

@@ -73,7 +73,7 @@ def decode(tokens: Path, weights: Path, *args: str) -> Result:
                                     "--overwrite", *args])  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", ["decoder", "denoiser", "chain", "distill"])
+@pytest.mark.parametrize("stage", ["decoder", "denoiser", "chain", "distill", "energy"])
 def test_a_retrained_decoder_decodes_old_files(
     stage: str, old: Path, tokens: Path, train: Callable[..., Path]
 ) -> None:

@@ -129,6 +129,7 @@ def trained(tmp_path: Path) -> Path:
         ("denoiser", "denoiser."),
         ("chain", "denoiser."),
         ("distill", "denoiser."),
+        ("energy", "denoiser."),
     ],
 )
 def test_stages_move_their_part_alone(

@@ -13,7 +13,7 @@ from tmcodec.cli.models_export import export_command
 from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
 from tmcodec.cli.weights_header import read_header
 from tmcodec.codec.lineage import DECODES, parse_decodes
-from tmcodec.codec.models import EMBEDDED, find_weights
+from tmcodec.codec.models import EMBEDDED, find_weights, texture_path
 from tmcodec.codec.store import WeightsHeader, read_stored, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel
 from tmcodec.errors import TokenizerError
@@ -56,9 +56,10 @@ def show_command(name: str, as_json: bool) -> None:
     if header is None:
         path = find_weights(name)
         header = read_stored(path) or read_header(path)
-    label = header.notes.get("name", name)
+    label, texture = header.notes.get("name", name), _texture(header)
     if as_json:
-        echo_json({**_facts(label, header), "config": header.config, "notes": header.notes})
+        more = {"config": header.config, "notes": header.notes, "texture": texture}
+        echo_json({**_facts(label, header), **more})
         return
     click.echo(label)
     echo_rows([
@@ -67,10 +68,20 @@ def show_command(name: str, as_json: bool) -> None:
         ("size", human_bytes(header.size)),
         ("SHA-256", header.sha256),
         ("file", str(header.path)),
+        *([("texture", f"{texture['name']}, SHA-256 {texture['sha256']}")] if texture else []),
         *((key, _note(header, key)) for key in sorted(header.notes) if key not in ("name", "format")),
     ])
     click.echo("configuration")
     echo_rows([(key, _short(value)) for key, value in header.config.items() if key != "modality"])
+
+
+def _texture(header: WeightsHeader) -> dict[str, str] | None:
+    """Return name and hash of the texture that lies beside a weights file, None where there is none."""
+    path = texture_path(header.path)
+    if not path.is_file():
+        return None
+    found = read_header(path)
+    return {"name": str(found.notes.get("name", path.stem)), "sha256": found.sha256}
 
 
 @command.command("pull", cls=Command)

@@ -407,6 +407,9 @@ def raster_tags(job: Job) -> dict[str, str]:
     if job.tokenizer.sha256 != layer.weights_sha256:  # a retrained decoder of the same tokens
         tags["TMCODEC_DECODER"] = job.tokenizer.name
         tags["TMCODEC_DECODER_SHA256"] = job.tokenizer.sha256.hex()
+    if job.steps > 1 and job.tokenizer.texture is not None:
+        tags["TMCODEC_TEXTURE"] = job.tokenizer.texture.name
+        tags["TMCODEC_TEXTURE_SHA256"] = job.tokenizer.texture.sha256.hex()
     if layer.s2_offset:
         tags["TMCODEC_S2_OFFSET"] = layer.s2_offset
     if acquired is not None:

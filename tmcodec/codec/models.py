@@ -84,6 +84,11 @@ def find_weights(name: str) -> Path:
     return local_weights(name, OFFICIAL, "tokenizer", (*EMBEDDED, *OFFICIAL))
 
 
+def texture_path(weights: Path) -> Path:
+    """Return where the texture of a weights file lies, if there is one (`tmcodec.codec.textures`)."""
+    return weights.parent / "textures" / weights.name
+
+
 def load_tokenizer(
     name: str,
     device: str = "auto",

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tmcodec.codec.lineage import Origin, parse_decodes
+from tmcodec.codec.models import texture_path
+from tmcodec.codec.textures import Texture, load_texture
 from tmcodec.codec.weights import load_weights
 from tmcodec.errors import DeviceError, SamplerError, ShapeError, TokenRangeError
 from tmcodec.fsq import codebook_size
@@ -80,6 +82,8 @@ class Tokenizer(ABC):
         Whether `tmcodec.codec.search` can look for better tokens than the encoder's.
     least_effort
         Rounds of search that are worth their time on rasters of any size.
+    texture
+        What is used in place of the weights' own diffusion decoder, or None.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Tokenizer(ABC):
     balanced: bool = False
     searched: bool = False
     least_effort: int = 0
+    texture: Texture | None = None
     device: torch.device
 
     @property
@@ -267,10 +272,11 @@ class MiniTokenizer(Tokenizer):
         sha256: bytes,
         device: str = "auto",
         decodes: tuple[Origin, ...] = (),
+        texture: Texture | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.net = net.to(self.device)
-        self.name, self.sha256, self.decodes = name, sha256, decodes
+        self.name, self.sha256, self.decodes, self.texture = name, sha256, decodes, texture
         self.modality = get_modality(net.cfg.modality)
         self.levels = tuple(net.cfg.levels)
         self.encoder_halo = net.encoder_halo
@@ -279,15 +285,22 @@ class MiniTokenizer(Tokenizer):
 
     @classmethod
     def from_file(cls, path: Path, device: str = "auto") -> MiniTokenizer:
-        """Load a weights file; see `tmcodec.codec.weights.load_weights` for the errors."""
+        """Load a weights file, and the texture that lies beside it (`tmcodec.codec.textures`).
+
+        See `tmcodec.codec.weights.load_weights` for the errors.
+        """
         net, name, sha256, notes = load_weights(path)
+        beside = texture_path(path)
+        texture = load_texture(beside, net, sha256) if beside.is_file() else None
         # Gradients are asked for by tokens at most: weights without them save the search half its memory.
-        return cls(net.requires_grad_(False), name, sha256, device, parse_decodes(notes, path))
+        return cls(net.requires_grad_(False), name, sha256, device, parse_decodes(notes, path), texture)
 
     def decoder_halo(self, steps: int) -> int:
         """Return the context in tokens: the mean decoder's, and the denoiser's once a step."""
         denoiser = self.net.denoiser
-        pixels = denoiser.halo_pixels * (steps - 1) if denoiser is not None else 0
+        if denoiser is None or steps == 1:
+            return self.net.decoder_halo
+        pixels = max(denoiser.halo_pixels * (steps - 1), denoiser.gain_halo_pixels)
         return min(self.net.decoder_halo + math.ceil(pixels / self.patch), MAX_CONTEXT_TOKENS)
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -346,7 +359,8 @@ class MiniTokenizer(Tokenizer):
 
         start = noise.to(self.device).expand(batch, -1, -1, -1)
         generator = torch.Generator().manual_seed(seed % 2**63)
-        return self.net.from_components(sample(denoise, start, steps, sampler, generator))
+        parts = denoiser.strengthen(sample(denoise, start, steps, sampler, generator), features)
+        return self.net.from_components(parts)
 
 
 _cache: dict[tuple[str, str], MiniTokenizer] = {}

@@ -110,7 +110,6 @@ def _check_meaning(cfg: MiniConfig, path: Path) -> None:
 
 
 
-
 def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> None:
     """Compare names and shapes with the architecture; list what differs."""
     with torch.device("meta"):
@@ -136,6 +135,43 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + more
 
 
+def read_weights(path: Path, form: str, what: str) -> tuple[dict[str, str], Any, dict[str, Tensor]]:
+    """Read a safetensors file of ours: the header's strings, the configuration, not yet checked, the tensors.
+
+    Parameters
+    ----------
+    path
+        The file.
+    form, what
+        The format that its header must name, and what that is, for messages.
+
+    Raises
+    ------
+    WeightsError
+        If it is something else, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta = f.metadata() or {}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
+    except (SafetensorError, OSError) as err:
+        raise WeightsError(f"{path}: not a readable safetensors file ({err})") from err
+    if meta.get("format") != form:
+        raise WeightsError(f"{path}: not {what} (format {meta.get('format')!r})")
+    try:
+        raw = json.loads(meta["config"])
+    except (KeyError, json.JSONDecodeError) as err:
+        raise WeightsError(f"{path}: its header has no readable configuration") from err
+    return meta, raw, tensors
+
+
+def check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise WeightsError where a tensor holds NaN or infinity."""
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    if broken:
+        raise WeightsError(f"{path}: not all numbers are finite in {_few(broken)}; its training has diverged")
+
+
 def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
     """Read a weights file.
 
@@ -154,23 +190,10 @@ def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
     """
     if not path.is_file():
         raise TokenizerNotFoundError(f"no weights file {path}; `tmcodec models list` shows what is embedded")
-    try:
-        with safe_open(path, framework="pt") as f:
-            meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
-    except (SafetensorError, OSError) as err:
-        raise WeightsError(f"{path}: not a readable safetensors file ({err})") from err
-    if meta.get("format") != FORMAT:
-        raise WeightsError(f"{path}: not weights of a tmcodec tokenizer (format {meta.get('format')!r})")
-    try:
-        raw = json.loads(meta["config"])
-    except (KeyError, json.JSONDecodeError) as err:
-        raise WeightsError(f"{path}: its header has no readable configuration") from err
+    meta, raw, tensors = read_weights(path, FORMAT, "weights of a tmcodec tokenizer")
     cfg = check_config(raw, path)
     _check_shapes(cfg, tensors, path)
-    broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
-    if broken:
-        raise WeightsError(f"{path}: not all numbers are finite in {_few(broken)}; its training has diverged")
+    check_finite(tensors, path)
     net = MiniNet(cfg)
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return net.eval(), meta.get("name", path.stem), content_hash(raw, tensors), meta

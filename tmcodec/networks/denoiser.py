@@ -13,6 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 CELL = 4
 TIME_CHANNELS = 64
+SPREAD = 6
+"""Cells on each side over which the strength of texture is averaged: it differs from field to field, not from
+token to token."""
 
 
 def time_features(timesteps: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
@@ -47,7 +51,14 @@ class Denoiser(nn.Module):
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if cfg.smooth else None
         if self.smooth is not None:
             nn.init.dirac_(self.smooth.weight, groups=channels)
+        # How strong texture is differs from place to place far more than its shape: water and towns.
+        self.gain = nn.Linear(cfg.refine, channels) if cfg.gains else None
+        if self.gain is not None:
+            nn.init.zeros_(self.gain.weight)
+            nn.init.constant_(self.gain.bias, math.log(math.e - 1))
         self.halo_pixels = cfg.denoiser_blocks * 2 * CELL + CELL
+        # Bilinear interpolation reaches one more cell.
+        self.gain_halo_pixels = (SPREAD + 1) * CELL if cfg.gains else 0
 
     def forward(self, noisy: Tensor, features: Tensor, timesteps: Tensor, signal: Tensor) -> Tensor:
         """Predict the residual.
@@ -72,3 +83,11 @@ class Denoiser(nn.Module):
         if self.smooth is not None:
             clean = self.smooth(clean)
         return clean.float() * signal.view(-1, 1, 1, 1)
+
+    def strengthen(self, residual: Tensor, features: Tensor) -> Tensor:
+        """Return a drawn residual ``(B, K, H, W)`` as strong as the features say; as it is without gains."""
+        if self.gain is None:
+            return residual
+        wanted = F.pad(self.gain(features).float().permute(0, 3, 1, 2), (SPREAD,) * 4, mode="replicate")
+        gains = F.softplus(F.avg_pool2d(wanted, 2 * SPREAD + 1, stride=1))
+        return residual * F.interpolate(gains, scale_factor=CELL, mode="bilinear", align_corners=False)

@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tmcodec.errors import ConfigError
 from tmcodec.modalities import get_modality
+from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.mini import MiniConfig, MiniNet
 from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.training.base import TrainingModule
@@ -27,12 +28,13 @@ from tmcodec.training.stages import (
     StageName,
     denoising_error,
     distilled_pictures,
+    energy_error,
     freeze,
     frozen_mean,
     mean_picture,
     sampled_picture,
 )
-from tmcodec.training.starting import adopt, build_net
+from tmcodec.training.starting import adopt, build_net, textured
 
 BASIS_BATCHES = 16
 """Batches that the components of the residual are estimated from."""
@@ -101,6 +103,8 @@ class TokenizerModule(TrainingModule):
     ) -> None:
         check_choices(stage, start, losses, rate, search, chain_steps, teacher_steps)
         network, copied, lineage = build_net(net, start)
+        if stage == "energy":
+            network = textured(network)
         freeze(network, stage)
         modality = network.cfg.modality
         terms = default_losses(modality, stage) if losses is None else losses
@@ -110,7 +114,7 @@ class TokenizerModule(TrainingModule):
         self.better = SearchedCodes(network, lineage, search) if search else None
         self.chain_steps, self.teacher_steps = chain_steps, teacher_steps
         # A plain list: the teacher is the starting point, and no part of the checkpoint.
-        self._teacher: list[nn.Module] = []
+        self._teacher: list[Denoiser] = []
         if stage == "distill":
             self._teacher = [copy.deepcopy(network.denoiser).requires_grad_(False).eval()]  # type: ignore[union-attr]
 
@@ -123,7 +127,7 @@ class TokenizerModule(TrainingModule):
             found = data.statistics(cfg.compand, cfg.origin, cfg.knee)
             adopt(self.net, replace(cfg, mean=found.mean, std=found.std))
         cfg = self.net.cfg
-        if self.stage in ("denoiser", "chain") and not (cfg.residual_std or cfg.residual_basis):
+        if self.stage in ("denoiser", "chain", "energy") and not (cfg.residual_std or cfg.residual_basis):
             basis = self._residual_components(data)
             self.net.set_residual_basis(basis)
             self.net.cfg = replace(self.net.cfg, **residual_fields(basis))
@@ -169,7 +173,7 @@ class TokenizerModule(TrainingModule):
 
     def reconstruct(self, z: Tensor, generator: torch.Generator) -> Output:
         """Return what the stage makes of normalised pictures (one-hot classes) ``(B, C, H, W)``."""
-        if self.stage in ("chain", "denoiser"):
+        if self.stage in ("chain", "denoiser", "energy"):
             steps = self.chain_steps
             return Output(sampled_picture(self.net, z, steps, generator), z.new_zeros(()))
         better = None if self.better is None else partial(self.better, generator=generator)
@@ -181,6 +185,8 @@ class TokenizerModule(TrainingModule):
         z = network_input(self.net, values, self.modality.categorical)
         if self.stage == "denoiser":
             return {"denoising": denoising_error(self.net, z, valid, generator).mean()}, None
+        if self.stage == "energy":
+            return {"energy": energy_error(self.net, z, valid, generator)}, None
         if self.stage == "distill":
             steps = self.chain_steps, self.teacher_steps
             student, teacher = distilled_pictures(self.net, self._teacher[0], z, *steps, generator)
@@ -201,7 +207,7 @@ class TokenizerModule(TrainingModule):
 
 def default_losses(modality: str, stage: StageName) -> list[LossTerm]:
     """Return the losses of a stage where a configuration has none."""
-    if stage == "denoiser":
+    if stage in ("denoiser", "energy"):
         return []
     if get_modality(modality).categorical:
         return [LossTerm("cross_entropy")]
@@ -228,5 +234,5 @@ def check_choices(
         raise ConfigError(f"model.rate shapes tokens, and stage {stage} leaves them; leave it out")
     if search < 0 or (search and stage != "decoder"):
         raise ConfigError("model.search is for stage decoder, at least 0: other stages decode the encoder's")
-    if stage == "denoiser" and losses:
-        raise ConfigError("stage denoiser has its own loss; leave model.losses out")
+    if stage in ("denoiser", "energy") and losses:
+        raise ConfigError(f"stage {stage} has its own loss; leave model.losses out")

@@ -4,7 +4,8 @@
 ``decoder``   the mean decoder alone: tokens stay what they are, and so does every token file;
 ``denoiser``  the diffusion decoder, on what the mean misses;
 ``chain``     the diffusion decoder through its own few sampling steps (as FlowMo's post-training);
-``distill``   the diffusion decoder in few steps, to draw what it drew in many (arXiv 2101.02388).
+``distill``   the diffusion decoder in few steps, to draw what it drew in many (arXiv 2101.02388);
+``energy``    the diffusion decoder in few steps, by the energy score (`tmcodec.training.energy`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.errors import ConfigError
+from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.height import HeightEncoder
 from tmcodec.networks.mini import MiniNet
 from tmcodec.samplers.sample import sample
 from tmcodec.samplers.schedule import TRAIN_STEPS, terramind_alpha_bar
+from tmcodec.training.energy import CELL, SIDE, energy_score, relief_weights, whole_cells
 from tmcodec.training.rate import RateModel
 
 Better = Callable[[Tensor, Tensor], Tensor]
 """From codes and normalised pictures to better codes."""
 
-StageName = Literal["mean", "decoder", "denoiser", "chain", "distill"]
+StageName = Literal["mean", "decoder", "denoiser", "chain", "distill", "energy"]
 
 PARTS: dict[str, tuple[str, ...]] = {
     "mean": ("encoder.", "decoder."),
@@ -35,6 +38,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "denoiser": ("denoiser.",),
     "chain": ("denoiser.",),
     "distill": ("denoiser.",),
+    "energy": ("denoiser.",),
 }
 """Names of the parameters that a stage trains begin so."""
 
@@ -135,7 +139,7 @@ def sampled_picture(net: MiniNet, z: Tensor, steps: int, generator: torch.Genera
 
 
 def distilled_pictures(
-    net: MiniNet, teacher: nn.Module, z: Tensor, few: int, many: int, generator: torch.Generator
+    net: MiniNet, teacher: Denoiser, z: Tensor, few: int, many: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Return what the denoiser draws in `few` steps and what `teacher` draws in `many` of the same noise.
 
@@ -150,13 +154,36 @@ def distilled_pictures(
     return mean + net.from_components(drawn(net.denoiser, features, noise, few)), target
 
 
+ENERGY_STEPS = (2, 2, 3, 4, 4, 6)
+"""Sampling steps of stage ``energy``, drawn for each batch: few are what it is for."""
+
+
+def energy_error(net: MiniNet, z: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the energy score of two residuals drawn in a few steps, a scalar with gradients through all."""
+    assert net.denoiser is not None
+    mean, features = frozen_mean(net, z)
+    steps = ENERGY_STEPS[int(torch.randint(len(ENERGY_STEPS), (), generator=generator, device=z.device))]
+    noise = torch.cat([residual_noise(net, z, generator) for _ in range(2)])
+    parts = drawn(net.denoiser, features.repeat(2, 1, 1, 1), noise, steps)
+    everywhere = valid.all(1, keepdim=True)
+    with torch.autocast(z.device.type, enabled=False):
+        # What the components cannot draw is no part of the comparison.
+        truth = net.from_components(net.to_components(torch.where(everywhere, z - mean, 0.0)))
+        one, other = (torch.where(everywhere, net.from_components(p.float()), 0.0) for p in parts.chunk(2))
+        weights = everywhere * relief_weights(mean)
+        # Cells at the denoiser's own places would not see how its cells fit together.
+        most = min(2 * CELL, 1 + min(z.shape[-2:]) - SIDE)
+        row, col = torch.randint(most, (2,), generator=generator, device=z.device).tolist()
+        return energy_score(*(whole_cells(x, row, col) for x in (truth, one, other, weights)))
+
+
 def residual_noise(net: MiniNet, z: Tensor, generator: torch.Generator) -> Tensor:
     """Return standard normal noise ``(B, K, H, W)`` for the residual of `z`."""
     shape = (len(z), net.cfg.residual_channels, *z.shape[-2:])
     return torch.randn(shape, generator=generator, device=z.device)
 
 
-def drawn(denoiser: nn.Module, features: Tensor, noise: Tensor, steps: int) -> Tensor:
+def drawn(denoiser: Denoiser, features: Tensor, noise: Tensor, steps: int) -> Tensor:
     """Return the residual's components that a denoiser draws from `noise`, float32."""
     levels = terramind_alpha_bar()
 
@@ -167,7 +194,7 @@ def drawn(denoiser: nn.Module, features: Tensor, noise: Tensor, steps: int) -> T
         guess: Tensor = denoiser(noisy, features, times.expand(len(noise)), signal.expand(len(noise)))
         return guess
 
-    return sample(denoise, noise, steps).float()
+    return denoiser.strengthen(sample(denoise, noise, steps).float(), features)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

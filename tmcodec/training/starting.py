@@ -186,6 +186,21 @@ def build_net(cfg: MiniConfig | None, start: str | None) -> tuple[MiniNet, int, 
     return net, copied, lineage
 
 
+def textured(net: MiniNet) -> MiniNet:
+    """Return the network with a denoiser that smooths across its cells and says how strong its residual is.
+
+    To begin with it does neither.
+    """
+    if net.denoiser is None or (net.denoiser.gain is not None and net.denoiser.smooth is not None):
+        return net
+    found = MiniNet(replace(net.cfg, gains=True, smooth=True))
+    assert found.denoiser is not None
+    assert found.denoiser.smooth is not None
+    torch.nn.init.zeros_(found.denoiser.smooth.bias)  # type: ignore[arg-type]
+    found.load_state_dict(net.state_dict(), strict=False)
+    return found.train(net.training)
+
+
 def check_net(cfg: MiniConfig) -> MiniConfig:
     """Refuse sizes out of range, as a weights file's header is checked."""
     try:

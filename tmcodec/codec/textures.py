@@ -1,0 +1,122 @@
+"""Diffusion decoders that came after their tokenizer, in small files of their own.
+
+What several sampling steps add to the mean touches neither tokens nor the mean itself. So a better diffusion
+decoder need not make a new tokenizer: it lies beside the weights file, in the folder ``textures`` under the
+same name, and says whose it is by the tokenizer's content hash. Files made before are decoded by it, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tmcodec.codec.weights import (
+    check_config,
+    check_finite,
+    check_shapes,
+    content_hash,
+    read_weights,
+)
+from tmcodec.errors import WeightsError
+from tmcodec.networks.mini import MiniConfig, MiniNet
+
+FORMAT = "tmcodec-texture-1"
+PREFIX = "denoiser."
+OWN_FIELDS = frozenset(("denoiser_dim", "denoiser_blocks", "components", "smooth", "gains", "residual_std",
+                        "residual_basis"))  # fmt: skip
+"""Fields of the configuration that the diffusion decoder may change; all others are the tokenizer's."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A diffusion decoder in use in place of its tokenizer's own.
+
+    Attributes
+    ----------
+    name
+        As its file says.
+    sha256
+        Its content hash, made as a tokenizer's, 32 bytes.
+    """
+
+    name: str
+    sha256: bytes
+
+
+def save_texture(
+    path: Path, net: MiniNet, name: str, tokenizer: bytes, notes: Mapping[str, str] | None = None
+) -> bytes:
+    """Write the diffusion decoder of `net` in half precision; return its hash.
+
+    Parameters
+    ----------
+    path
+        ``<folder of the weights>/textures/<name of the weights file>`` is where it is found.
+    net
+        The tokenizer's network with another denoiser.
+    name
+        Of the texture.
+    tokenizer
+        Content hash of the tokenizer that it belongs to, 32 bytes.
+    notes
+        More strings for the header.
+    """
+    tensors = {k: v.detach().cpu().half().contiguous() for k, v in _own_tensors(net).items()}
+    config = json.loads(json.dumps(net.cfg.to_dict()))
+    meta = {"format": FORMAT, "name": name, "tokenizer_sha256": tokenizer.hex(),
+            "config": json.dumps(config, sort_keys=True), **(notes or {})}  # fmt: skip
+    save_file(tensors, path, metadata=meta)
+    return content_hash(config, tensors)
+
+
+def load_texture(path: Path, net: MiniNet, tokenizer: bytes) -> Texture:
+    """Give `net` the diffusion decoder in a file.
+
+    Parameters
+    ----------
+    path
+        Written by `save_texture`.
+    net
+        The tokenizer's network; its denoiser, residual components and configuration are replaced.
+    tokenizer
+        The tokenizer's content hash.
+
+    Raises
+    ------
+    WeightsError
+        If the file is damaged, not a texture, or another tokenizer's.
+    """
+    meta, raw, tensors = read_weights(path, FORMAT, "the texture of a tmcodec tokenizer")
+    if meta.get("tokenizer_sha256") != tokenizer.hex():
+        raise WeightsError(
+            f"{path}: the texture belongs to weights {str(meta.get('tokenizer_sha256'))[:12]}, those beside "
+            f"it are {tokenizer.hex()[:12]}; remove it or put it beside its own"
+        )
+    cfg = check_config(raw, path)
+    _check_rest(cfg, net.cfg, path)
+    fresh = MiniNet(cfg)
+    expected, found = ({k: tuple(v.shape) for k, v in t.items()} for t in (_own_tensors(fresh), tensors))
+    check_shapes(expected, found, path)
+    check_finite(tensors, path)
+    fresh.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+    net.denoiser, net.cfg = fresh.denoiser, cfg
+    net.residual_basis, net.residual_inverse = fresh.residual_basis, fresh.residual_inverse
+    net.eval()
+    return Texture(meta.get("name", path.stem), content_hash(raw, tensors))
+
+
+def _own_tensors(net: MiniNet) -> dict[str, Tensor]:
+    return {k: v for k, v in net.state_dict().items() if k.startswith(PREFIX)}
+
+
+def _check_rest(cfg: MiniConfig, own: MiniConfig, path: Path) -> None:
+    """Refuse a configuration that differs where it is not the diffusion decoder's."""
+    differing = [f.name for f in fields(cfg) if getattr(cfg, f.name) != getattr(own, f.name)]
+    foreign = sorted(set(differing) - OWN_FIELDS)
+    if foreign:
+        raise WeightsError(f"{path}: the texture was made for another network ({', '.join(foreign)} differ)")
