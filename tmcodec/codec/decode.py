@@ -417,9 +417,9 @@ def raster_tags(job: Job) -> dict[str, str]:
 def count_damaged(job: Job) -> int:
     """Count the damaged chunks that the wanted window touches."""
     layer, patch = job.layer, job.layer.patch
-    grid, outer = layer.meta.grid, align_out(job.window, patch, layer.width, layer.height)
+    outer = align_out(job.window, patch, layer.width, layer.height)
     lost = 0
-    for chunk_row, chunk_col in grid.covering(grid.window(token_window(outer, patch))):
+    for chunk_row, chunk_col in layer.filled(token_window(outer, patch), job.time):
         try:
             layer.check_chunk(job.time, chunk_row, chunk_col)
         except (ChunkError, TruncatedFileError):
