@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
+import tracemalloc
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from click.testing import CliRunner
 import tmcodec
 from tmcodec import errors
 from tmcodec.cli import cli
+from tmcodec.codec.decode import Squares
 from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
 from tmcodec.modalities import MODALITIES
+from tmcodec.rasters import Window
 from tmcodec.tokenfile import FileMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
 
@@ -235,6 +239,22 @@ def test_targets_are_not_overwritten_unasked(
 def test_a_bomb_is_stopped_before_anything_is_loaded(tokens: Path) -> None:
     with pytest.raises(errors.LimitExceededError, match="150 x 90"):
         tmcodec.decode_array(tokens, tokenizer="/nowhere.safetensors", max_pixels=100)
+
+
+def test_squares_cover_a_window_and_are_not_listed() -> None:
+    squares = Squares(Window(250, 10, 300, 500), 256)
+    assert list(squares) == [
+        Window(250, 10, 6, 246), Window(256, 10, 256, 246), Window(512, 10, 38, 246),
+        Window(250, 256, 6, 254), Window(256, 256, 256, 254), Window(512, 256, 38, 254),
+    ]  # fmt: skip
+    assert len(squares) == 6
+    tracemalloc.start()
+    try:
+        many = Squares(Window(0, 0, 46340, 46340), 16)
+        assert len(many) == 2897**2 and list(islice(many, 2)) == [Window(0, 0, 16, 16), Window(16, 0, 16, 16)]
+        assert tracemalloc.get_traced_memory()[1] < 2**16
+    finally:
+        tracemalloc.stop()
 
 
 def test_salvage_keeps_what_is_intact(weights: Path, tmp_path: Path, scene: Path) -> None:

@@ -234,6 +234,37 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Squares:
+    """The squares of the raster's grid of `side` pixels that cover `area`, cut to it, row by row.
+
+    Made one by one: a file of thirty bytes may have eight million of them.
+    """
+
+    area: Window
+    side: int
+
+    def __len__(self) -> int:
+        rows, cols = self._ranges()
+        return len(rows) * len(cols)
+
+    def __iter__(self) -> Iterator[Window]:
+        rows, cols = self._ranges()
+        for row in rows:
+            for col in cols:
+                square = Window(col, row, self.side, self.side).intersect(self.area)
+                assert square is not None
+                yield square
+
+    def _ranges(self) -> tuple[range, range]:
+        """Return the first rows and the first columns of the squares."""
+        area, side = self.area, self.side
+        return (
+            range(area.row // side * side, area.row_end, side),
+            range(area.col // side * side, area.col_end, side),
+        )
+
+
+@dataclass(frozen=True)
 class Job:
     """What to decode, settled before anything is allocated.
 
@@ -254,7 +285,7 @@ class Job:
     samples: int
     salvage: bool
     window: Window
-    squares: tuple[Window, ...]
+    squares: Squares
 
 
 def make_job(
@@ -290,7 +321,7 @@ def make_job(
         samples=wanted.samples,
         salvage=wanted.salvage,
         window=area,
-        squares=tuple(squares_over(area, side)),
+        squares=Squares(area, side),
     )
 
 
@@ -340,15 +371,6 @@ def matching_tokenizer(
             f"{len(tok.modality.bands)}; give the right weights with --tokenizer"
         )
     return tok
-
-
-def squares_over(area: Window, side: int) -> Iterator[Window]:
-    """Yield the squares of the raster's grid of `side` pixels that cover `area`, cut to it, row-major."""
-    for row in range(area.row // side * side, area.row_end, side):
-        for col in range(area.col // side * side, area.col_end, side):
-            square = Window(col, row, side, side).intersect(area)
-            if square is not None:
-                yield square
 
 
 def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: bool) -> RasterWriter:
