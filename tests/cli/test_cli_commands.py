@@ -323,6 +323,25 @@ def test_info_of_infinite_nodata_is_json(run: Run, tmp_path: Path) -> None:
         assert json.loads(run("info", path, "--json").output)["layers"][0]["nodata"] == expected
 
 
+def test_info_of_places_that_overflow_is_json_and_short(run: Run, tmp_path: Path) -> None:
+    array = np.full((1, 32, 32), 0.5, np.float32)
+    for transform, size, corner in (
+        ((1e308, 0, 0, 0, -1e308, 0), [1e308, 1e308], "too large for a number"),
+        ((1.5e308, 0, 0, 1.5e308, 1, 0), None, "too large for a number"),
+        ((1e20, 0, -1e20, 0, -1e20, 0), [1e20, 1e20], "-1e+20 -3.2e+21 3.1e+21 0"),
+    ):
+        path = tmp_path / "a.tmc"
+        profile = {"transform": transform}
+        tmcodec.encode(array, path, modality="NDVI", profile=profile, overwrite=True, exact=True)
+        layer = json.loads(run("info", path, "--json").output)["layers"][0]
+        assert layer["transform"] == list(transform)
+        assert layer["pixel_size"] == size
+        assert (layer["bounds"] is None) == corner.startswith("too")
+        text = run("info", path).output
+        assert corner in text
+        assert max(map(len, text.splitlines()[1:])) < 120
+
+
 def test_numbers_out_of_range_name_the_range(run: Run) -> None:
     for args, text in (
         (["encode", "a.tif", "b.tmc", "--steps", "0"], "0 is out of range; give 1 to 1000"),
