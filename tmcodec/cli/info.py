@@ -13,7 +13,7 @@ import click
 
 from tmcodec import __version__
 from tmcodec.cli.command import Command
-from tmcodec.cli.options import debug_option, echo_json, echo_rows, json_option, options
+from tmcodec.cli.options import debug_option, echo_json, echo_line, echo_rows, json_option, options
 from tmcodec.modalities import MODALITIES
 from tmcodec.texts import human_bytes, human_ratio, plural, three_digits
 
@@ -157,11 +157,12 @@ def _finite(values: list[float]) -> list[float] | None:
 def print_file(report: dict[str, Any]) -> None:
     """Print the report of `describe_file`."""
     layers = report["layers"]
-    click.echo(f"{report['path']}: {_size(report, 'file_bytes')}, {plural(len(layers), 'layer')}, "
-               f"header {human_bytes(report['header_bytes'])}, format {report['version']}")
+    echo_line(f"{report['path']}: {_size(report, 'file_bytes')}, {plural(len(layers), 'layer')}, "
+              f"header {human_bytes(report['header_bytes'])}, format {report['version']}")
     echo_rows([(key, value) for key, value in report["tags"].items()])
     for layer in layers:
-        click.echo(f"\n{_heading(layer)}")
+        click.echo()
+        echo_line(_heading(layer))
         echo_rows(_rows(layer))
 
 
