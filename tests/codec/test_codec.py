@@ -391,6 +391,18 @@ def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: P
     assert not (tmp_path / "a.tmc").exists()
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_unknown_sampler_is_refused_also_where_one_step_needs_none(
+    tokens: Path, weights: Path, tmp_path: Path, steps: int
+) -> None:
+    for sampler, why in (("zzz", "zzz"), ("official", "official clamps pictures")):
+        with pytest.raises(errors.SamplerError, match=why):
+            tmcodec.decode(tokens, tmp_path / "a.tif", tokenizer=weights, sampler=sampler, steps=steps)
+    assert not (tmp_path / "a.tif").exists()
+    report = tmcodec.decode(tokens, tmp_path / "a.tif", tokenizer=weights, sampler="DDIM", steps=steps)
+    assert report.sampler == "ddim"
+
+
 def test_several_steps_draw_no_hills_on_a_plain(tmp_path: Path) -> None:
     # Six metres in two kilometres: the denoiser's own texture has tens.
     plain = (300 + np.linspace(0, 6, 224)[None, :] + np.zeros((224, 1))).astype(np.float32)[None]

@@ -36,6 +36,7 @@ from tmcodec.rasters import (
     window_from_bounds,
     window_transform,
 )
+from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
 
 Values = npt.NDArray[np.float32]
@@ -304,12 +305,15 @@ def make_job(
             f"layer {layer.name!r} has no time step {wanted.time}; it has {len(layer.times)}, from 0"
         )
     area = pick_window(layer, wanted)
+    # What the file names is used, not asked for: one step needs no sampler, and so no package that has it.
+    asked = None if wanted.sampler is None else check_sampler(wanted.sampler)
     if area.width * area.height > max_pixels:
         raise LimitExceededError(
             f"{area.width} x {area.height} pixels are more than the limit of {max_pixels}; "
             "decode a window, or raise max_pixels"
         )
     tok = matching_tokenizer(layer, tokenizer, device, how)
+    sampler = layer.sampler if asked is None else tok.check_sampler(asked)
     side = side_of_batch(batch_size, layer.tile, layer.chunk * layer.patch)
     return Job(
         layer=layer,
@@ -317,7 +321,7 @@ def make_job(
         time=wanted.time,
         steps=layer.steps if wanted.steps is None else wanted.steps,
         seed=layer.seed if wanted.seed is None else wanted.seed,
-        sampler=layer.sampler if wanted.sampler is None else wanted.sampler,
+        sampler=sampler,
         samples=wanted.samples,
         salvage=wanted.salvage,
         window=area,
