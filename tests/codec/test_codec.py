@@ -385,6 +385,26 @@ def test_a_layer_of_other_bands_than_its_tokenizer_is_refused(
         tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=weights)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"patch": 8, "width": 80, "height": 48}, "has the patch 8, but tiny-s2l2a, .* has 16"),
+        ({"levels": (16, 60)}, r"has the levels \(16, 60\), but tiny-s2l2a, .* has \(8, 8, 8, 6, 5\)"),
+        ({"modality": "DEM"}, "has the modality DEM, but tiny-s2l2a, .* has S2L2A"),
+    ],
+)
+def test_a_layer_that_does_not_describe_its_tokens_is_refused_by_what_differs(
+    tokens: Path, weights: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with tmcodec.open(tokens) as file:
+        meta = file["S2L2A"].meta.replace(balance=None, **change)
+    with TokenFileWriter(tmp_path / "forged.tmc", FileMeta((meta,)), sparse=True):
+        pass
+    for tokenizer in (weights, tmcodec.load_tokenizer(str(weights), "cpu")):
+        with pytest.raises(errors.TokenizerMismatchError, match=says):
+            tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=tokenizer)
+
+
 def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.SamplerError, match="official clamps pictures, tiny-s2l2a draws residuals"):
         tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, sampler="official", steps=3)

@@ -364,17 +364,32 @@ def matching_tokenizer(
     else:
         name = os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer
         tok = load_tokenizer(name, device, tile=layer.tile, **how)
-    if not tok.reads(layer.weights_sha256) or tok.levels != layer.levels or tok.patch != layer.patch:
+    if not tok.reads(layer.weights_sha256):
         raise TokenizerMismatchError(
             f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
             f"but {tok.name} here has {tok.sha256.hex()}; give the right weights with --tokenizer"
         )
+    _check_described(layer, tok)
+    return tok
+
+
+def _check_described(layer: Layer, tok: Tokenizer) -> None:
+    """Refuse a layer that does not describe the tokens of its tokenizer; no encoder writes one."""
+    for what, stored, own in (
+        ("modality", get_modality(layer.modality).name, tok.modality.name),
+        ("levels", layer.levels, tok.levels),
+        ("patch", layer.patch, tok.patch),
+    ):
+        if stored != own:
+            raise TokenizerMismatchError(
+                f"layer {layer.name} has the {what} {stored}, but {tok.name}, which it names, has {own}; "
+                "encode the raster again"
+            )
     if len(tok.modality.bands) != len(layer.bands):
         raise TokenizerMismatchError(
             f"layer {layer.name} has {len(layer.bands)} bands, but {tok.name} decodes to "
             f"{len(tok.modality.bands)}; give the right weights with --tokenizer"
         )
-    return tok
 
 
 def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: bool) -> RasterWriter:
