@@ -423,6 +423,60 @@ def test_an_unknown_sampler_is_refused_also_where_one_step_needs_none(
     assert report.sampler == "ddim"
 
 
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"window": (0, 0, 10)}, errors.WindowError, "four whole numbers"),
+        ({"window": (0.5, 0, 10, 10)}, errors.WindowError, r"window \(0.5, 0, 10, 10\); give four whole"),
+        ({"window": 7}, errors.WindowError, "window 7; give four"),
+        ({"bounds": (1, 2, 3)}, errors.WindowError, r"bounds \(1, 2, 3\); give four numbers"),
+        ({"bounds": ("a", 0, 1, 1)}, errors.WindowError, "bounds .'a', 0, 1, 1.; give four numbers"),
+        ({"bounds": ("0", "0", "1", "1")}, errors.WindowError, "give four numbers"),
+        ({"time": "x"}, errors.LayerNotFoundError, "no time step 'x'; it has 1, from 0"),
+        ({"time": 0.0}, errors.LayerNotFoundError, "no time step 0.0"),
+        ({"batch_size": 0}, errors.ShapeError, "batch_size 0; give a whole number, 1 or more"),
+        ({"batch_size": 1.5}, errors.ShapeError, "batch_size 1.5"),
+        ({"seed": -1}, errors.SamplerError, "seed -1; give a whole number from 0 to 18446744073709551615"),
+        ({"seed": 2**64}, errors.SamplerError, "seed 18446744073709551616"),
+        ({"seed": "x"}, errors.SamplerError, "seed 'x'"),
+    ],
+)
+def test_what_decode_cannot_take_is_refused_by_name(
+    tokens: Path, weights: Path, how: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says) as caught:
+        tmcodec.decode_array(tokens, tokenizer=weights, **how)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"window": (1, 2, 3)}, errors.WindowError, r"window \(1, 2, 3\); give four whole numbers"),
+        ({"window": (1.5, 0, 16, 16)}, errors.WindowError, "four whole numbers, COL ROW WIDTH HEIGHT"),
+        ({"scale": "x"}, errors.UnitsError, "--scale 'x' is not usable"),
+        ({"batch_size": 0}, errors.ShapeError, "batch_size 0"),
+        ({"batch_size": -4}, errors.ShapeError, "batch_size -4"),
+    ],
+)
+def test_what_encode_cannot_take_is_refused_by_name(
+    scene: Path, weights: Path, tmp_path: Path, how: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, **how)
+    assert not (tmp_path / "a.tmc").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tokens: Path, weights: Path) -> None:
+    plain, _ = tmcodec.decode_array(tokens, tokenizer=weights, window=(16, 0, 40, 32), seed=3, steps=2)
+    window = np.array([16, 0, 40, 32], np.int16)
+    other, _ = tmcodec.decode_array(
+        tokens, tokenizer=weights, window=window, seed=np.uint64(3), time=np.int8(0), batch_size=np.int64(4),
+        steps=2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(plain, other)
+
+
 def test_several_steps_draw_no_hills_on_a_plain(tmp_path: Path) -> None:
     # Six metres in two kilometres: the denoiser's own texture has tens.
     plain = (300 + np.linspace(0, 6, 224)[None, :] + np.zeros((224, 1))).astype(np.float32)[None]

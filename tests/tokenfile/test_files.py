@@ -232,6 +232,15 @@ def _no_seek(*_: object) -> int:
     raise io.UnsupportedOperation("underlying stream is not seekable")
 
 
+def test_a_closed_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.tmc"
+    path.write_bytes(MASKED)
+    with TokenFile.open(path) as file:
+        layer = file["a"]
+    with pytest.raises(SourceError, match=r"a\.tmc is closed; open it again"):
+        layer.tokens()
+
+
 def test_missing_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TokenFile.open(tmp_path / "none.tmc")

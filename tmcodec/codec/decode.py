@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ import torch
 
 from tmcodec.atomic import PICTURE_SUFFIXES, check_suffix, check_target
 from tmcodec.codec.balance import apply_balance
-from tmcodec.codec.encode import SCALE_TAG, Progress, neutral_token, side_of_batch
+from tmcodec.codec.encode import SCALE_TAG, Progress, check_batch_size, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch
@@ -24,6 +25,7 @@ from tmcodec.errors import (
     ChunkError,
     LayerNotFoundError,
     LimitExceededError,
+    SamplerError,
     TokenizerMismatchError,
     TruncatedFileError,
     WindowError,
@@ -33,6 +35,7 @@ from tmcodec.rasters import (
     RasterWriter,
     Window,
     align_out,
+    as_window,
     window_from_bounds,
     window_transform,
 )
@@ -300,10 +303,9 @@ def make_job(
 ) -> Job:
     """Find layer and window, check the size, and load the tokenizer that belongs to the tokens."""
     layer = pick_layer(file, wanted.layer)
-    if not 0 <= wanted.time < len(layer.times):
-        raise LayerNotFoundError(
-            f"layer {layer.name!r} has no time step {wanted.time}; it has {len(layer.times)}, from 0"
-        )
+    layer.meta.check_time(wanted.time)
+    check_batch_size(batch_size)
+    seed = layer.seed if wanted.seed is None else check_seed(wanted.seed)
     area = pick_window(layer, wanted)
     # What the file names is used, not asked for: one step needs no sampler, and so no package that has it.
     asked = None if wanted.sampler is None else check_sampler(wanted.sampler)
@@ -320,13 +322,25 @@ def make_job(
         tokenizer=tok,
         time=wanted.time,
         steps=layer.steps if wanted.steps is None else wanted.steps,
-        seed=layer.seed if wanted.seed is None else wanted.seed,
+        seed=seed,
         sampler=sampler,
         samples=wanted.samples,
         salvage=wanted.salvage,
         window=area,
         squares=Squares(area, side),
     )
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed; those beyond 64 bits would be others, cut.
+
+    Raises
+    ------
+    SamplerError
+    """
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
+        raise SamplerError(f"seed {seed!r}; give a whole number from 0 to {2**64 - 1}")
+    return int(seed)
 
 
 def pick_layer(file: TokenFile, name: str | None) -> Layer:
@@ -347,7 +361,7 @@ def pick_window(layer: Layer, wanted: Wanted) -> Window:
         return window_from_bounds(wanted.bounds, layer.transform, layer.width, layer.height)
     if wanted.window is None:
         return whole
-    area = Window(*wanted.window)
+    area = as_window(wanted.window)
     if not whole.contains(area):
         raise WindowError(
             f"window {area} is not inside the raster of {layer.width} x {layer.height}; clip it first"

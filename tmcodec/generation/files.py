@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmcodec.codec.decode import MAX_PIXELS, decode
+from tmcodec.codec.encode import check_batch_size
 from tmcodec.codec.report import Stopwatch
 from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.ensemble import write_spread
@@ -171,6 +172,7 @@ def generate_files(
     TmcodecError
         A subclass for each way to fail; then nothing is written.
     """
+    check_batch_size(batch_size)
     watch, how = Stopwatch(), settings or Settings()
     names, words = _targets(targets, out), list(texts)
     if not names and not words:

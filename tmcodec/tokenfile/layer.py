@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tmcodec.errors import (
     ChunkChecksumError,
     ChunkError,
-    LayerNotFoundError,
     TruncatedFileError,
 )
 from tmcodec.tokenfile.chunks import (
@@ -236,7 +235,7 @@ class Layer:
         ------
         WindowError, LayerNotFoundError
         """
-        self._check_time(time)
+        self.meta.check_time(time)
         return [at for at, _ in self._filled(self._grid.window(window), time)]
 
     def raw_chunk(self, time: int, chunk_row: int, chunk_col: int) -> RawChunk:
@@ -253,7 +252,7 @@ class Layer:
 
     def _raw(self, time: int, chunk_row: int, chunk_col: int) -> RawChunk:
         """Return one chunk undecoded; a checksum that is of its tokens, too, is not checked yet."""
-        self._check_time(time)
+        self.meta.check_time(time)
         self._grid.check_chunk(chunk_row, chunk_col)
         row = self.index.find(self._grid.ordinal(time, chunk_row, chunk_col))
         if row is None:
@@ -291,15 +290,9 @@ class Layer:
     def _grid(self) -> TokenGrid:
         return self.meta.grid
 
-    def _check_time(self, time: int) -> None:
-        if not 0 <= time < len(self.meta.times):
-            raise LayerNotFoundError(
-                f"layer {self.meta.name!r} has no time step {time}; it has {len(self.meta.times)}, from 0"
-            )
-
     def _place(self, window: Window | None, time: int) -> TokenWindow:
         """Check window, time and the cap on pixels."""
-        self._check_time(time)
+        self.meta.check_time(time)
         place = self._grid.window(window)
         _, _, width, height = self._grid.pixel_window(place)
         check_limit(width * height, self._max_pixels)

@@ -199,10 +199,7 @@ class TokenFileWriter:
                 f"there is no layer {layer_index}; there are {len(self.meta.layers)}, from 0"
             )
         layer = self.meta.layers[layer_index]
-        if not 0 <= time < len(layer.times):
-            raise LayerNotFoundError(
-                f"layer {layer.name!r} has no time step {time}; it has {len(layer.times)}, from 0"
-            )
+        layer.check_time(time)
         layer.grid.check_chunk(chunk_row, chunk_col)
         return layer
 
