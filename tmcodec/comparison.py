@@ -20,7 +20,7 @@ from tmcodec.errors import (
 )
 from tmcodec.metrics import Metrics, compute_metrics
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.rasters import IDENTITY, RasterSource, Window, open_raster, own_modality
+from tmcodec.rasters import IDENTITY, RasterSource, Window, as_window, open_raster, own_modality
 from tmcodec.tokenfile import MAX_PIXELS, Layer, LayerMeta, TokenFile
 
 Progress = Callable[[int, int], None]
@@ -262,7 +262,7 @@ def _open_either(a: Any, b: Any, how: _Reading) -> RasterSource:
 
 
 def _open(source: Any, how: _Reading) -> RasterSource:
-    part = None if how.window is None else Window(*how.window)
+    part = None if how.window is None else as_window(how.window)
     # What tmcodec decoded has the table's classes already, whatever the other raster has.
     mapped = how.class_map if how.class_map is None or own_modality(source) != "LULC" else None
     return open_raster(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from tmcodec.atomic import atomic_path, check_target
 from tmcodec.errors import ConditionError, EvaluationError
 from tmcodec.rasters.windows import Window
+from tmcodec.tokenfile import MAX_PIXELS
 
 if TYPE_CHECKING:
     from tmcodec.generation.models import LoadedGenerator
@@ -81,6 +83,7 @@ def embed_files(
     s2_offset: str = "auto",
     scale: float | None = None,
     device: str = "auto",
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Embeddings:
     """Embed token files (all layers together) and rasters, tile by tile of the generator's grid.
@@ -101,6 +104,8 @@ def embed_files(
         Of rasters, as `tmcodec.encode`'s.
     device
         As `tmcodec.load_generator`'s.
+    max_pixels
+        Cap on the size of each raster.
     progress
         Called with the number of files done, and of all.
 
@@ -125,7 +130,7 @@ def embed_files(
     names: list[str] = []
     for done, source in enumerate(sources):
         with ExitStack() as stack:
-            opened = _open(loaded, source, stack, layers, time, s2_offset, scale)
+            opened = _open(loaded, source, stack, layers, time, s2_offset, scale, max_pixels)
             sums, counts, windows = _tiles(loaded, opened, layer)
         name = os.fspath(source)
         if per == "file":
@@ -141,14 +146,14 @@ def embed_files(
 
 def _open(
     loaded: LoadedGenerator, source: Path_, stack: ExitStack, layers: Sequence[str], time: int,
-    s2_offset: str, scale: float | None,
+    s2_offset: str, scale: float | None, max_pixels: int,
 ) -> list[Source]:  # fmt: skip
     """Open one file as conditions."""
     from tmcodec.codec.report import Stopwatch
     from tmcodec.generation.sources import Opener
 
     stage = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tmcodec-embed-")))
-    opener = Opener(loaded, {}, stage, stack, Stopwatch(), layers, time, s2_offset, scale)
+    opener = Opener(loaded, {}, stage, stack, Stopwatch(), layers, time, s2_offset, scale, max_pixels)
     return opener.open([source])
 
 
@@ -160,18 +165,17 @@ def _tiles(
 
     place, tile, patch = sources[0].map_grid, loaded.cfg.grid, loaded.cfg.patch
     rows, cols = -(-place.height // patch), -(-place.width // patch)
-    windows = [w for row in tile_windows(rows, cols, tile, 0) for w in row]
-    sums, counts = [], []
-    for part in _batches(windows, BATCH):
+    sums, counts, windows = [], [], list[Window]()
+    for part in _batches(chain.from_iterable(tile_windows(rows, cols, tile, 0)), BATCH):
         inputs = {s.modality: np.stack([s.tile(w) for w in part]) for s in sources}
         total, count = _summed(loaded, inputs, layer)
-        sums.append(total)
-        counts.append(count)
-    summed, counted = np.concatenate(sums), np.concatenate(counts)
-    shown = counted > 0
-    if not shown.any():
+        shown = count > 0
+        sums.append(total[shown])
+        counts.append(count[shown])
+        windows += [w for w, there in zip(part, shown, strict=True) if there]
+    if not windows:
         raise ConditionError(f"{sources[0].name} has no valid pixel; nothing can be embedded")
-    return summed[shown], counted[shown], [w for w, there in zip(windows, shown, strict=True) if there]
+    return np.concatenate(sums), np.concatenate(counts), windows
 
 
 def _summed(
@@ -191,8 +195,9 @@ def _summed(
         return total.numpy(), shown.sum(1).double().numpy()
 
 
-def _batches(items: Sequence[Window], size: int) -> Iterator[Sequence[Window]]:
-    return (items[i : i + size] for i in range(0, len(items), size))
+def _batches(items: Iterable[Window], size: int) -> Iterator[list[Window]]:
+    rest = iter(items)
+    return iter(lambda: list(islice(rest, size)), [])
 
 
 # --------------------------------------------------------------------------- evaluation

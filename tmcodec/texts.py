@@ -1,8 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers and texts as people read them."""
 
 from __future__ import annotations
 
 import math
+import unicodedata
 
 
 def human_bytes(count: int) -> str:
@@ -46,3 +47,19 @@ def plural(count: int, noun: str) -> str:
     if count == 1:
         return f"{count:,} {noun}"
     return f"{count:,} {noun}{'es' if noun.endswith(('ch', 's', 'x')) else 's'}"
+
+
+def printable(text: str) -> str:
+    """Return a text of a file fit for a terminal, which would act on its control characters.
+
+    Those, line ends, and marks that turn the direction of writing stand as Python writes them: a text can
+    neither hide what is beside it nor look like a line of its own.
+
+    >>> print(printable("red\\x1b[31m\\n"))
+    red\\x1b[31m\\n
+    """
+    return "".join(c if _is_plain(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_plain(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"  # all kinds of blanks

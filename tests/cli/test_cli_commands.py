@@ -18,6 +18,7 @@ from click.testing import Result
 import tmcodec
 from tmcodec.cli import demo
 from tmcodec.cli.weights_header import read_header
+from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 
 Run = Callable[..., Result]
 MakeScene = Callable[..., Path]
@@ -321,6 +322,64 @@ def test_info_of_infinite_nodata_is_json(run: Run, tmp_path: Path) -> None:
         path = tmp_path / "a.tmc"
         tmcodec.encode(array, path, modality="NDVI", profile={"nodata": nodata}, overwrite=True)
         assert json.loads(run("info", path, "--json").output)["layers"][0]["nodata"] == expected
+
+
+def test_info_of_places_that_overflow_is_json_and_short(run: Run, tmp_path: Path) -> None:
+    array = np.full((1, 32, 32), 0.5, np.float32)
+    for transform, size, corner in (
+        ((1e308, 0, 0, 0, -1e308, 0), [1e308, 1e308], "too large for a number"),
+        ((1.5e308, 0, 0, 1.5e308, 1, 0), None, "too large for a number"),
+        ((1e20, 0, -1e20, 0, -1e20, 0), [1e20, 1e20], "-1e+20 -3.2e+21 3.1e+21 0"),
+    ):
+        path = tmp_path / "a.tmc"
+        profile = {"transform": transform}
+        tmcodec.encode(array, path, modality="NDVI", profile=profile, overwrite=True, exact=True)
+        layer = json.loads(run("info", path, "--json").output)["layers"][0]
+        assert layer["transform"] == list(transform)
+        assert layer["pixel_size"] == size
+        assert (layer["bounds"] is None) == corner.startswith("too")
+        text = run("info", path).output
+        assert corner in text
+        assert max(map(len, text.splitlines()[1:])) < 120
+
+
+EVIL = "a\x1b[31m\x07\nfake: intact\r\x9b2J\u202eb\u2028c"
+SHOWN = r"a\x1b[31m\x07\nfake: intact\r\x9b2J\u202eb\u2028c"
+
+
+def as_it_should_be(text: str, times: int) -> None:
+    """Check that a text of a file is shown so often, and that nothing but line ends reaches the terminal."""
+    assert text.count(SHOWN) == times
+    assert all(character in "\n\N{NO-BREAK SPACE}" or character.isprintable() for character in text)
+
+
+def test_texts_of_files_cannot_act_on_the_terminal(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.tmc"
+    meta = LayerMeta(
+        EVIL, EVIL, EVIL, bytes(32), (8, 8), 32, 32, "uint8", (EVIL, "Größe \N{NO-BREAK SPACE}m"), units=EVIL,
+        sampler=EVIL, description=EVIL, tags={EVIL: EVIL}, crs=f'PROJCS["{EVIL}"]',
+    )  # fmt: skip
+    with TokenFileWriter(path, FileMeta((meta,), {EVIL: EVIL})) as writer:
+        writer.write_chunk(0, 0, 0, 0, np.ones((2, 2), np.int32))
+    text = run("info", path).output
+    # The file's tag, two texts; name, bands, units, CRS, tokenizer, sampler, description; the layer's tag.
+    as_it_should_be(text, 2 + 7 + 2)
+    assert "Größe \N{NO-BREAK SPACE}m" in text
+    layer = json.loads(run("info", path, "--json").output)["layers"][0]
+    assert (layer["name"], layer["description"], layer["tags"]) == (EVIL, EVIL, {EVIL: EVIL})
+    as_it_should_be(run("stack", path, tmp_path / "b.tmc").output, 1)
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    as_it_should_be(run("verify", path, status=1).output, 1)
+    error = run("decode", path, tmp_path / "b.tif", "--layer", "none", status=1).stderr
+    as_it_should_be(error, 1)
+
+
+def test_texts_of_weights_cannot_act_on_the_terminal(run: Run, weights: Path, tmp_path: Path) -> None:
+    from tmcodec.codec.weights import load_weights, save_weights
+
+    path = tmp_path / "evil.safetensors"
+    save_weights(path, load_weights(weights)[0], EVIL, {"training": EVIL})
+    as_it_should_be(run("models", "show", path).output, 2)
 
 
 def test_numbers_out_of_range_name_the_range(run: Run) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
+import tracemalloc
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from click.testing import CliRunner
 import tmcodec
 from tmcodec import errors
 from tmcodec.cli import cli
+from tmcodec.codec.decode import Squares
 from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
 from tmcodec.modalities import MODALITIES
+from tmcodec.rasters import Window
 from tmcodec.tokenfile import FileMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
 
@@ -237,6 +241,22 @@ def test_a_bomb_is_stopped_before_anything_is_loaded(tokens: Path) -> None:
         tmcodec.decode_array(tokens, tokenizer="/nowhere.safetensors", max_pixels=100)
 
 
+def test_squares_cover_a_window_and_are_not_listed() -> None:
+    squares = Squares(Window(250, 10, 300, 500), 256)
+    assert list(squares) == [
+        Window(250, 10, 6, 246), Window(256, 10, 256, 246), Window(512, 10, 38, 246),
+        Window(250, 256, 6, 254), Window(256, 256, 256, 254), Window(512, 256, 38, 254),
+    ]  # fmt: skip
+    assert len(squares) == 6
+    tracemalloc.start()
+    try:
+        many = Squares(Window(0, 0, 46340, 46340), 16)
+        assert len(many) == 2897**2 and list(islice(many, 2)) == [Window(0, 0, 16, 16), Window(16, 0, 16, 16)]
+        assert tracemalloc.get_traced_memory()[1] < 2**16
+    finally:
+        tracemalloc.stop()
+
+
 def test_salvage_keeps_what_is_intact(weights: Path, tmp_path: Path, scene: Path) -> None:
     array = np.tile(rasterio.open(scene).read(), (1, 1, 14))[:, :, :2080]  # 90 x 2080: three chunks
     array = np.random.default_rng(0).integers(1, 4000, array.shape).astype(np.uint16)
@@ -365,10 +385,96 @@ def test_a_layer_of_other_bands_than_its_tokenizer_is_refused(
         tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=weights)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"patch": 8, "width": 80, "height": 48}, "has the patch 8, but tiny-s2l2a, .* has 16"),
+        ({"levels": (16, 60)}, r"has the levels \(16, 60\), but tiny-s2l2a, .* has \(8, 8, 8, 6, 5\)"),
+        ({"modality": "DEM"}, "has the modality DEM, but tiny-s2l2a, .* has S2L2A"),
+    ],
+)
+def test_a_layer_that_does_not_describe_its_tokens_is_refused_by_what_differs(
+    tokens: Path, weights: Path, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    with tmcodec.open(tokens) as file:
+        meta = file["S2L2A"].meta.replace(balance=None, **change)
+    with TokenFileWriter(tmp_path / "forged.tmc", FileMeta((meta,)), sparse=True):
+        pass
+    for tokenizer in (weights, tmcodec.load_tokenizer(str(weights), "cpu")):
+        with pytest.raises(errors.TokenizerMismatchError, match=says):
+            tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=tokenizer)
+
+
 def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.SamplerError, match="official clamps pictures, tiny-s2l2a draws residuals"):
         tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, sampler="official", steps=3)
     assert not (tmp_path / "a.tmc").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_unknown_sampler_is_refused_also_where_one_step_needs_none(
+    tokens: Path, weights: Path, tmp_path: Path, steps: int
+) -> None:
+    for sampler, why in (("zzz", "zzz"), ("official", "official clamps pictures")):
+        with pytest.raises(errors.SamplerError, match=why):
+            tmcodec.decode(tokens, tmp_path / "a.tif", tokenizer=weights, sampler=sampler, steps=steps)
+    assert not (tmp_path / "a.tif").exists()
+    report = tmcodec.decode(tokens, tmp_path / "a.tif", tokenizer=weights, sampler="DDIM", steps=steps)
+    assert report.sampler == "ddim"
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"window": (0, 0, 10)}, errors.WindowError, "four whole numbers"),
+        ({"window": (0.5, 0, 10, 10)}, errors.WindowError, r"window \(0.5, 0, 10, 10\); give four whole"),
+        ({"window": 7}, errors.WindowError, "window 7; give four"),
+        ({"bounds": (1, 2, 3)}, errors.WindowError, r"bounds \(1, 2, 3\); give four numbers"),
+        ({"bounds": ("a", 0, 1, 1)}, errors.WindowError, "bounds .'a', 0, 1, 1.; give four numbers"),
+        ({"bounds": ("0", "0", "1", "1")}, errors.WindowError, "give four numbers"),
+        ({"time": "x"}, errors.LayerNotFoundError, "no time step 'x'; it has 1, from 0"),
+        ({"time": 0.0}, errors.LayerNotFoundError, "no time step 0.0"),
+        ({"batch_size": 0}, errors.ShapeError, "batch_size 0; give a whole number, 1 or more"),
+        ({"batch_size": 1.5}, errors.ShapeError, "batch_size 1.5"),
+        ({"seed": -1}, errors.SamplerError, "seed -1; give a whole number from 0 to 18446744073709551615"),
+        ({"seed": 2**64}, errors.SamplerError, "seed 18446744073709551616"),
+        ({"seed": "x"}, errors.SamplerError, "seed 'x'"),
+    ],
+)
+def test_what_decode_cannot_take_is_refused_by_name(
+    tokens: Path, weights: Path, how: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says) as caught:
+        tmcodec.decode_array(tokens, tokenizer=weights, **how)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"window": (1, 2, 3)}, errors.WindowError, r"window \(1, 2, 3\); give four whole numbers"),
+        ({"window": (1.5, 0, 16, 16)}, errors.WindowError, "four whole numbers, COL ROW WIDTH HEIGHT"),
+        ({"scale": "x"}, errors.UnitsError, "--scale 'x' is not usable"),
+        ({"batch_size": 0}, errors.ShapeError, "batch_size 0"),
+        ({"batch_size": -4}, errors.ShapeError, "batch_size -4"),
+    ],
+)
+def test_what_encode_cannot_take_is_refused_by_name(
+    scene: Path, weights: Path, tmp_path: Path, how: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, **how)
+    assert not (tmp_path / "a.tmc").exists()
+
+
+def test_numbers_of_numpy_are_numbers(tokens: Path, weights: Path) -> None:
+    plain, _ = tmcodec.decode_array(tokens, tokenizer=weights, window=(16, 0, 40, 32), seed=3, steps=2)
+    window = np.array([16, 0, 40, 32], np.int16)
+    other, _ = tmcodec.decode_array(
+        tokens, tokenizer=weights, window=window, seed=np.uint64(3), time=np.int8(0), batch_size=np.int64(4),
+        steps=2,
+    )  # fmt: skip
+    np.testing.assert_array_equal(plain, other)
 
 
 def test_several_steps_draw_no_hills_on_a_plain(tmp_path: Path) -> None:

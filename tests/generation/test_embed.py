@@ -122,6 +122,9 @@ def test_command(generator: Path, make_scene: Callable[..., Path], tmp_path: Pat
     np.testing.assert_array_equal(np.load(plain), vectors)
     other = tmp_path / "e.txt"
     assert ".npz or .npy" in run("embed", *scenes, "-o", other, "--model", generator, status=1).output
+    assert "limit of 1023" in run(
+        "embed", *scenes, "-o", tmp_path / "g.npz", "--model", generator, "--max-pixels", 1023, status=1
+    ).output
     absent, third = tmp_path / "none.tmc", tmp_path / "f.npz"
     bad = run("embed", scenes[0], absent, "-o", third, "--model", generator, status=1)
     assert "none.tmc" in bad.output

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
+import tracemalloc
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from generation_helpers import Loaded, SumNet, Words, tiny_generator, tokenizer_
 
 import tmcodec
 from tmcodec.codec.models import load_tokenizer
+from tmcodec.embeddings import embed_files
 from tmcodec.errors import (
     ConditionError,
     GenerationError,
@@ -29,13 +34,14 @@ from tmcodec.errors import (
     TokenizerMismatchError,
     VocabularyError,
 )
+from tmcodec.generation import sources
 from tmcodec.generation.ensemble import middle_and_spread
 from tmcodec.generation.files import generate_files
 from tmcodec.generation.generate import generate
 from tmcodec.generation.seams import level_jumps, tile_jumps
 from tmcodec.generation.settings import Settings
 from tmcodec.generation.sources import MapGrid
-from tmcodec.generation.tiles import Strip, tile_borders, tile_starts, tile_windows
+from tmcodec.generation.tiles import Strip, tile_borders, tile_count, tile_starts, tile_windows
 from tmcodec.generation.tiling import centre, tile_coordinates
 from tmcodec.networks.generator.model import Encoded
 from tmcodec.rasters import Window
@@ -79,11 +85,11 @@ def listing(folder: Path) -> list[str]:
 
 
 def test_tiles_cover_and_overlap_as_asked() -> None:
-    assert tile_starts(30, 14, 4) == [0, 10, 16]
-    assert tile_starts(14, 14, 4) == [0]
-    assert tile_starts(5, 14, 4) == [0]
+    for count, starts in ((30, [0, 10, 16]), (14, [0]), (5, [0]), (34, [0, 10, 20])):
+        assert list(tile_starts(count, 14, 4)) == starts
+        assert tile_count(count, 30, 14, 4) == len(starts) * 3
     assert tile_borders(30, 14, 4) == [14, 24]
-    rows = list(tile_windows(5, 9, 4, 1))
+    rows = list(map(list, tile_windows(5, 9, 4, 1)))
     assert rows[1] == [Window(0, 1, 4, 4), Window(3, 1, 4, 4), Window(5, 1, 4, 4)]
     for overlap in (-1, 4):
         with pytest.raises(GenerationError, match=r"give 0 to 3"):
@@ -97,6 +103,18 @@ def test_a_strip_keeps_what_came_first_and_forgets_what_is_done() -> None:
     assert strip.read(Window(0, 0, 4, 3))[0].tolist() == [[1, 1, 1, -1], [1, 1, 1, 2], [-1, 2, 2, 2]]
     strip.drop(2)
     assert strip.read(Window(0, 2, 4, 2))[0].tolist() == [[-1, 2, 2, 2], [-1, -1, -1, -1]]
+
+
+def test_tiles_of_a_wide_raster_are_not_listed() -> None:
+    """Two billion pixels in one row fit into a few bytes of a file, and their tiles into no memory."""
+    tracemalloc.start()
+    try:
+        first = next(tile_windows(1, 2**27, 14, 4))
+        assert list(islice(first, 3)) == [Window(0, 0, 14, 1), Window(10, 0, 14, 1), Window(20, 0, 14, 1)]
+        assert tile_count(1, 2**27, 14, 4) == -(-(2**27 - 14) // 10) + 1
+        assert tracemalloc.get_traced_memory()[1] < 2**16
+    finally:
+        tracemalloc.stop()
 
 
 # --------------------------------------------------------------------------- token files
@@ -445,6 +463,46 @@ def test_bad_input_is_refused_and_nothing_is_written(
         generate_files(loaded, [folder / src for src in srcs], out, targets, settings=FAST, **how)
     assert "\n" not in str(caught.value)
     assert listing(folder) == before
+
+
+@pytest.fixture
+def enormous(loaded: Loaded, tmp_path: Path) -> Path:
+    """Return a file of some fifty bytes: 2^60 pixels of elevation in 2^40 chunks, all empty."""
+    tok = load_tokenizer(loaded.tokenizers["DEM"].name)
+    meta = LayerMeta("DEM", "DEM", tok.name, tok.sha256, tok.levels, 2**30, 2**30, "int16", ("DEM",))
+    with TokenFileWriter(tmp_path / "enormous.tmc", FileMeta((meta,)), sparse=True):
+        pass
+    return tmp_path / "enormous.tmc"
+
+
+def test_enormous_files_are_refused_before_anything_goes_through_their_chunks(
+    loaded: Loaded, enormous: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "layer_hash", lambda *_: pytest.fail("it went through the chunks"))
+    with pytest.raises(LimitExceededError, match=f"{2**30} x {2**30} pixels are more than the limit"):
+        generate_files(loaded, enormous, tmp_path / "o.tmc", ["LULC"], settings=FAST)
+    with pytest.raises(LimitExceededError, match="limit of 2147483648; raise max_pixels"):
+        embed_files([enormous], loaded)
+
+
+def test_the_hash_of_a_layer_is_of_its_checksums_in_order(
+    loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty chunks count as 0, others as their checksum and one; whatever number is hashed at once."""
+    tok = load_tokenizer(loaded.tokenizers["DEM"].name)
+    meta = LayerMeta(
+        "DEM", "DEM", tok.name, tok.sha256, tok.levels, 3072, 2048, "int16", ("DEM",), times=(None, None)
+    )
+    with TokenFileWriter(tmp_path / "a.tmc", FileMeta((meta,)), coders=(), sparse=True) as writer:
+        for row, col in ((0, 1), (1, 0), (1, 1)):
+            writer.write_chunk(0, 1, row, col, np.full((64, 64), row + col))
+    with tmcodec.open(tmp_path / "a.tmc") as file:
+        sums = [int(crc) + 1 for crc in file["DEM"].index.crcs]
+        for time, stored in ((0, [0] * 6), (1, [0, sums[0], 0, sums[1], sums[2], 0])):
+            text = tok.sha256 + struct.pack("<8Q", 3072, 2048, *stored)
+            for at_once in (1, 4, 2**16):
+                monkeypatch.setattr(sources, "HASHED", at_once)
+                assert sources.layer_hash(file["DEM"], time) == hashlib.sha256(text).hexdigest()[:16]
 
 
 def test_tokens_of_another_tokenizer_are_refused_by_name(

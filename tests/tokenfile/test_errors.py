@@ -341,6 +341,60 @@ def test_huge_empty_layer_opens_and_is_capped() -> None:
     assert verify(io.BytesIO(data)).ok
 
 
+def terachunk(side: int, *fields: bytes) -> bytes:
+    """Return a file of chunks of one token, all empty."""
+    header = layer_section(side, side, *fields)
+    patch = 16 if SMALL_CHUNKS in fields else 1
+    return seal(header + section(5, b"\x01" + varint((side // patch) ** 2 - 2)), b"")
+
+
+ONE_PIXEL = section(11, b"\x01\x01\x01")
+
+
+def test_empty_chunks_are_stacked_as_a_run() -> None:
+    data, target = terachunk(2**23, SMALL_CHUNKS), io.BytesIO()
+    tracemalloc.start()
+    try:
+        meta = stack([io.BytesIO(data)], target)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+    assert meta.layers[0].chunks == 2**38
+    assert len(target.getvalue()) <= len(data)
+    with TokenFile.open(target) as file:
+        assert file.meta == meta
+        assert not file["S2RGB"].index.ordinals.size
+
+
+def test_empty_chunks_are_read_as_a_run() -> None:
+    """A byte a pixel for what comes back, and nothing for each of sixteen million chunks."""
+    with TokenFile.open(io.BytesIO(terachunk(2**12, ONE_PIXEL))) as file:
+        layer = file["S2RGB"]
+        tracemalloc.start()
+        try:
+            for call, expected in ((layer.valid, False), (layer.empty, True), (layer.intact, True)):
+                found = call()
+                assert found is not None and bool((found == expected).all())
+                assert tracemalloc.get_traced_memory()[1] < 2.5 * 2**24  # what is compared takes another byte
+                del found
+            assert layer.filled() == [] and list(layer.places()) == []
+        finally:
+            tracemalloc.stop()
+
+
+def test_the_cap_counts_four_bytes_a_token() -> None:
+    data = terachunk(2**5, ONE_PIXEL)
+    with TokenFile.open(io.BytesIO(data), max_pixels=4095) as file:
+        assert file["S2RGB"].valid() is not None  # 1024 pixels
+        assert file["S2RGB"].tokens((0, 0, 32, 31)).shape == (31, 32)
+        with pytest.raises(LimitExceededError, match="4096 bytes of tokens, more than max_pixels=4095"):
+            file["S2RGB"].tokens()
+        with pytest.raises(LimitExceededError, match="bytes of tokens"):
+            file["S2RGB"].read()
+    with TokenFile.open(io.BytesIO(data), max_pixels=4096) as file:
+        assert file["S2RGB"].read().tokens.shape == (32, 32)
+
+
 def test_lengths_in_the_prelude_allocate_nothing() -> None:
     for header_length, payload_length in [(2**32 - 1, 0), (10, 2**63), (2**32 - 1, 2**64 - 1)]:
         start = struct.pack("<8sBIQ", b"\x89TMC\r\n\x1a\n", 1, header_length, payload_length)

@@ -232,6 +232,15 @@ def _no_seek(*_: object) -> int:
     raise io.UnsupportedOperation("underlying stream is not seekable")
 
 
+def test_a_closed_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.tmc"
+    path.write_bytes(MASKED)
+    with TokenFile.open(path) as file:
+        layer = file["a"]
+    with pytest.raises(SourceError, match=r"a\.tmc is closed; open it again"):
+        layer.tokens()
+
+
 def test_missing_path(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         TokenFile.open(tmp_path / "none.tmc")
@@ -321,6 +330,28 @@ def test_chunk_missing() -> None:
     ):
         writer.write_chunk(0, 0, 0, 0, None)
     assert target.getvalue() == b""
+
+
+def test_chunks_never_written_of_a_sparse_file_are_empty(version: int) -> None:
+    """The same bytes as of a file whose empty chunks are written one by one, wherever they are."""
+    meta = layer_meta(times=(None, None))
+    for kept in ([], [0], [7], [1, 2, 6], [0, 1, 2, 3, 4, 5, 6, 7]):
+        files = [io.BytesIO(), io.BytesIO()]
+        for file, sparse in zip(files, (False, True), strict=True):
+            with TokenFileWriter(file, FileMeta((meta,)), version=version, sparse=sparse) as writer:
+                for number, place in enumerate(np.ndindex(2, 2, 2)):
+                    shape = meta.grid.token_shape(*place[1:])
+                    if number in kept:
+                        writer.write_chunk(0, *place, np.full(shape, number))
+                    elif not sparse:
+                        writer.write_chunk(0, *place, None)
+        assert files[0].getvalue() == files[1].getvalue()
+        with TokenFile.open(files[1]) as opened:
+            assert opened["a"].index.ordinals.tolist() == kept
+            assert [4 * t + 2 * r + c for t, r, c in opened["a"].places()] == kept
+            assert [2 * r + c for r, c in opened["a"].filled(time=1)] == [n - 4 for n in kept if n > 3]
+            right = [n for n in kept if n in (1, 3)]
+            assert [2 * r + c for r, c in opened["a"].filled((5, 0, 4, 7))] == right
 
 
 # --------------------------------------------------------------------------- determinism and safety

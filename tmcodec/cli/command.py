@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tmcodec.errors import TargetExistsError, TmcodecError
+from tmcodec.texts import printable
 
 DEBUG = "tmcodec.debug"
 """Key in ``ctx.meta``, which all nested contexts share."""
@@ -26,7 +27,7 @@ class Command(click.Command):
             # click.exceptions.Exit and Abort are RuntimeErrors; a broken pipe is click's business.
             if message is None or ctx.meta.get(DEBUG):
                 raise
-            click.echo(f"tmcodec: error: {message}", err=True)
+            click.echo(f"tmcodec: error: {printable(message)}", err=True)
             ctx.exit(1)
 
 

@@ -14,6 +14,7 @@ from tmcodec.cli.options import (
     debug_option,
     device_option,
     echo_json,
+    echo_line,
     echo_rows,
     echo_table,
     json_option,
@@ -85,8 +86,8 @@ def print_comparison(result: Comparison) -> None:
     """Print a comparison for people."""
     from tmcodec.metrics import ClassMetrics
 
-    click.echo(f"{result.reconstruction} against {result.original}: {result.modality}, "
-               f"{result.width} x {result.height} pixels")
+    echo_line(f"{result.reconstruction} against {result.original}: {result.modality}, "
+              f"{result.width} x {result.height} pixels")
     if isinstance(result.metrics, ClassMetrics):
         rows = _print_classes(result.metrics)
     else:

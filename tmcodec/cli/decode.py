@@ -13,6 +13,7 @@ from tmcodec.cli.options import (
     debug_option,
     device_option,
     echo_json,
+    echo_line,
     json_option,
     layer_option,
     max_pixels_option,
@@ -78,5 +79,5 @@ def command(src: str, dst: str, as_json: bool, quiet: bool, **choices: Any) -> N
     elif not quiet:
         how = plural(report.steps, "step") + (f", seed {report.seed}" if report.steps > 1 else "")
         made = f" from tokens of {report.tokens_of}" if report.tokens_of != report.tokenizer else ""
-        click.echo(f"{dst}: {report.width} x {report.height} pixels of {report.modality} with "
-                   f"{report.tokenizer}{made}, {how}, in {human_seconds(report.seconds)}")
+        echo_line(f"{dst}: {report.width} x {report.height} pixels of {report.modality} with "
+                  f"{report.tokenizer}{made}, {how}, in {human_seconds(report.seconds)}")

@@ -15,6 +15,7 @@ from tmcodec.cli.options import (
     debug_option,
     device_option,
     echo_json,
+    echo_line,
     json_option,
     modality_option,
     options,
@@ -100,4 +101,4 @@ def command(src: str, dst: str, as_json: bool, quiet: bool, **choices: Any) -> N
                    f"({human_ratio(report.ratio)}), {plural(report.tokens, 'token')}{bits}, "
                    f"in {human_seconds(report.seconds)}")
         offset = f", Sentinel-2 offset of 1000 {report.s2_offset}" if report.s2_offset else ""
-        click.echo(f"  {report.modality} by {report.tokenizer}{offset}")
+        echo_line(f"  {report.modality} by {report.tokenizer}{offset}")

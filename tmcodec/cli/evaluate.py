@@ -13,6 +13,7 @@ from tmcodec.cli.options import (
     debug_option,
     device_option,
     echo_json,
+    echo_line,
     echo_table,
     json_option,
     modality_option,
@@ -120,6 +121,6 @@ def print_report(report: Report) -> None:
     ]
     echo_table(["method", "scenes", "bytes", *table["titles"]], rows)
     for line in (*sentences(report), *missing(report), *report.notes):
-        click.echo(line)
+        echo_line(line)
     if report.skipped:
-        click.echo(f"skipped {len(report.skipped)}: {', '.join(report.skipped)}")
+        echo_line(f"skipped {len(report.skipped)}: {', '.join(report.skipped)}")

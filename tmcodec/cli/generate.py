@@ -13,6 +13,7 @@ from tmcodec.cli.options import (
     debug_option,
     device_option,
     echo_json,
+    echo_line,
     json_option,
     max_pixels_option,
     options,
@@ -166,8 +167,8 @@ def command(
         echo_json(report.to_dict())
         return
     for name, text in report.texts.items():
-        click.echo(f"{name}: {text}")
+        echo_line(f"{name}: {text}")
     if images and not quiet:
         paths, made, given = (", ".join(names) for names in (report.paths, images, report.sources))
-        click.echo(f"{paths}: {made} from {given} by {report.generator}, "
-                   f"{plural(report.tokens, 'token')}, in {human_seconds(report.seconds)}")
+        echo_line(f"{paths}: {made} from {given} by {report.generator}, "
+                  f"{plural(report.tokens, 'token')}, in {human_seconds(report.seconds)}")

@@ -13,12 +13,15 @@ import click
 
 from tmcodec import __version__
 from tmcodec.cli.command import Command
-from tmcodec.cli.options import debug_option, echo_json, echo_rows, json_option, options
+from tmcodec.cli.options import debug_option, echo_json, echo_line, echo_rows, json_option, options
 from tmcodec.modalities import MODALITIES
 from tmcodec.texts import human_bytes, human_ratio, plural, three_digits
 
 if TYPE_CHECKING:
     from tmcodec.tokenfile import Layer, LayerMeta, TokenFile
+
+BEYOND = 1e15
+"""Coordinates from here on have no digits after the point, and are on no map."""
 
 _PACKAGES = ("numpy", "rasterio", "torch", "diffusers", "safetensors", "zstandard", "google-crc32c", "fsspec")
 
@@ -125,21 +128,27 @@ def _item_size(dtype: str) -> int:
 
 
 def _pixel_size(meta: LayerMeta) -> list[float] | None:
+    """Return width and height; None without a transform, and where they overflow, which JSON cannot say."""
     if meta.transform is None:
         return None
     a, b, _, d, e, _ = meta.transform
-    return [math.hypot(a, d), math.hypot(b, e)]
+    return _finite([math.hypot(a, d), math.hypot(b, e)])
 
 
 def _bounds(meta: LayerMeta) -> list[float] | None:
-    """Return left, bottom, right, top of all corners."""
+    """Return left, bottom, right, top of all corners; None without a transform, and where they overflow."""
     if meta.transform is None:
         return None
     a, b, c, d, e, f = meta.transform
     corners = [(col, row) for col in (0, meta.width) for row in (0, meta.height)]
     xs = [a * col + b * row + c for col, row in corners]
     ys = [d * col + e * row + f for col, row in corners]
-    return [min(xs), min(ys), max(xs), max(ys)]
+    # One NaN among the corners may hide from min and max.
+    return [min(xs), min(ys), max(xs), max(ys)] if _finite(xs + ys) else None
+
+
+def _finite(values: list[float]) -> list[float] | None:
+    return values if all(map(math.isfinite, values)) else None
 
 
 # --------------------------------------------------------------------------- for people
@@ -148,11 +157,12 @@ def _bounds(meta: LayerMeta) -> list[float] | None:
 def print_file(report: dict[str, Any]) -> None:
     """Print the report of `describe_file`."""
     layers = report["layers"]
-    click.echo(f"{report['path']}: {_size(report, 'file_bytes')}, {plural(len(layers), 'layer')}, "
-               f"header {human_bytes(report['header_bytes'])}, format {report['version']}")
+    echo_line(f"{report['path']}: {_size(report, 'file_bytes')}, {plural(len(layers), 'layer')}, "
+              f"header {human_bytes(report['header_bytes'])}, format {report['version']}")
     echo_rows([(key, value) for key, value in report["tags"].items()])
     for layer in layers:
-        click.echo(f"\n{_heading(layer)}")
+        click.echo()
+        echo_line(_heading(layer))
         echo_rows(_rows(layer))
 
 
@@ -172,7 +182,7 @@ def _rows(layer: dict[str, Any]) -> list[tuple[str, str]]:
         ("values", _values(layer)),
         ("CRS", _crs(layer["crs"])),
         ("pixel", " x ".join(_decimal(v) for v in layer["pixel_size"]) if layer["pixel_size"] else ""),
-        ("bounds", " ".join(_decimal(v) for v in layer["bounds"]) if layer["bounds"] else "none"),
+        ("bounds", _place(layer)),
         ("time", _times(layer["times"])),
         ("tokenizer", f"{layer['tokenizer']}, weights {layer['weights_sha256'][:12]}"),
         ("tokens", f"{layer['token_rows']} rows x {layer['token_cols']} columns of {layer['patch']} x "
@@ -231,6 +241,12 @@ def _crs(crs: str | None) -> str:
     return f"{rest.split(chr(34))[1] if chr(34) in rest else kind} (WKT)"
 
 
+def _place(layer: dict[str, Any]) -> str:
+    if layer["bounds"] is None:
+        return "none" if layer["transform"] is None else "too large for a number"
+    return " ".join(map(_decimal, layer["bounds"]))
+
+
 def _times(times: list[str | None]) -> str:
     known = [time for time in times if time is not None]
     if len(times) == 1:
@@ -248,8 +264,8 @@ def _moment(iso: str) -> str:
 
 
 def _decimal(value: float) -> str:
-    """Return a coordinate without a tail of digits that no map has."""
-    return f"{value:.9f}".rstrip("0").rstrip(".")
+    """Return a coordinate without a tail of digits that no map has, and without three hundred before it."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") if abs(value) < BEYOND else f"{value:g}"
 
 
 # --------------------------------------------------------------------------- the system

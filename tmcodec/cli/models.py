@@ -10,7 +10,15 @@ import click
 from tmcodec.cli.command import Command
 from tmcodec.cli.generators import generator_facts, generator_header, import_other, pull_other
 from tmcodec.cli.models_export import export_command
-from tmcodec.cli.options import debug_option, echo_json, echo_rows, echo_table, json_option, options
+from tmcodec.cli.options import (
+    debug_option,
+    echo_json,
+    echo_line,
+    echo_rows,
+    echo_table,
+    json_option,
+    options,
+)
 from tmcodec.cli.weights_header import read_header
 from tmcodec.codec.lineage import DECODES, parse_decodes
 from tmcodec.codec.models import EMBEDDED, find_weights, texture_path
@@ -61,7 +69,7 @@ def show_command(name: str, as_json: bool) -> None:
         more = {"config": header.config, "notes": header.notes, "texture": texture}
         echo_json({**_facts(label, header), **more})
         return
-    click.echo(label)
+    echo_line(label)
     echo_rows([
         ("modality", str(header.config.get("modality", ""))),
         ("parameters", f"{header.parameters:,}"),
@@ -123,7 +131,7 @@ def _echo_imported(facts: dict[str, Any], as_json: bool) -> None:
         echo_json(facts)
         return
     size, sha256 = human_bytes(facts["bytes"]), facts["sha256"][:12]
-    click.echo(f"{facts['name']}: {size}, weights {sha256}, in {facts['path']}")
+    echo_line(f"{facts['name']}: {size}, weights {sha256}, in {facts['path']}")
 
 
 def _embedded_facts(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tmcodec.cli.command import Command
-from tmcodec.cli.options import debug_option, echo_json, json_option, options
+from tmcodec.cli.options import debug_option, echo_json, echo_line, json_option, options
 from tmcodec.texts import human_bytes
 
 
@@ -47,6 +47,6 @@ def export_command(
         return
     click.echo(f"{facts.name}: {human_bytes(done.size)}, weights {facts.sha256[:12]}, in {done.folder}")
     for origin, sha256 in facts.decodes:
-        click.echo(f"decodes tokens of {origin} (weights {sha256[:12]}) too")
+        echo_line(f"decodes tokens of {origin} (weights {sha256[:12]}) too")
     if address:
         click.echo(f"pushed: {address}")

@@ -13,6 +13,7 @@ import click
 
 from tmcodec.cli.command import DEBUG
 from tmcodec.modalities import MODALITIES
+from tmcodec.texts import printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[int, int], None]
@@ -158,9 +159,14 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, allow_nan=False, default=str))
 
 
+def echo_line(text: str) -> None:
+    """Print one line that has texts of files in it."""
+    click.echo(printable(text))
+
+
 def echo_rows(rows: list[tuple[str, str]], indent: int = 2) -> None:
     """Print names and values in two columns; rows with an empty value are left out."""
-    shown = [(name, value) for name, value in rows if value]
+    shown = [(printable(name), printable(value)) for name, value in rows if value]
     width = max((len(name) for name, _ in shown), default=0)
     for name, value in shown:
         click.echo(f"{' ' * indent}{name:<{width}}  {value}")
@@ -168,8 +174,9 @@ def echo_rows(rows: list[tuple[str, str]], indent: int = 2) -> None:
 
 def echo_table(header: list[str], rows: list[list[str]], left: int = 1, indent: int = 2) -> None:
     """Print a table; the first `left` columns are flush left, the others flush right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    for row in [header, *rows]:
+    lines = [[printable(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(header))]
+    for row in lines:
         cells = [
             cell.ljust(width) if i < left else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))

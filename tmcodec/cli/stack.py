@@ -7,7 +7,15 @@ import os
 import click
 
 from tmcodec.cli.command import Command
-from tmcodec.cli.options import debug_option, echo_json, json_option, options, overwrite_option, quiet_option
+from tmcodec.cli.options import (
+    debug_option,
+    echo_json,
+    echo_line,
+    json_option,
+    options,
+    overwrite_option,
+    quiet_option,
+)
 from tmcodec.texts import human_bytes, plural
 
 
@@ -30,7 +38,7 @@ def command(sources: tuple[str, ...], dst: str, overwrite: bool, as_json: bool, 
         echo_json({"path": dst, "file_bytes": size, "layers": layers})
     elif not quiet:
         named = ", ".join(layer.name + _dates(len(layer.times)) for layer in meta.layers)
-        click.echo(f"{dst}: {plural(len(meta.layers), 'layer')} ({named}), {human_bytes(size)}")
+        echo_line(f"{dst}: {plural(len(meta.layers), 'layer')} ({named}), {human_bytes(size)}")
 
 
 def _dates(count: int) -> str:

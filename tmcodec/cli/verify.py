@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tmcodec.cli.command import Command, one_line
-from tmcodec.cli.options import debug_option, echo_json, json_option, max_pixels_option, options
+from tmcodec.cli.options import debug_option, echo_json, echo_line, json_option, max_pixels_option, options
 from tmcodec.errors import TokenFileError
 from tmcodec.texts import plural
 
@@ -41,7 +41,7 @@ def command(ctx: click.Context, file: str, as_json: bool, max_pixels: int) -> No
         click.echo(f"{file}: intact, {plural(report.chunks, 'chunk')}")
     else:
         for problem in report.problems:
-            click.echo(describe_problem(problem, file))
+            echo_line(describe_problem(problem, file))
         damaged = sum(problem.chunk_row >= 0 for problem in report.problems)
         found = f"{damaged} of {plural(report.chunks, 'chunk')} damaged"
         hint = "; decode --salvage reads the rest" if damaged < report.chunks else ""

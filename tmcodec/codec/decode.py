@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,7 @@ import torch
 
 from tmcodec.atomic import PICTURE_SUFFIXES, check_suffix, check_target
 from tmcodec.codec.balance import apply_balance
-from tmcodec.codec.encode import SCALE_TAG, Progress, neutral_token, side_of_batch
+from tmcodec.codec.encode import SCALE_TAG, Progress, check_batch_size, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch
@@ -24,6 +25,7 @@ from tmcodec.errors import (
     ChunkError,
     LayerNotFoundError,
     LimitExceededError,
+    SamplerError,
     TokenizerMismatchError,
     TruncatedFileError,
     WindowError,
@@ -33,9 +35,11 @@ from tmcodec.rasters import (
     RasterWriter,
     Window,
     align_out,
+    as_window,
     window_from_bounds,
     window_transform,
 )
+from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
 
 Values = npt.NDArray[np.float32]
@@ -234,6 +238,37 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class Squares:
+    """The squares of the raster's grid of `side` pixels that cover `area`, cut to it, row by row.
+
+    Made one by one: a file of thirty bytes may have eight million of them.
+    """
+
+    area: Window
+    side: int
+
+    def __len__(self) -> int:
+        rows, cols = self._ranges()
+        return len(rows) * len(cols)
+
+    def __iter__(self) -> Iterator[Window]:
+        rows, cols = self._ranges()
+        for row in rows:
+            for col in cols:
+                square = Window(col, row, self.side, self.side).intersect(self.area)
+                assert square is not None
+                yield square
+
+    def _ranges(self) -> tuple[range, range]:
+        """Return the first rows and the first columns of the squares."""
+        area, side = self.area, self.side
+        return (
+            range(area.row // side * side, area.row_end, side),
+            range(area.col // side * side, area.col_end, side),
+        )
+
+
+@dataclass(frozen=True)
 class Job:
     """What to decode, settled before anything is allocated.
 
@@ -254,7 +289,7 @@ class Job:
     samples: int
     salvage: bool
     window: Window
-    squares: tuple[Window, ...]
+    squares: Squares
 
 
 def make_job(
@@ -268,30 +303,44 @@ def make_job(
 ) -> Job:
     """Find layer and window, check the size, and load the tokenizer that belongs to the tokens."""
     layer = pick_layer(file, wanted.layer)
-    if not 0 <= wanted.time < len(layer.times):
-        raise LayerNotFoundError(
-            f"layer {layer.name!r} has no time step {wanted.time}; it has {len(layer.times)}, from 0"
-        )
+    layer.meta.check_time(wanted.time)
+    check_batch_size(batch_size)
+    seed = layer.seed if wanted.seed is None else check_seed(wanted.seed)
     area = pick_window(layer, wanted)
+    # What the file names is used, not asked for: one step needs no sampler, and so no package that has it.
+    asked = None if wanted.sampler is None else check_sampler(wanted.sampler)
     if area.width * area.height > max_pixels:
         raise LimitExceededError(
             f"{area.width} x {area.height} pixels are more than the limit of {max_pixels}; "
             "decode a window, or raise max_pixels"
         )
     tok = matching_tokenizer(layer, tokenizer, device, how)
+    sampler = layer.sampler if asked is None else tok.check_sampler(asked)
     side = side_of_batch(batch_size, layer.tile, layer.chunk * layer.patch)
     return Job(
         layer=layer,
         tokenizer=tok,
         time=wanted.time,
         steps=layer.steps if wanted.steps is None else wanted.steps,
-        seed=layer.seed if wanted.seed is None else wanted.seed,
-        sampler=layer.sampler if wanted.sampler is None else wanted.sampler,
+        seed=seed,
+        sampler=sampler,
         samples=wanted.samples,
         salvage=wanted.salvage,
         window=area,
-        squares=tuple(squares_over(area, side)),
+        squares=Squares(area, side),
     )
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed; those beyond 64 bits would be others, cut.
+
+    Raises
+    ------
+    SamplerError
+    """
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
+        raise SamplerError(f"seed {seed!r}; give a whole number from 0 to {2**64 - 1}")
+    return int(seed)
 
 
 def pick_layer(file: TokenFile, name: str | None) -> Layer:
@@ -312,7 +361,7 @@ def pick_window(layer: Layer, wanted: Wanted) -> Window:
         return window_from_bounds(wanted.bounds, layer.transform, layer.width, layer.height)
     if wanted.window is None:
         return whole
-    area = Window(*wanted.window)
+    area = as_window(wanted.window)
     if not whole.contains(area):
         raise WindowError(
             f"window {area} is not inside the raster of {layer.width} x {layer.height}; clip it first"
@@ -329,26 +378,32 @@ def matching_tokenizer(
     else:
         name = os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer
         tok = load_tokenizer(name, device, tile=layer.tile, **how)
-    if not tok.reads(layer.weights_sha256) or tok.levels != layer.levels or tok.patch != layer.patch:
+    if not tok.reads(layer.weights_sha256):
         raise TokenizerMismatchError(
             f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
             f"but {tok.name} here has {tok.sha256.hex()}; give the right weights with --tokenizer"
         )
+    _check_described(layer, tok)
+    return tok
+
+
+def _check_described(layer: Layer, tok: Tokenizer) -> None:
+    """Refuse a layer that does not describe the tokens of its tokenizer; no encoder writes one."""
+    for what, stored, own in (
+        ("modality", get_modality(layer.modality).name, tok.modality.name),
+        ("levels", layer.levels, tok.levels),
+        ("patch", layer.patch, tok.patch),
+    ):
+        if stored != own:
+            raise TokenizerMismatchError(
+                f"layer {layer.name} has the {what} {stored}, but {tok.name}, which it names, has {own}; "
+                "encode the raster again"
+            )
     if len(tok.modality.bands) != len(layer.bands):
         raise TokenizerMismatchError(
             f"layer {layer.name} has {len(layer.bands)} bands, but {tok.name} decodes to "
             f"{len(tok.modality.bands)}; give the right weights with --tokenizer"
         )
-    return tok
-
-
-def squares_over(area: Window, side: int) -> Iterator[Window]:
-    """Yield the squares of the raster's grid of `side` pixels that cover `area`, cut to it, row-major."""
-    for row in range(area.row // side * side, area.row_end, side):
-        for col in range(area.col // side * side, area.col_end, side):
-            square = Window(col, row, side, side).intersect(area)
-            if square is not None:
-                yield square
 
 
 def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: bool) -> RasterWriter:
@@ -420,9 +475,9 @@ def raster_tags(job: Job) -> dict[str, str]:
 def count_damaged(job: Job) -> int:
     """Count the damaged chunks that the wanted window touches."""
     layer, patch = job.layer, job.layer.patch
-    grid, outer = layer.meta.grid, align_out(job.window, patch, layer.width, layer.height)
+    outer = align_out(job.window, patch, layer.width, layer.height)
     lost = 0
-    for chunk_row, chunk_col in grid.covering(grid.window(token_window(outer, patch))):
+    for chunk_row, chunk_col in layer.filled(token_window(outer, patch), job.time):
         try:
             layer.check_chunk(job.time, chunk_row, chunk_col)
         except (ChunkError, TruncatedFileError):

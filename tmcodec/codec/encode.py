@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +21,23 @@ from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import MetadataError, ModalityError, SearchError, TokenizerMismatchError, UnitsError
-from tmcodec.rasters import RasterSource, Window, fill_invalid, grid_windows, open_raster, padded_size
+from tmcodec.errors import (
+    MetadataError,
+    ModalityError,
+    SearchError,
+    ShapeError,
+    TokenizerMismatchError,
+    UnitsError,
+)
+from tmcodec.rasters import (
+    RasterSource,
+    Window,
+    as_window,
+    fill_invalid,
+    grid_windows,
+    open_raster,
+    padded_size,
+)
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
@@ -51,6 +67,17 @@ def side_of_batch(batch_size: int, tile: int, chunk_pixels: int) -> int:
     """
     tiles = max(1, math.isqrt(batch_size))
     return max(tile, min(tiles * tile, chunk_pixels))
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise unless a batch has a tile.
+
+    Raises
+    ------
+    ShapeError
+    """
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ShapeError(f"batch_size {batch_size!r}; give a whole number, 1 or more")
 
 
 def encode(
@@ -149,7 +176,8 @@ def encode(
         check_suffix(dst, src, RASTER_SUFFIXES, "a token file; name it .tmc")
     watch = Stopwatch()
     source = (src, dict(profile or {})) if isinstance(src, np.ndarray) else src
-    part = Window(*window) if window is not None else None
+    part = as_window(window) if window is not None else None
+    check_batch_size(batch_size)
     with open_raster(
         source, modality, s2_offset=s2_offset, scale=scale, class_map=class_map, window=part
     ) as raster:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmcodec.codec.decode import MAX_PIXELS, decode
+from tmcodec.codec.encode import check_batch_size
 from tmcodec.codec.report import Stopwatch
-from tmcodec.errors import GenerationError, LimitExceededError, TargetError
+from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.ensemble import write_spread
 from tmcodec.generation.outputs import Outputs, plan_outputs, staging, target_layer
 from tmcodec.generation.settings import Settings, target_spec
@@ -171,6 +172,7 @@ def generate_files(
     TmcodecError
         A subclass for each way to fail; then nothing is written.
     """
+    check_batch_size(batch_size)
     watch, how = Stopwatch(), settings or Settings()
     names, words = _targets(targets, out), list(texts)
     if not names and not words:
@@ -181,10 +183,9 @@ def generate_files(
     given = {tok.modality.name: tok for tok in tokenizers}
     specs = {name: target_spec(generator.cfg, name) for name in (*names, *words)}
     with staging(outputs, overwrite) as stage, ExitStack() as stack:
-        opener = Opener(generator, given, stage, stack, watch, layers, time, s2_offset, scale)
+        opener = Opener(generator, given, stage, stack, watch, layers, time, s2_offset, scale, max_pixels)
         sources = opener.open(paths)
         first = sources[0].map_grid
-        _refuse_large(first.width, first.height, max_pixels)
         toks = {name: tokenizer_of(generator, name, given) for name in names}
         shared = default_overlap(generator.cfg.grid) if overlap is None else overlap
         settled = usable_coordinates(generator, coords, sources)
@@ -221,14 +222,6 @@ def _targets(targets: Sequence[str], out: str | os.PathLike[str] | None) -> list
     if len(set(names)) < len(names):
         raise TargetError(f"targets {', '.join(names)}; name each once")
     return names
-
-
-def _refuse_large(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise LimitExceededError(
-            f"{width} x {height} pixels are more than the limit of {max_pixels}; "
-            "raise max_pixels if you trust the file"
-        )
 
 
 # --------------------------------------------------------------------------- out

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tmcodec.codec.encode import encode, reflect_to_patch
 from tmcodec.codec.report import Stopwatch
-from tmcodec.errors import ConditionError, GridMismatchError, LayerNotFoundError
+from tmcodec.errors import ConditionError, GridMismatchError, LayerNotFoundError, LimitExceededError
 from tmcodec.generation.conditions import check_taken, encoder_spec
 from tmcodec.generation.decoding import MISSING
 from tmcodec.generation.tokenizers import check_tokenizer, tokenizer_of
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from tmcodec.generation.models import LoadedGenerator
 
 Mask = npt.NDArray[np.bool_]
+
+HASHED = 2**16
+"""Chunks whose checksums are hashed at once."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +179,14 @@ def layer_hash(layer: Layer, time: int) -> str:
     """Return a hash of a layer's contents at one time: of its tokenizer's hash and its chunks' checksums."""
     digest = hashlib.sha256(layer.meta.weights_sha256)
     digest.update(np.array([layer.meta.width, layer.meta.height], "<u8").tobytes())
-    for at in layer.meta.grid.covering(layer.meta.grid.window(None)):
-        row = layer.index.find(layer.meta.grid.ordinal(time, *at))
-        digest.update(np.array([0 if row is None else layer.index.crcs[row] + 1], "<u8").tobytes())
+    chunks, index = layer.meta.grid.chunks, layer.index
+    for first in range(0, chunks, HASHED):
+        # 0 for an empty chunk, else its checksum and one more, in 32 bits.
+        sums = np.zeros(min(HASHED, chunks - first), "<u8")
+        at = time * chunks + first
+        start, stop = np.searchsorted(index.ordinals, [at, at + len(sums)])
+        sums[index.ordinals[start:stop] - at] = index.crcs[start:stop] + np.uint32(1)
+        digest.update(sums.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -209,6 +217,7 @@ def open_layers(
     stack: ExitStack,
     *,
     name: str,
+    max_pixels: int,
     layers: Sequence[str] = (),
     time: int = 0,
 ) -> list[LayerSource]:
@@ -222,8 +231,10 @@ def open_layers(
         If the generator takes no such tokens.
     TokenizerMismatchError
         If they are of another tokenizer.
+    LimitExceededError
+        If they have more than `max_pixels` pixels.
     """
-    file = stack.enter_context(TokenFile.open(path))
+    file = stack.enter_context(TokenFile.open(path, max_pixels=max_pixels))
     chosen = [name for name in layers if name in file] or ([] if layers else list(file))
     found = []
     for key in chosen:
@@ -240,8 +251,23 @@ def open_layers(
                 f"{name}: layer {key} has {layer.meta.codebook_size} tokens of {layer.meta.patch} pixels, "
                 f"the generator {spec.vocabulary} of {loaded.cfg.patch}; encode with its own tokenizer"
             )
+        refuse_large(layer.meta.width, layer.meta.height, max_pixels)
         found.append(LayerSource(f"{name} ({key})", layer, time))
     return found
+
+
+def refuse_large(width: int, height: int, max_pixels: int) -> None:
+    """Raise where a raster has more pixels than the caller allows, before anything goes through them.
+
+    Raises
+    ------
+    LimitExceededError
+    """
+    if width * height > max_pixels:
+        raise LimitExceededError(
+            f"{width} x {height} pixels are more than the limit of {max_pixels}; "
+            "raise max_pixels if you trust the file"
+        )
 
 
 def check_sources(sources: Sequence[Source]) -> None:
@@ -287,6 +313,7 @@ class Opener:
     time: int
     s2_offset: str
     scale: float | None
+    max_pixels: int
 
     def open(self, paths: Sequence[str | os.PathLike[str]]) -> list[Source]:
         """Open and check all sources.
@@ -317,7 +344,10 @@ class Opener:
             if not layers:
                 raise ConditionError(f"{name}: it holds {held}, not {modality}; name one of these, or none")
             layers = [key for key in layers if key in self.layers] if self.layers else layers
-        return open_layers(self.loaded, path, self.stack, name=name, layers=layers, time=self.time)
+        return open_layers(
+            self.loaded, path, self.stack, name=name, max_pixels=self.max_pixels, layers=layers,
+            time=self.time,
+        )  # fmt: skip
 
     def _raster(self, path: str, modality: str | None) -> Source:
         """Open a raster as pixels where the generator takes them, else encode it."""
@@ -325,6 +355,7 @@ class Opener:
         raster = self.stack.enter_context(
             open_raster(path, modality, s2_offset=self.s2_offset, scale=self.scale)
         )
+        refuse_large(raster.width, raster.height, self.max_pixels)
         found = raster.modality.name
         if encoder_spec(self.loaded.cfg, found, "pixels") is not None:
             return PixelSource(name, raster, self.loaded.cfg.patch)
@@ -335,4 +366,4 @@ class Opener:
                 path, draft, modality=found, tokenizer=tokenizer_of(self.loaded, found, self.given),
                 s2_offset=self.s2_offset, scale=self.scale, balance=False, overwrite=True,
             )  # fmt: skip
-        return open_layers(self.loaded, draft, self.stack, name=name)[0]
+        return open_layers(self.loaded, draft, self.stack, name=name, max_pixels=self.max_pixels)[0]

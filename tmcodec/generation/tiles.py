@@ -27,13 +27,23 @@ def default_overlap(tile: int) -> int:
     return min(OVERLAP, tile // 3)
 
 
-def tile_starts(count: int, tile: int, overlap: int) -> list[int]:
-    """Return the first tokens of the tiles that cover `count` tokens; the last one is moved inwards.
+def tile_starts(count: int, tile: int, overlap: int) -> Iterator[int]:
+    """Yield the first tokens of the tiles that cover `count` tokens; the last one is moved inwards.
 
-    >>> tile_starts(30, 14, 4)
+    >>> list(tile_starts(30, 14, 4))
     [0, 10, 16]
     """
-    return [*range(0, count - tile, tile - overlap), max(0, count - tile)]
+    yield from range(0, count - tile, tile - overlap)
+    yield max(0, count - tile)
+
+
+def tile_count(rows: int, cols: int, tile: int, overlap: int) -> int:
+    """Return how many tiles cover a grid.
+
+    >>> tile_count(30, 14, 14, 4)
+    3
+    """
+    return (len(range(0, rows - tile, tile - overlap)) + 1) * (len(range(0, cols - tile, tile - overlap)) + 1)
 
 
 def tile_borders(count: int, tile: int, overlap: int) -> list[int]:
@@ -42,11 +52,13 @@ def tile_borders(count: int, tile: int, overlap: int) -> list[int]:
     >>> tile_borders(30, 14, 4)
     [14, 24]
     """
-    return [start + tile for start in tile_starts(count, tile, overlap)[:-1]]
+    return [start + tile for start in range(0, count - tile, tile - overlap)]
 
 
-def tile_windows(rows: int, cols: int, tile: int, overlap: int) -> Iterator[list[Window]]:
+def tile_windows(rows: int, cols: int, tile: int, overlap: int) -> Iterator[Iterator[Window]]:
     """Yield the tiles of each row of tiles, in tokens.
+
+    One by one: a raster one pixel high may be two billion wide, and its tiles do not fit into memory.
 
     Raises
     ------
@@ -56,9 +68,12 @@ def tile_windows(rows: int, cols: int, tile: int, overlap: int) -> Iterator[list
     if not 0 <= overlap < tile:
         raise GenerationError(f"overlap of {overlap} tokens; give 0 to {tile - 1}, tiles have {tile}")
     for row in tile_starts(rows, tile, overlap):
-        yield [
-            Window(col, row, min(tile, cols), min(tile, rows)) for col in tile_starts(cols, tile, overlap)
-        ]
+        yield _tile_row(row, rows, cols, tile, overlap)
+
+
+def _tile_row(row: int, rows: int, cols: int, tile: int, overlap: int) -> Iterator[Window]:
+    for col in tile_starts(cols, tile, overlap):
+        yield Window(col, row, min(tile, cols), min(tile, rows))
 
 
 class Strip:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ from tmcodec.generation.engine import BATCH, Request, Stream, run
 from tmcodec.generation.sampling import Sampling
 from tmcodec.generation.sources import MapGrid, Source, some_valid
 from tmcodec.generation.texts import write_texts
-from tmcodec.generation.tiles import Strip, tile_windows
+from tmcodec.generation.tiles import Strip, tile_count, tile_starts, tile_windows
 from tmcodec.networks.generator.config import ModalitySpec
 from tmcodec.rasters import Window
 from tmcodec.rasters.windows import IDENTITY
@@ -123,17 +124,18 @@ class Tiler:
 
     def run(self, progress: Progress | None) -> int:
         """Generate everything; return the number of tokens that one sample of all targets has."""
-        rows = list(tile_windows(*self.grid, self.job.loaded.cfg.grid, self.job.overlap))
-        total, done = sum(map(len, rows)), 0
-        for i, row in enumerate(rows):
+        tile, overlap, done = self.job.loaded.cfg.grid, self.job.overlap, 0
+        rows = tile_windows(*self.grid, tile, overlap)
+        # Where the next row of tiles begins; after the last one nothing is needed any more.
+        following = islice(chain(tile_starts(self.grid[0], tile, overlap), [self.grid[0]]), 1, None)
+        for row, end in zip(rows, following, strict=True):
             for window in row:
                 self.add(window)
                 done += 1
                 if progress is not None:
-                    progress(done, total)
+                    progress(done, tile_count(*self.grid, tile, overlap))
             self.work()
-            last = i + 1 == len(rows)
-            self.flush(self.grid[0] if last else rows[i + 1][0].row, last)
+            self.flush(end)
         return self.tokens
 
     # ----------------------------------------------------------------- tiles
@@ -193,13 +195,13 @@ class Tiler:
 
     # ----------------------------------------------------------------- chunks
 
-    def flush(self, row: int, last: bool) -> None:
-        """Write the rows of chunks that end before token row `row`, or all."""
+    def flush(self, row: int) -> None:
+        """Write the rows of chunks that end before token row `row`."""
         chunk = self.meta.chunk
         while self.next_chunk * chunk < self.grid[0]:
             top = self.next_chunk * chunk
             bottom = min(top + chunk, self.grid[0])
-            if bottom > row and not last:
+            if bottom > row:
                 return
             with self.watch("write"):
                 for number, left in enumerate(range(0, self.grid[1], chunk)):

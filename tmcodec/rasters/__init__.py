@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         IDENTITY,
         Window,
         align_out,
+        as_window,
         grid_windows,
         padded_size,
         window_from_bounds,
@@ -45,8 +46,8 @@ _HOME = {
                 "infer_modality", "parse_class_map", "parse_time", "select_bands"),
     "reader": ("RasterSource", "gdal_env", "open_raster", "own_modality"),
     "render": ("render_rgb",),
-    "windows": ("IDENTITY", "Window", "align_out", "grid_windows", "padded_size", "window_from_bounds",
-                "window_transform"),
+    "windows": ("IDENTITY", "Window", "align_out", "as_window", "grid_windows", "padded_size",
+                "window_from_bounds", "window_transform"),
     "writer": ("RasterWriter",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -61,6 +62,7 @@ __all__ = [
     "Window",
     "acquisition_time",
     "align_out",
+    "as_window",
     "decide_s2_offset",
     "decide_scaling",
     "fill_invalid",

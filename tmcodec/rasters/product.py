@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from numbers import Real
 from pathlib import PurePath
 from typing import Any
 
@@ -369,8 +370,8 @@ def decide_scaling(
     UnitsError
         If the values cannot be in the modality's units.
     """
-    if scale is not None and not (np.isfinite(scale) and scale != 0):
-        raise UnitsError(f"--scale {scale} is not usable; give a finite number other than 0")
+    if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale) and scale != 0):
+        raise UnitsError(f"--scale {scale!r} is not usable; give a finite number other than 0")
     if modality.categorical:
         return 1.0, 0.0
     indexes = select_bands(dataset, modality)

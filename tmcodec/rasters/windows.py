@@ -7,7 +7,8 @@ A transform is the affine 6-tuple ``(a, b, c, d, e, f)`` of rasterio and GIS wor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tmcodec.errors import WindowError
@@ -92,6 +93,21 @@ class Window:
         return Window(self.col - outer.col, self.row - outer.row, self.width, self.height)
 
 
+def as_window(window: Sequence[int]) -> Window:
+    """Return ``(col, row, width, height)`` of a caller as a window.
+
+    Raises
+    ------
+    WindowError
+        If it is not four whole numbers, or no window.
+    """
+    try:
+        col, row, width, height = map(operator.index, window)
+    except (TypeError, ValueError):
+        raise WindowError(f"window {window!r}; give four whole numbers, COL ROW WIDTH HEIGHT") from None
+    return Window(col, row, width, height)
+
+
 def grid_windows(width: int, height: int, size: int) -> Iterator[Window]:
     """Yield the windows of a grid of `size` x `size` pixels, row by row.
 
@@ -157,9 +173,13 @@ def window_from_bounds(bounds: Bounds, transform: Transform | None, width: int, 
     Raises
     ------
     WindowError
-        If the bounds lie outside the raster, are reversed, or the transform has no inverse.
+        If the bounds are not four numbers, lie outside the raster, are reversed, or the transform has no
+        inverse.
     """
-    left, bottom, right, top = bounds
+    try:
+        left, bottom, right, top = map(_number, bounds)
+    except (TypeError, ValueError):
+        raise WindowError(f"bounds {bounds!r}; give four numbers, LEFT BOTTOM RIGHT TOP") from None
     if not (left < right and bottom < top):
         raise WindowError(f"bounds {bounds} are empty; give LEFT BOTTOM RIGHT TOP, the smaller one first")
     corners = [_pixel_of(x, y, transform or IDENTITY) for x in (left, right) for y in (bottom, top)]
@@ -169,6 +189,11 @@ def window_from_bounds(bounds: Bounds, transform: Transform | None, width: int, 
     if col >= col_end or row >= row_end:
         raise WindowError(f"bounds {bounds} lie outside the raster; give them in the raster's CRS")
     return Window(col, row, col_end - col, row_end - row)
+
+
+def _number(value: float) -> float:
+    math.isfinite(value)  # refuses texts, which float would read
+    return float(value)
 
 
 def _pixel_of(x: float, y: float, transform: Transform) -> tuple[float, float]:

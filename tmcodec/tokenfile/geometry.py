@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,18 @@ class TokenWindow(NamedTuple):
     row_off: int
     width: int
     height: int
+
+
+class ChunkSpan(NamedTuple):
+    """A rectangle of chunks; as ranges, because a few bytes of a file make terachunks."""
+
+    rows: range
+    cols: range
+
+    @property
+    def size(self) -> int:
+        """How many chunks there are."""
+        return len(self.rows) * len(self.cols)
 
 
 class Overlap(NamedTuple):
@@ -136,13 +148,14 @@ class TokenGrid:
             min(window.height * self.patch, self.height - row),
         )
 
-    def covering(self, window: TokenWindow) -> Iterator[tuple[int, int]]:
-        """Yield (chunk_row, chunk_col) of every chunk that meets `window`, in index order."""
+    def covering(self, window: TokenWindow) -> ChunkSpan:
+        """Return the rows and columns of chunks that meet `window`."""
         last_row = (window.row_off + window.height - 1) // self.chunk
         last_col = (window.col_off + window.width - 1) // self.chunk
-        for chunk_row in range(window.row_off // self.chunk, last_row + 1):
-            for chunk_col in range(window.col_off // self.chunk, last_col + 1):
-                yield chunk_row, chunk_col
+        return ChunkSpan(
+            range(window.row_off // self.chunk, last_row + 1),
+            range(window.col_off // self.chunk, last_col + 1),
+        )
 
     def token_overlap(self, window: TokenWindow, chunk_row: int, chunk_col: int) -> Overlap:
         """Return where a chunk and a window meet, in tokens."""
@@ -173,15 +186,15 @@ def _overlap(
     return Overlap((chunk[0], chunk[1]), (window[0], window[1]))
 
 
-def check_limit(pixels: int, limit: int) -> None:
-    """Raise where one call would return more pixels than the caller allows.
+def check_limit(count: int, limit: int, what: str = "pixels") -> None:
+    """Raise where one call would return more pixels, or bytes of tokens, than the caller allows.
 
     Raises
     ------
     LimitExceededError
     """
-    if pixels > limit:
+    if count > limit:
         raise LimitExceededError(
-            f"the window has {pixels} pixels, more than max_pixels={limit};"
+            f"the window has {count} {what}, more than max_pixels={limit};"
             " read smaller windows, or pass a higher max_pixels if you trust the file"
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, starmap
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,18 +54,32 @@ class ChunkIndex:
         return row if row < len(self.ordinals) and self.ordinals[row] == ordinal else None
 
 
-def pack_index(tags: Sequence[int], lengths: Sequence[int], crcs: Sequence[int]) -> bytes:
+def pack_index(
+    chunks: int, ordinals: Sequence[int], tags: Sequence[int], lengths: Sequence[int], crcs: Sequence[int]
+) -> bytes:
     """Pack the index of a layer: runs of tags, lengths of the chunks that are not empty, their CRCs.
 
     Parameters
     ----------
-    tags
-        One for every chunk of the layer.
-    lengths, crcs
-        One for every chunk whose tag is not 0.
+    chunks
+        Number of chunks of the layer.
+    ordinals, tags, lengths, crcs
+        Of every chunk whose tag is not 0, as `ChunkIndex` has them.
     """
-    runs = b"".join(_pack_run(tag, sum(1 for _ in run)) for tag, run in groupby(tags))
+    pieces = (piece for piece in _pieces(chunks, ordinals, tags) if piece[1])
+    counts = ((tag, sum(n for _, n in run)) for tag, run in groupby(pieces, key=itemgetter(0)))
+    runs = b"".join(starmap(_pack_run, counts))
     return runs + b"".join(map(pack_varint, lengths)) + np.array(crcs, "<u4").tobytes()
+
+
+def _pieces(chunks: int, ordinals: Sequence[int], tags: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield (tag, count) of each chunk listed, and of the empty ones, perhaps none, around it."""
+    end = 0
+    for ordinal, tag in zip(ordinals, tags, strict=True):
+        yield EMPTY, ordinal - end
+        yield tag, 1
+        end = ordinal + 1
+    yield EMPTY, chunks - end
 
 
 def _pack_run(tag: int, count: int) -> bytes:

@@ -134,16 +134,30 @@ def _xor_up(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class MaskCanvas:
-    """The mask of a window, put together chunk by chunk; allocated only where it is needed."""
+    """The mask of a window, put together chunk by chunk; allocated only where it is needed.
 
-    def __init__(self, grid: TokenGrid, place: TokenWindow, limit: int) -> None:
-        self._grid, self._place, self._limit = grid, place, limit
+    Parameters
+    ----------
+    grid, place
+        The window.
+    limit
+        Cap on the values of the mask.
+    valid
+        What pixels are that nothing is painted over.
+    """
+
+    def __init__(self, grid: TokenGrid, place: TokenWindow, limit: int, valid: bool = True) -> None:
+        self._grid, self._place, self._limit, self._valid = grid, place, limit, valid
         self.mask: Mask | None = None
+        if not valid:
+            self._canvas(1)
 
     def paint(self, at: tuple[int, int], mask: Mask | None) -> None:
         """Put the mask of one chunk, (planes, h, w), or (1, 1, 1) for all alike, in its place."""
         if mask is None:
-            return
+            if self._valid:
+                return
+            mask = np.ones((1, 1, 1), np.bool_)
         overlap = self._grid.pixel_overlap(self._place, *at)
         rows, cols = overlap.window
         part = mask if mask.size == 1 else mask[:, overlap.chunk[0], overlap.chunk[1]]
@@ -154,7 +168,9 @@ class MaskCanvas:
         _, _, width, height = self._grid.pixel_window(self._place)
         check_limit(planes * width * height, self._limit)
         if self.mask is None:
-            self.mask = np.ones((planes, height, width), np.bool_)
+            # Zeros are pages that nobody has touched: a layer without any valid pixel costs none.
+            fresh = np.ones if self._valid else np.zeros
+            self.mask = fresh((planes, height, width), np.bool_)
         elif len(self.mask) < planes:
             self.mask = np.repeat(self.mask, planes, axis=0)
         return self.mask

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from tmcodec.errors import MetadataError
+from tmcodec.errors import LayerNotFoundError, MetadataError
 from tmcodec.tokenfile.balance import Balance, check_balance
 from tmcodec.tokenfile.binary import encode_utf8
 from tmcodec.tokenfile.geometry import TokenGrid
@@ -186,6 +186,19 @@ class LayerMeta:
     def chunks(self) -> int:
         """Chunks of all time steps."""
         return self.grid.chunks * len(self.times)
+
+    def check_time(self, time: int) -> None:
+        """Raise unless there is such a time step.
+
+        Raises
+        ------
+        LayerNotFoundError
+        """
+        if not isinstance(time, numbers.Integral) or not 0 <= time < len(self.times):
+            shown = time if isinstance(time, numbers.Integral) else repr(time)
+            raise LayerNotFoundError(
+                f"layer {self.name!r} has no time step {shown}; it has {len(self.times)}, from 0"
+            )
 
     def replace(self, **changes: Any) -> LayerMeta:
         """Return a copy with some fields changed."""

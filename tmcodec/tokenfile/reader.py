@@ -74,7 +74,8 @@ class TokenFile:
             Path, URL (``https://``, ``s3://``, ``/vsicurl/https://...``), or seekable binary
             file object, which is read from its beginning and not closed.
         max_pixels
-            Cap on the pixels of one call of `Layer.tokens` or `Layer.valid`.
+            Cap on the pixels of one call of `Layer.tokens` or `Layer.valid`, on the values of a mask, and on
+            the bytes of tokens, four each.
         max_header
             Cap on the bytes of the header.
         salvage

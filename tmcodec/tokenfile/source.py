@@ -66,10 +66,14 @@ class ByteSource:
         ------
         TruncatedFileError
             If the file ends before.
+        SourceError
+            If it is closed.
         """
         start, kept = self._kept
         if start <= offset and offset + count <= start + len(kept):
             return kept[offset - start : offset - start + count]
+        if getattr(self._file, "closed", False):
+            raise SourceError(f"{self.name} is closed; open it again")
         if offset + count > self.size:  # before anything is allocated
             raise TruncatedFileError(f"{self.name} ends {offset + count - self.size} bytes too early")
         with self._lock:

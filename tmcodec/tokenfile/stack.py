@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import pairwise
+from operator import itemgetter
 from typing import IO, Any
 
 from tmcodec.errors import StackError
@@ -65,18 +66,22 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
         steps = [_sorted_steps(group) for group in groups.values()]
         layers = tuple(_merge_meta(s, g) for s, g in zip(steps, groups.values(), strict=True))
         meta = FileMeta(layers, _agreeing([file.meta.tags for file in files]))
-        with TokenFileWriter(target, meta, overwrite) as writer:
+        with TokenFileWriter(target, meta, overwrite, sparse=True) as writer:
             for number, layer_steps in enumerate(steps):
-                for time, (layer, old_time) in enumerate(layer_steps):
-                    _copy_step(writer, number, time, layer, old_time)
+                _copy_chunks(writer, number, layer_steps)
     return meta
 
 
-def _copy_step(writer: TokenFileWriter, number: int, time: int, layer: Layer, old_time: int) -> None:
-    """Copy the chunks of one time step."""
-    for row in range(layer.meta.grid.chunk_rows):
-        for col in range(layer.meta.grid.chunk_cols):
-            writer.write_raw_chunk(number, time, row, col, layer.plain_chunk(old_time, row, col))
+def _copy_chunks(writer: TokenFileWriter, number: int, steps: Sequence[_Step]) -> None:
+    """Copy the chunks of a layer that carry something, in their new order; the others are empty again."""
+    times = {step: time for time, step in enumerate(steps)}
+    found = [
+        (times[layer, old], row, col, layer, old)
+        for layer in dict.fromkeys(layer for layer, _ in steps)
+        for old, row, col in layer.places()
+    ]
+    for time, row, col, layer, old in sorted(found, key=itemgetter(0, 1, 2)):
+        writer.write_raw_chunk(number, time, row, col, layer.plain_chunk(old, row, col))
 
 
 def _sorted_steps(group: Sequence[Layer]) -> list[_Step]:

@@ -85,10 +85,7 @@ def verify(
 def _problems(layer: Layer) -> list[Problem]:
     """Return the damaged chunks of one layer; empty ones cannot be damaged and are skipped."""
     problems = []
-    grid = layer.meta.grid
-    for ordinal in layer.index.ordinals.tolist():
-        time, rest = divmod(ordinal, grid.chunks)
-        row, col = divmod(rest, grid.chunk_cols)
+    for time, row, col in layer.places():
         try:
             layer.check_chunk(time, row, col)
         except (ChunkError, TruncatedFileError, LimitExceededError) as error:

@@ -6,7 +6,8 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import pairwise
 from typing import IO, Any, NamedTuple, cast
@@ -71,6 +72,8 @@ class TokenFileWriter:
         the context coder know 0 and 1.
     version
         Version of the format.
+    sparse
+        Whether chunks that are never written are empty, instead of an error.
 
     Attributes
     ----------
@@ -92,6 +95,7 @@ class TokenFileWriter:
         overwrite: bool = False,
         coders: Collection[int] | None = None,
         version: int = VERSION,
+        sparse: bool = False,
     ) -> None:
         if version not in VERSIONS:
             raise UnsupportedVersionError(f"format version {version}; choose among {VERSIONS}")
@@ -103,6 +107,7 @@ class TokenFileWriter:
         self._target = target
         self._overwrite = overwrite
         self._coders = coders
+        self._sparse = sparse
         self._entries: list[dict[int, _Entry]] = [{} for _ in meta.layers]
         self._spool = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115  (closed by close)
         self._spooled = 0
@@ -194,10 +199,7 @@ class TokenFileWriter:
                 f"there is no layer {layer_index}; there are {len(self.meta.layers)}, from 0"
             )
         layer = self.meta.layers[layer_index]
-        if not 0 <= time < len(layer.times):
-            raise LayerNotFoundError(
-                f"layer {layer.name!r} has no time step {time}; it has {len(layer.times)}, from 0"
-            )
+        layer.check_time(time)
         layer.grid.check_chunk(chunk_row, chunk_col)
         return layer
 
@@ -221,19 +223,21 @@ class TokenFileWriter:
         Raises
         ------
         ChunkError
-            If a chunk was never written.
+            If a chunk was never written, unless that makes it empty.
         TargetExistsError
             If the path has come into being meanwhile.
         """
-        self._check_complete()
+        if not self._sparse:
+            self._check_complete()
         if self._coders is None or REFERRING & set(self._coders):
             for group in groups(self.meta.layers, self._coders):
-                layers = [self.meta.layers[number] for number in group]
-                for place in range(layers[0].grid.chunks if sum(len(la.times) for la in layers) > 1 else 0):
+                for place in self._shared(group):
                     self._refer(group, place)
-        ordered = [[entries[i] for i in sorted(entries)] for entries in self._entries]
-        header = pack_header(self.meta, [_index(entries) for entries in ordered], self.version)
-        payload = [entry for entries in ordered for entry in entries if entry.length]
+        # Without the empty ones, of which a layer may have more than anyone can list.
+        ordered = [{i: e for i, e in sorted(entries.items()) if e.tag != EMPTY} for entries in self._entries]
+        indexes = [_index(la.chunks, found) for la, found in zip(self.meta.layers, ordered, strict=True)]
+        header = pack_header(self.meta, indexes, self.version)
+        payload = [entry for entries in ordered for entry in entries.values()]
         self.payload_bytes = sum(entry.length for entry in payload)
         start = pack_prelude(header, self.payload_bytes, self.version) + header
         if isinstance(self._target, str | os.PathLike):
@@ -244,6 +248,16 @@ class TokenFileWriter:
         self.header_bytes = len(start)
         self.size = self.header_bytes + self.payload_bytes
         self.close()
+
+    def _shared(self, group: list[int]) -> list[int]:
+        """Return the places at which these layers have more than one chunk that is not empty, in order."""
+        filled = Counter(
+            ordinal % self.meta.layers[number].grid.chunks
+            for number in group
+            for ordinal, entry in self._entries[number].items()
+            if entry.tag != EMPTY
+        )
+        return sorted(place for place, count in filled.items() if count > 1)
 
     def _refer(self, group: list[int], place: int) -> None:
         """Code the chunks of one place with earlier ones as references, where that is shorter.
@@ -262,8 +276,8 @@ class TokenFileWriter:
 
         for chunk in (Place(n, time) for n in group for time in range(len(layers[n].times))):
             layer, ordinal = layers[chunk.layer], layers[chunk.layer].grid.ordinal(chunk.time, *at)
-            tag = self._entries[chunk.layer][ordinal].tag
-            if tag == EMPTY or RawChunk(tag, b"").coder not in (0, 1, 2):
+            entry = self._entries[chunk.layer].get(ordinal)
+            if entry is None or entry.tag == EMPTY or RawChunk(entry.tag, b"").coder not in (0, 1, 2):
                 continue
             raw, tokens = decoded(chunk)
             best = raw
@@ -316,10 +330,11 @@ class TokenFileWriter:
             file.write(self._spool.read(entry.length))
 
 
-def _index(entries: list[_Entry]) -> bytes:
-    """Pack the index of one layer."""
-    filled = [entry for entry in entries if entry.tag != EMPTY]
-    return pack_index([e.tag for e in entries], [e.length for e in filled], [e.crc for e in filled])
+def _index(chunks: int, filled: Mapping[int, _Entry]) -> bytes:
+    """Pack the index of one layer, whose chunks that are not empty are `filled`, in order."""
+    entries = filled.values()
+    tags, lengths, crcs = [e.tag for e in entries], [e.length for e in entries], [e.crc for e in entries]
+    return pack_index(chunks, list(filled), tags, lengths, crcs)
 
 
 def _where(layer: LayerMeta, ordinal: int) -> str:
