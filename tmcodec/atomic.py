@@ -11,14 +11,26 @@ from typing import Any
 
 from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError
 
+SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+"""What GDAL appends to the name of a GeoTIFF, for files that it reads along with it."""
 
-def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
+
+def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequence[str] = ()) -> None:
     """Refuse a target that cannot be written, before any work is done for it.
+
+    Parameters
+    ----------
+    path
+        The target.
+    overwrite
+        Whether it may be replaced.
+    sidecars
+        Endings of files that would be read as parts of the target, as `SIDECARS`.
 
     Raises
     ------
     TargetExistsError
-        If `path` exists and `overwrite` is false.
+        If `path` or one of its sidecars exists and `overwrite` is false.
     TargetFolderError
         If its folder does not exist.
     """
@@ -27,6 +39,17 @@ def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
     if not overwrite and os.path.lexists(path):
         raise TargetExistsError(f"{os.fspath(path)} exists; pass overwrite to replace it")
+    if not overwrite and (stray := _existing(path, sidecars)):
+        names = " and ".join(f"{os.fspath(path)}{ending}" for ending in stray)
+        raise TargetExistsError(
+            f"{names} would be read as part of the new file; pass overwrite to remove them"
+        )
+
+
+def _existing(path: str | os.PathLike[str], sidecars: Sequence[str]) -> list[str]:
+    """Return the endings for which a sidecar of `path` exists; a folder is none."""
+    named = [(ending, f"{os.fspath(path)}{ending}") for ending in sidecars]
+    return [ending for ending, name in named if os.path.lexists(name) and not os.path.isdir(name)]
 
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".nc", ".jp2", ".png", ".jpg", ".jpeg")
@@ -62,7 +85,9 @@ def check_suffix(target: str | os.PathLike[str], source: Any, wrong: Sequence[st
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def atomic_path(
+    path: str | os.PathLike[str], overwrite: bool = False, sidecars: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` if the block succeeds.
 
     The temporary file lies in the same directory (a rename across file systems is not
@@ -75,28 +100,83 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         The target.
     overwrite
         Whether an existing target may be replaced.
+    sidecars
+        Endings of files that belong to the target, as `SIDECARS`. Those beside the temporary file
+        become the target's, any others that the target has are removed.
 
     Raises
     ------
     TargetExistsError
-        If the target exists, before the block or at its end, and `overwrite` is false.
+        If the target or a sidecar exists, before the block or at its end, and `overwrite` is false.
     """
     target = Path(path)
-    check_target(target, overwrite)
-    stem = os.fsdecode(os.fsencode(target.stem)[:100])  # names are limited in bytes, not characters
-    temporary = target.with_name(f".{stem}.{secrets.token_hex(6)}.part{target.suffix}")
+    check_target(target, overwrite, sidecars)
+    temporary = _hidden(target, "part")
     # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
-        _sync(temporary)
-        check_target(target, overwrite)
-        os.replace(temporary, target)
+        for ending in ("", *_existing(temporary, sidecars)):
+            _sync(_with_ending(temporary, ending))
+        check_target(target, overwrite, sidecars)
+        put_in_place(temporary, target, sidecars)
     except BaseException:  # KeyboardInterrupt too must leave nothing behind
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
     _sync_directory(target.parent)
+
+
+def put_in_place(made: Path, target: Path, sidecars: Sequence[str] = ()) -> None:
+    """Rename `made` to `target` in place of what is there, each with its sidecars.
+
+    Without sidecars this is one rename. With them it takes several, and whoever opens the target,
+    or kills this process, between them must not find a file beside another file's mask. So the old
+    file goes first and the new one comes last; on an exception all is as before.
+
+    Parameters
+    ----------
+    made, target
+        Paths on one file system.
+    sidecars
+        As for `atomic_path`.
+    """
+    old, new = _existing(target, sidecars), _existing(made, sidecars)
+    if not old and not new:
+        os.replace(made, target)
+        return
+    aside = _hidden(target, "old")
+    first = ["", *old] if os.path.lexists(target) else old
+    moves = [(_with_ending(target, ending), _with_ending(aside, ending)) for ending in first]
+    moves += [(_with_ending(made, ending), _with_ending(target, ending)) for ending in (*new, "")]
+    _move_all(moves)
+    with contextlib.ExitStack() as stack:  # an interrupt while one is removed keeps none of the others
+        for ending in first:
+            stack.callback(_with_ending(aside, ending).unlink, missing_ok=True)
+
+
+def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename one after the other, or none."""
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for before, after in moves:
+            begun.append((before, after))  # first, for an interrupt may come right after the rename
+            os.replace(before, after)
+    except BaseException:
+        for before, after in reversed(begun):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(after, before)
+        raise
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    """Return a name beside `target` that nothing else has, with its suffix."""
+    stem = os.fsdecode(os.fsencode(target.stem)[:100])  # names are limited in bytes, not characters
+    return target.with_name(f".{stem}.{secrets.token_hex(6)}.{kind}{target.suffix}")
+
+
+def _with_ending(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 def _sync(path: Path) -> None:

@@ -488,6 +488,18 @@ def test_overwriting_is_asked_for(loaded: Loaded, folder: Path) -> None:
     assert rasterio.open(folder / "o_LULC.tif").shape == (40, 60)
 
 
+def test_sidecars_of_older_files_are_no_part_of_new_ones(loaded: Loaded, folder: Path) -> None:
+    how: dict[str, Any] = {"settings": Settings(samples=2, decoding_steps=1), "format": "tif"}
+    stray = [folder / f"o{kind}.tif.aux.xml" for kind in ("", "_DEM_mean", "_DEM_std")]
+    for path in stray:
+        path.write_text("<PAMDataset><Metadata><MDI key='OLD'>1</MDI></Metadata></PAMDataset>")
+    with pytest.raises(TargetExistsError, match=r"o\.tif\.aux\.xml would be read as part of the new file"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM"], **how)
+    report = generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM"], overwrite=True, **how)
+    assert len(report.paths) == 3 and not any(path.exists() for path in stray)
+    assert not any("OLD" in rasterio.open(path).tags() for path in report.paths)
+
+
 def test_global_random_state_is_left_alone(loaded: Loaded, folder: Path) -> None:
     state = torch.get_rng_state()
     generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tmc", ["DEM"], settings=FAST)

@@ -218,6 +218,36 @@ def test_an_existing_target_is_kept_unless_asked(tmp_path: Path) -> None:
     assert write_one(path, [5], dtype="int16", overwrite=True).tolist() == [5]
 
 
+def masked_with_overviews(path: Path) -> None:
+    """Write zeros of which all pixels are masked, with the mask, overviews and a tag in sidecars."""
+    profile = {"driver": "GTiff", "count": 1, "width": 64, "height": 64, "dtype": "int16"}
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False, TIFF_USE_OVR=True):
+        with rasterio.open(path, "w", **profile) as dataset:
+            dataset.write_mask(np.zeros((64, 64), np.uint8))
+        with rasterio.open(path, "r+") as dataset:
+            dataset.build_overviews([2])
+    pam = "<PAMDataset><Metadata><MDI key='OLD'>1</MDI></Metadata></PAMDataset>"
+    path.with_name(path.name + ".aux.xml").write_text(pam)
+
+
+@pytest.mark.parametrize("cog", [False, True])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_new_raster_has_no_mask_overview_or_tag_of_the_old_one(
+    tmp_path: Path, cog: bool, deleted: bool
+) -> None:
+    path, options = tmp_path / "a.tif", {"dtype": "int16", "cog": cog, "tags": {"NEW": "1"}}
+    masked_with_overviews(path)
+    assert len(list(tmp_path.iterdir())) == 5
+    if deleted:
+        path.unlink()
+        with pytest.raises(TargetExistsError, match=r"a\.tif\.aux\.xml and .*a\.tif\.ovr would be read as"):
+            write_one(path, [7, 8], **options)
+    write_one(path, [7, 8], overwrite=True, **options)
+    with rasterio.open(path) as dataset:
+        assert dataset.read_masks(1).all() and dataset.overviews(1) == [] and "OLD" not in dataset.tags()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
 @pytest.mark.parametrize("cog", [False, True])
 def test_bad_options_leave_nothing(tmp_path: Path, cog: bool) -> None:
     with pytest.raises(RasterWriteError, match="cannot write") as caught:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import PICTURE_SUFFIXES, check_suffix, check_target
+from tmcodec.atomic import PICTURE_SUFFIXES, SIDECARS, check_suffix, check_target
 from tmcodec.codec.balance import apply_balance
 from tmcodec.codec.encode import SCALE_TAG, Progress, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
@@ -115,7 +115,7 @@ def decode(
         A subclass for each way to fail; nothing is left under the target name.
     """
     watch = Stopwatch()
-    check_target(dst, overwrite)
+    check_target(dst, overwrite, SIDECARS)
     check_suffix(dst, src, (*PICTURE_SUFFIXES, ".tmc"), "a GeoTIFF; name it .tif")
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)

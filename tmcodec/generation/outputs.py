@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.atomic import check_target
+from tmcodec.atomic import SIDECARS, check_target, put_in_place
 from tmcodec.codec.encode import chunk_of
 from tmcodec.errors import GenerationError
 from tmcodec.modalities import get_modality
@@ -52,6 +52,10 @@ class Outputs:
         """All files."""
         one = [self.tokens] if self.tokens is not None else []
         return [*one, *self.rasters.values(), *(path for pair in self.spread.values() for path in pair)]
+
+    def sidecars(self, path: Path) -> tuple[str, ...]:
+        """Endings of what would be read along with one of them."""
+        return () if path == self.tokens else SIDECARS
 
 
 def plan_outputs(
@@ -116,7 +120,7 @@ def check_outputs(outputs: Outputs, overwrite: bool) -> None:
         check_target(outputs.folder, overwrite=False)
         return
     for path in outputs.paths:
-        check_target(path, overwrite)
+        check_target(path, overwrite, outputs.sidecars(path))
 
 
 @contextmanager
@@ -134,7 +138,7 @@ def staging(outputs: Outputs, overwrite: bool) -> Iterator[Path]:
         if outputs.folder is not None:
             outputs.folder.mkdir(exist_ok=True)
         for path in outputs.paths:
-            os.replace(stage / path.name, path)
+            put_in_place(stage / path.name, path, outputs.sidecars(path))
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -17,7 +17,7 @@ import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from tmcodec.atomic import atomic_path
+from tmcodec.atomic import SIDECARS, atomic_path
 from tmcodec.errors import RasterWriteError, TmcodecError, WindowError
 from tmcodec.modalities import Modality
 from tmcodec.rasters.nodata import usable_nodata
@@ -63,7 +63,7 @@ class RasterWriter:
     cog
         Write a Cloud Optimized GeoTIFF, with overviews.
     overwrite
-        Replace an existing target.
+        Replace an existing target, and remove its sidecars (`tmcodec.atomic.SIDECARS`).
     compress
         ``"deflate"`` or ``"zstd"``.
 
@@ -72,7 +72,7 @@ class RasterWriter:
     RasterWriteError
         If the options contradict each other or the file cannot be written.
     TargetExistsError
-        On entry, if the target exists and `overwrite` is false.
+        On entry, if the target or a sidecar of that name exists and `overwrite` is false.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class RasterWriter:
 
     def _reserve(self, stack: ExitStack) -> Path:
         try:
-            return stack.enter_context(atomic_path(self.path, self._overwrite))
+            return stack.enter_context(atomic_path(self.path, self._overwrite, SIDECARS))
         except TmcodecError:
             raise
         except OSError as error:
