@@ -38,6 +38,16 @@ def test_failure_after_the_writer_removed_its_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_failure_removes_what_the_writer_made_beside_its_file(tmp_path: Path) -> None:
+    other = tmp_path / ".[x].0123456789ab.part.tif"  # of another process
+    other.write_bytes(b"theirs")
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "[x].tif") as temporary:
+        for name in (temporary.name + ".aux.xml", temporary.stem + ".draft.tif"):
+            (tmp_path / name).write_bytes(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == [other]
+
+
 def test_refuses_existing(tmp_path: Path) -> None:
     target = tmp_path / "x.tif"
     target.write_bytes(b"old")
@@ -159,4 +169,4 @@ def test_an_interrupt_between_the_renames_leaves_all_as_it_was(
     monkeypatch.setattr("tmcodec.atomic.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_with_sidecar(old)
-    assert {n: t for n, t in contents(old.parent).items() if not n.endswith(".part.tif.aux.xml")} == before
+    assert contents(old.parent) == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -92,7 +93,8 @@ def atomic_path(
 
     The temporary file lies in the same directory (a rename across file systems is not
     atomic) and keeps the suffix (writers choose a format by it). It exists, empty, when the
-    block starts. On success it is synced and renamed, on any exception it is removed.
+    block starts. On success it is synced and renamed, on any exception it is removed, with
+    all that begins with its name but for the suffix.
 
     Parameters
     ----------
@@ -121,10 +123,15 @@ def atomic_path(
         check_target(target, overwrite, sidecars)
         put_in_place(temporary, target, sidecars)
     except BaseException:  # KeyboardInterrupt too must leave nothing behind
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        _remove_all(temporary)
         raise
     _sync_directory(target.parent)
+
+
+def _remove_all(temporary: Path) -> None:
+    """Remove a temporary file and what its writer made beside it, which begins with its name."""
+    for path in temporary.parent.glob(f"{glob.escape(temporary.stem)}*"):
+        path.unlink(missing_ok=True)
 
 
 def put_in_place(made: Path, target: Path, sidecars: Sequence[str] = ()) -> None:

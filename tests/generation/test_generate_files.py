@@ -320,8 +320,9 @@ def test_patches_without_valid_pixels_are_not_shown(loaded: Loaded, make_scene: 
 # --------------------------------------------------------------------------- rasters and samples
 
 
-def test_geotiffs_lie_on_the_same_pixels(loaded: Loaded, encode: Callable[..., Path]) -> None:
-    src = encode(crs="EPSG:32721", left=123456.5)
+@pytest.mark.parametrize("crs", ["EPSG:32721", "+proj=ob_tran +o_proj=longlat +o_lat_p=39.25 +R=6371229"])
+def test_geotiffs_lie_on_the_same_pixels(loaded: Loaded, encode: Callable[..., Path], crs: str) -> None:
+    src = encode(crs=crs, left=123456.5)
     report = generate_files(loaded, src, src.with_name("o.tif"), ["DEM", "LULC"], settings=FAST)
     assert [Path(path).name for path in report.paths] == ["o_DEM.tif", "o_LULC.tif"]
     with rasterio.open(src.with_suffix(".tif")) as one:

@@ -218,6 +218,34 @@ def test_an_existing_target_is_kept_unless_asked(tmp_path: Path) -> None:
     assert write_one(path, [5], dtype="int16", overwrite=True).tolist() == [5]
 
 
+ROTATED = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
+"""A CRS of weather models, on a pole of its own, for which GeoTIFF has no keys."""
+
+
+@pytest.mark.parametrize("cog", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_crs_that_geotiff_cannot_hold_lies_beside_it(tmp_path: Path, cog: bool, masked: bool) -> None:
+    path, transform = tmp_path / "a.tif", (0.5, 0.0, 5.0, 0.0, -0.5, 5.0)
+    how = {"dtype": "int16", "crs": ROTATED, "transform": transform, "cog": cog}
+    write_one(path, [7, 8], [True, False], **how, **({"mask_kind": "mask"} if masked else {"nodata": 0}))
+    with rasterio.open(path) as dataset:
+        assert dataset.crs == rasterio.CRS.from_string(ROTATED)
+        assert dataset.transform[:6] == transform and dataset.read_masks(1).tolist() == [[255, 0]]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "a.tif.aux.xml"]
+    write_one(path, [7, 8], dtype="int16", crs="EPSG:4326", transform=transform, overwrite=True)
+    with rasterio.open(path) as dataset:
+        assert dataset.crs.to_epsg() == 4326
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_an_interrupt_leaves_no_crs_behind(tmp_path: Path, cog: bool) -> None:
+    options: dict[str, Any] = {"width": 9, "height": 9, "bands": ("DEM",), "dtype": "int16", "crs": ROTATED}
+    with pytest.raises(KeyboardInterrupt), RasterWriter(tmp_path / "a.tif", cog=cog, **options):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
 def masked_with_overviews(path: Path) -> None:
     """Write zeros of which all pixels are masked, with the mask, overviews and a tag in sidecars."""
     profile = {"driver": "GTiff", "count": 1, "width": 64, "height": 64, "dtype": "int16"}

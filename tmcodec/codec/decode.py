@@ -76,7 +76,7 @@ def decode(
     src
         Path, URL or seekable binary file object of the token file.
     dst
-        Path of the GeoTIFF.
+        Path of the GeoTIFF. A CRS that it has no keys for lies beside it, in ``DST.aux.xml``.
     layer
         Name of the layer; None where the file has one only.
     time

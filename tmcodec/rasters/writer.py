@@ -42,7 +42,7 @@ class RasterWriter:
     dtype
         Stored dtype, one that GeoTIFF has.
     crs
-        ``"EPSG:n"``, WKT, or None.
+        ``"EPSG:n"``, WKT, or None. One that GeoTIFF has no keys for goes into a sidecar, ``.aux.xml``.
     transform
         Affine 6-tuple, None for the identity.
     nodata
@@ -215,7 +215,8 @@ class RasterWriter:
         if self._dataset is not None:
             self._dataset.close()
         if self._draft != self._final:
-            self._draft.unlink(missing_ok=True)
+            for ending in ("", *SIDECARS):
+                Path(f"{self._draft}{ending}").unlink(missing_ok=True)
 
     def _failed(self, error: BaseException) -> TmcodecError:
         return RasterWriteError(f"cannot write {self.path} ({one_line(error)}); check the options, the disk "
