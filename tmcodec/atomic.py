@@ -114,9 +114,9 @@ def atomic_path(
     target = Path(path)
     check_target(target, overwrite, sidecars)
     temporary = _hidden(target, "part")
-    # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
+        # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         for ending in ("", *_existing(temporary, sidecars)):
             _sync(_with_ending(temporary, ending))
