@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from tmcodec.atomic import SIDECARS, atomic_path
-from tmcodec.errors import TargetExistsError
+from tmcodec.errors import TargetExistsError, TargetNameError
 
 
 def test_success(tmp_path: Path) -> None:
@@ -63,6 +64,37 @@ def test_refuses_what_came_meanwhile(tmp_path: Path) -> None:
         target.write_bytes(b"theirs")
     assert target.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no FIFOs")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_is_no_file_is_not_replaced_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket")  # such names have at most 108 bytes
+    kinds = {"pipe": "pipe", "link": "pipe", "null": "device", "socket": "socket"}
+    before = {name: (tmp_path / name).lstat() for name in kinds}
+    for name, kind in kinds.items():
+        message = f"{name} is a {kind}, which cannot be written in place; name a file"
+        with pytest.raises(TargetNameError, match=message), atomic_path(tmp_path / name, overwrite):
+            pass
+    assert {name: (tmp_path / name).lstat() for name in kinds} == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights")
+def test_a_link_is_replaced_and_what_it_points_to_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("theirs")
+    for name, points_to in (("link", "a"), ("dangling", "nowhere")):
+        (tmp_path / name).symlink_to(points_to)
+        with atomic_path(tmp_path / name, overwrite=True) as temporary:
+            temporary.write_text("new")
+        assert not (tmp_path / name).is_symlink() and (tmp_path / name).read_text() == "new"
+    assert (tmp_path / "a").read_text() == "theirs"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no umask")

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,13 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
         If `path` or one of its sidecars exists and `overwrite` is false.
     TargetFolderError
         If its folder does not exist.
+    TargetNameError
+        If it is a device, a pipe or a socket.
     """
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
+    _refuse_special(path)
     if not overwrite and os.path.lexists(path):
         raise TargetExistsError(f"{os.fspath(path)} exists; pass overwrite to replace it")
     if not overwrite and (stray := _existing(path, sidecars)):
@@ -45,6 +49,17 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
         raise TargetExistsError(
             f"{names} would be read as part of the new file; pass overwrite to remove them"
         )
+
+
+def _refuse_special(path: str | os.PathLike[str]) -> None:
+    """Refuse what a rename would replace by a file: root may do that to /dev/null."""
+    try:
+        mode = os.stat(path).st_mode  # of what a link points to
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise TargetNameError(f"{os.fspath(path)} is a {kind}, which cannot be written in place; name a file")
 
 
 def _existing(path: str | os.PathLike[str], sidecars: Sequence[str]) -> list[str]:
