@@ -57,6 +57,30 @@ def test_usage_errors_are_status_2(run: Run, args: list[str]) -> None:
     assert "Error:" in run(*args, status=2).stderr
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["encode", "-", "b.tmc"],
+        ["encode", "a.tif", "-"],
+        ["decode", "-", "b.tif"],
+        ["decode", "a.tmc", "-"],
+        ["info", "-"],
+        ["verify", "-"],
+        ["compare", "a.tif", "b.tif", "--plot", "-"],
+        ["stack", "a.tmc", "-", "c.tmc"],
+        ["generate", "a.tmc", "--to", "DEM", "-o", "-"],
+        ["embed", "a.tmc", "-o", "-"],
+        ["demo", "-"],
+    ],
+)
+def test_streams_are_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "standard input and output are not supported; name a file" in run(*args, status=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_file_is_one_line(spawn: Spawn, tmp_path: Path) -> None:
     done = spawn("-m", "tmcodec", "info", tmp_path / "none.tmc")
     assert done.returncode == 1

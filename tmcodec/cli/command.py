@@ -17,6 +17,17 @@ DEBUG = "tmcodec.debug"
 class Command(click.Command):
     """Catches what a user can do something about and exits with status 1."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse ``-``, which other programs take for a stream and which would be a file of that name."""
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            named = isinstance(param, click.Argument) or isinstance(param.type, click.Path)
+            if named and "-" in map(str, value if isinstance(value, tuple) else (value,)):
+                what = "standard input and output are not supported; name a file (./- if it is called so)"
+                raise click.BadParameter(what, ctx, param)
+        return rest
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
