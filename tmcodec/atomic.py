@@ -68,14 +68,18 @@ def _existing(path: str | os.PathLike[str], sidecars: Sequence[str]) -> list[str
     return [ending for ending, name in named if os.path.lexists(name) and not os.path.isdir(name)]
 
 
-RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".nc", ".jp2", ".png", ".jpg", ".jpeg")
+GEOTIFF_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff")
+"""Names that a GeoTIFF may have, beside one without suffix."""
+RASTER_SUFFIXES = (
+    *GEOTIFF_SUFFIXES, ".vrt", ".nc", ".jp2", ".png", ".jpg", ".jpeg", ".webp", ".img", ".gpkg", ".h5",
+)  # fmt: skip
 """Names that a token file should not have."""
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jp2", ".nc", ".vrt")
-"""Names that a GeoTIFF should not have."""
 
 
-def check_suffix(target: str | os.PathLike[str], source: Any, wrong: Sequence[str], kind: str) -> None:
-    """Refuse to write over the source, or under a name that says something else than what is written.
+def check_geotiff_name(target: str | os.PathLike[str], source: Any = None) -> None:
+    """Refuse to write a GeoTIFF over its source, or under a name that says something else.
+
+    GDAL goes by what is in a file and writes under any name; most others go by the name.
 
     Parameters
     ----------
@@ -83,21 +87,37 @@ def check_suffix(target: str | os.PathLike[str], source: Any, wrong: Sequence[st
         What is to be written.
     source
         What is read; anything that is no path cannot be the target.
-    wrong
-        Suffixes, in lower case.
-    kind
-        What is written, and how to name it; for the message.
 
     Raises
     ------
     TargetNameError
     """
-    name = os.fspath(target)
+    _refuse_source(target, source)
+    if Path(target).suffix.lower() not in ("", *GEOTIFF_SUFFIXES):
+        raise TargetNameError(f"{os.fspath(target)}: what is written is a GeoTIFF; name it .tif")
+
+
+def check_token_name(target: str | os.PathLike[str], source: Any = None) -> None:
+    """Refuse to write a token file over its source, or under a raster's name.
+
+    Parameters
+    ----------
+    target, source
+        As for `check_geotiff_name`.
+
+    Raises
+    ------
+    TargetNameError
+    """
+    _refuse_source(target, source)
+    if Path(target).suffix.lower() in RASTER_SUFFIXES:
+        raise TargetNameError(f"{os.fspath(target)}: what is written is a token file; name it .tmc")
+
+
+def _refuse_source(target: str | os.PathLike[str], source: Any) -> None:
     both = isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.exists(target)
     if both and os.path.samefile(source, target):
-        raise TargetNameError(f"{name} is the source itself; choose another target")
-    if Path(target).suffix.lower() in wrong:
-        raise TargetNameError(f"{name}: what is written is {kind}")
+        raise TargetNameError(f"{os.fspath(target)} is the source itself; choose another target")
 
 
 @contextlib.contextmanager

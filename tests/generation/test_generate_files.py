@@ -25,6 +25,7 @@ from tmcodec.errors import (
     TargetError,
     TargetExistsError,
     TargetFolderError,
+    TargetNameError,
     TmcodecError,
     TokenizerMismatchError,
     VocabularyError,
@@ -487,6 +488,12 @@ def test_overwriting_is_asked_for(loaded: Loaded, folder: Path) -> None:
     assert (folder / "o_LULC.tif").read_bytes() == b"precious"
     generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM", "LULC"], overwrite=True, **how)
     assert rasterio.open(folder / "o_LULC.tif").shape == (40, 60)
+
+
+@pytest.mark.parametrize("name", ["o.img", "o.gpkg", "o.png"])
+def test_a_token_file_is_not_called_like_a_raster(loaded: Loaded, folder: Path, name: str) -> None:
+    with pytest.raises(TargetNameError, match=f"{name}: what is written is a token file; name it .tmc"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / name, ["DEM"], settings=FAST)
 
 
 def test_sidecars_of_older_files_are_no_part_of_new_ones(loaded: Loaded, folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import PICTURE_SUFFIXES, SIDECARS, check_suffix, check_target
+from tmcodec.atomic import SIDECARS, check_geotiff_name, check_target
 from tmcodec.codec.balance import apply_balance
 from tmcodec.codec.encode import SCALE_TAG, Progress, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
@@ -76,7 +76,8 @@ def decode(
     src
         Path, URL or seekable binary file object of the token file.
     dst
-        Path of the GeoTIFF. A CRS that it has no keys for lies beside it, in ``DST.aux.xml``.
+        Path of the GeoTIFF, named .tif or alike, or without suffix. A CRS that it has no keys for lies beside
+        it, in ``DST.aux.xml``.
     layer
         Name of the layer; None where the file has one only.
     time
@@ -116,7 +117,7 @@ def decode(
     """
     watch = Stopwatch()
     check_target(dst, overwrite, SIDECARS)
-    check_suffix(dst, src, (*PICTURE_SUFFIXES, ".tmc"), "a GeoTIFF; name it .tif")
+    check_geotiff_name(dst, src)
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)
         how = {"checkpoint": checkpoint, "precision": precision}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.atomic import SIDECARS, check_target, put_in_place
+from tmcodec.atomic import GEOTIFF_SUFFIXES, SIDECARS, check_target, check_token_name, put_in_place
 from tmcodec.codec.encode import chunk_of
 from tmcodec.errors import GenerationError
 from tmcodec.modalities import get_modality
@@ -85,17 +85,19 @@ def plan_outputs(
     ------
     GenerationError
         If the format is unknown.
-    TargetExistsError, TargetFolderError
+    TargetExistsError, TargetFolderError, TargetNameError
     """
     if out is None:
         return Outputs(None, {}, {})
     path = Path(out)
-    tiff = path.suffix.lower() in (".tif", ".tiff")
+    tiff = path.suffix.lower() in GEOTIFF_SUFFIXES
     chosen = format or ("tif" if tiff or path.is_dir() else "tmc")
     if chosen not in FORMATS:
         raise GenerationError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     if chosen == "tmc" and path.is_dir():
         raise GenerationError(f"{path} is a folder, and a token file holds all targets; name a file")
+    if chosen == "tmc":
+        check_token_name(path)
     folder = path if chosen == "tif" and not tiff else None
     stem = f"{path.stem}_" if folder is None else ""
     where, suffix = (path.parent, path.suffix if tiff else ".tif") if folder is None else (folder, ".tif")
