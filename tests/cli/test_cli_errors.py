@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import tmcodec
 from tmcodec.cli.command import Command, describe
 from tmcodec.cli.group import COMMANDS, cli
 from tmcodec.errors import TargetExistsError, WindowError
@@ -131,6 +133,23 @@ def test_errors_of_the_user(error: BaseException, expected: str) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith(f"tmcodec: error: {expected}")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_report_that_cannot_be_printed_is_not_a_file_that_was_not_written(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path, form: list[str]
+) -> None:
+    scene, tokens = make_scene(), tmp_path / "a.tmc"
+    args = ["encode", scene, tokens, "--tokenizer", tiny_tokenizer("S2L2A"), *form]
+    command = [sys.executable, "-m", "tmcodec", *map(str, args)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == ("tmcodec: error: cannot print the report (no space left on device); "
+                           "any file that was written is complete\n")  # fmt: skip
+    with tmcodec.open(tokens) as file:
+        assert list(file) == ["S2L2A"]
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), BrokenPipeError(errno.EPIPE, "")])

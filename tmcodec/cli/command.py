@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from typing import Any
 
 import click
@@ -65,10 +66,17 @@ def _os_error(error: OSError) -> str:
     if error.strerror is None:
         return one_line(str(error)) or type(error).__name__
     what = error.strerror[:1].lower() + error.strerror[1:]
+    if _is_of_printing(error):
+        return f"cannot print the report ({what}); any file that was written is complete"
     if error.errno == errno.ENOSPC:
         what += "; nothing was written"
     place = error.filename if error.filename is not None else error.filename2
     return f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else what
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Tell a report that cannot be printed, which always comes last, from a target that cannot be written."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:
