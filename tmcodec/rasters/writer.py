@@ -213,7 +213,8 @@ class RasterWriter:
 
     def _discard(self) -> None:
         if self._dataset is not None:
-            self._dataset.close()
+            with gdal_env():  # without it GDAL says on stderr what a full disk does to an unfinished file
+                self._dataset.close()
         if self._draft != self._final:
             for ending in ("", *SIDECARS):
                 Path(f"{self._draft}{ending}").unlink(missing_ok=True)
