@@ -3,40 +3,83 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError
 
+SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
+"""What GDAL appends to the name of a GeoTIFF, for files that it reads along with it."""
 
-def check_target(path: str | os.PathLike[str], overwrite: bool) -> None:
+
+def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequence[str] = ()) -> None:
     """Refuse a target that cannot be written, before any work is done for it.
+
+    Parameters
+    ----------
+    path
+        The target.
+    overwrite
+        Whether it may be replaced.
+    sidecars
+        Endings of files that would be read as parts of the target, as `SIDECARS`.
 
     Raises
     ------
     TargetExistsError
-        If `path` exists and `overwrite` is false.
+        If `path` or one of its sidecars exists and `overwrite` is false.
     TargetFolderError
         If its folder does not exist.
+    TargetNameError
+        If it is a device, a pipe or a socket.
     """
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
+    _refuse_special(path)
     if not overwrite and os.path.lexists(path):
         raise TargetExistsError(f"{os.fspath(path)} exists; pass overwrite to replace it")
+    if not overwrite and (stray := _existing(path, sidecars)):
+        names = " and ".join(f"{os.fspath(path)}{ending}" for ending in stray)
+        raise TargetExistsError(
+            f"{names} would be read as part of the new file; pass overwrite to remove them"
+        )
 
 
-RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".nc", ".jp2", ".png", ".jpg", ".jpeg")
+def _refuse_special(path: str | os.PathLike[str]) -> None:
+    """Refuse what a rename would replace by a file: root may do that to /dev/null."""
+    try:
+        mode = os.stat(path).st_mode  # of what a link points to
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise TargetNameError(f"{os.fspath(path)} is a {kind}, which cannot be written in place; name a file")
+
+
+def _existing(path: str | os.PathLike[str], sidecars: Sequence[str]) -> list[str]:
+    """Return the endings for which a sidecar of `path` exists; a folder is none."""
+    named = [(ending, f"{os.fspath(path)}{ending}") for ending in sidecars]
+    return [ending for ending, name in named if os.path.lexists(name) and not os.path.isdir(name)]
+
+
+GEOTIFF_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff")
+"""Names that a GeoTIFF may have, beside one without suffix."""
+RASTER_SUFFIXES = (
+    *GEOTIFF_SUFFIXES, ".vrt", ".nc", ".jp2", ".png", ".jpg", ".jpeg", ".webp", ".img", ".gpkg", ".h5",
+)  # fmt: skip
 """Names that a token file should not have."""
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".jp2", ".nc", ".vrt")
-"""Names that a GeoTIFF should not have."""
 
 
-def check_suffix(target: str | os.PathLike[str], source: Any, wrong: Sequence[str], kind: str) -> None:
-    """Refuse to write over the source, or under a name that says something else than what is written.
+def check_geotiff_name(target: str | os.PathLike[str], source: Any = None) -> None:
+    """Refuse to write a GeoTIFF over its source, or under a name that says something else.
+
+    GDAL goes by what is in a file and writes under any name; most others go by the name.
 
     Parameters
     ----------
@@ -44,30 +87,49 @@ def check_suffix(target: str | os.PathLike[str], source: Any, wrong: Sequence[st
         What is to be written.
     source
         What is read; anything that is no path cannot be the target.
-    wrong
-        Suffixes, in lower case.
-    kind
-        What is written, and how to name it; for the message.
 
     Raises
     ------
     TargetNameError
     """
-    name = os.fspath(target)
+    _refuse_source(target, source)
+    if Path(target).suffix.lower() not in ("", *GEOTIFF_SUFFIXES):
+        raise TargetNameError(f"{os.fspath(target)}: what is written is a GeoTIFF; name it .tif")
+
+
+def check_token_name(target: str | os.PathLike[str], source: Any = None) -> None:
+    """Refuse to write a token file over its source, or under a raster's name.
+
+    Parameters
+    ----------
+    target, source
+        As for `check_geotiff_name`.
+
+    Raises
+    ------
+    TargetNameError
+    """
+    _refuse_source(target, source)
+    if Path(target).suffix.lower() in RASTER_SUFFIXES:
+        raise TargetNameError(f"{os.fspath(target)}: what is written is a token file; name it .tmc")
+
+
+def _refuse_source(target: str | os.PathLike[str], source: Any) -> None:
     both = isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.exists(target)
     if both and os.path.samefile(source, target):
-        raise TargetNameError(f"{name} is the source itself; choose another target")
-    if Path(target).suffix.lower() in wrong:
-        raise TargetNameError(f"{name}: what is written is {kind}")
+        raise TargetNameError(f"{os.fspath(target)} is the source itself; choose another target")
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def atomic_path(
+    path: str | os.PathLike[str], overwrite: bool = False, sidecars: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` if the block succeeds.
 
     The temporary file lies in the same directory (a rename across file systems is not
     atomic) and keeps the suffix (writers choose a format by it). It exists, empty, when the
-    block starts. On success it is synced and renamed, on any exception it is removed.
+    block starts. On success it is synced and renamed, on any exception it is removed, with
+    all that begins with its name but for the suffix.
 
     Parameters
     ----------
@@ -75,28 +137,88 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
         The target.
     overwrite
         Whether an existing target may be replaced.
+    sidecars
+        Endings of files that belong to the target, as `SIDECARS`. Those beside the temporary file
+        become the target's, any others that the target has are removed.
 
     Raises
     ------
     TargetExistsError
-        If the target exists, before the block or at its end, and `overwrite` is false.
+        If the target or a sidecar exists, before the block or at its end, and `overwrite` is false.
     """
     target = Path(path)
-    check_target(target, overwrite)
-    stem = os.fsdecode(os.fsencode(target.stem)[:100])  # names are limited in bytes, not characters
-    temporary = target.with_name(f".{stem}.{secrets.token_hex(6)}.part{target.suffix}")
-    # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
-    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    check_target(target, overwrite, sidecars)
+    temporary = _hidden(target, "part")
     try:
+        # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
-        _sync(temporary)
-        check_target(target, overwrite)
-        os.replace(temporary, target)
+        for ending in ("", *_existing(temporary, sidecars)):
+            _sync(_with_ending(temporary, ending))
+        check_target(target, overwrite, sidecars)
+        put_in_place(temporary, target, sidecars)
     except BaseException:  # KeyboardInterrupt too must leave nothing behind
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        _remove_all(temporary)
         raise
     _sync_directory(target.parent)
+
+
+def _remove_all(temporary: Path) -> None:
+    """Remove a temporary file and what its writer made beside it, which begins with its name."""
+    for path in temporary.parent.glob(f"{glob.escape(temporary.stem)}*"):
+        path.unlink(missing_ok=True)
+
+
+def put_in_place(made: Path, target: Path, sidecars: Sequence[str] = ()) -> None:
+    """Rename `made` to `target` in place of what is there, each with its sidecars.
+
+    Without sidecars this is one rename. With them it takes several, and whoever opens the target,
+    or kills this process, between them must not find a file beside another file's mask. So the old
+    file goes first and the new one comes last; on an exception all is as before.
+
+    Parameters
+    ----------
+    made, target
+        Paths on one file system.
+    sidecars
+        As for `atomic_path`.
+    """
+    old, new = _existing(target, sidecars), _existing(made, sidecars)
+    if not old and not new:
+        os.replace(made, target)
+        return
+    aside = _hidden(target, "old")
+    first = ["", *old] if os.path.lexists(target) else old
+    moves = [(_with_ending(target, ending), _with_ending(aside, ending)) for ending in first]
+    moves += [(_with_ending(made, ending), _with_ending(target, ending)) for ending in (*new, "")]
+    _move_all(moves)
+    with contextlib.ExitStack() as stack:  # an interrupt while one is removed keeps none of the others
+        for ending in first:
+            stack.callback(_with_ending(aside, ending).unlink, missing_ok=True)
+
+
+def _move_all(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename one after the other, or none."""
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for before, after in moves:
+            begun.append((before, after))  # first, for an interrupt may come right after the rename
+            os.replace(before, after)
+    except BaseException:
+        for before, after in reversed(begun):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(after, before)
+        raise
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    """Return a name beside `target` that nothing else has, with its suffix."""
+    stem = os.fsdecode(os.fsencode(target.stem)[:100])  # names are limited in bytes, not characters
+    return target.with_name(f".{stem}.{secrets.token_hex(6)}.{kind}{target.suffix}")
+
+
+def _with_ending(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
 
 
 def _sync(path: Path) -> None:

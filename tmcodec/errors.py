@@ -184,7 +184,7 @@ class TargetFolderError(TmcodecError, FileNotFoundError):
 
 
 class TargetNameError(TmcodecError, ValueError):
-    """The target is the source, or its suffix says something else than what is written."""
+    """The target is the source, no file at all, or its suffix says something else than what is written."""
 
 
 class BackendError(TmcodecError, RuntimeError):

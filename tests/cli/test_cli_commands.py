@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -301,19 +302,55 @@ def test_a_real_process_from_raster_to_raster(
         assert dataset.count == 12
 
 
-def test_being_stopped_leaves_nothing_behind(tmp_path: Path) -> None:
-    """SIGTERM is what batch systems and containers stop a program with."""
-    heights, tokens, folder = np.zeros((1, 4096, 4096), np.int16), tmp_path / "a.tmc", tmp_path / "out"
-    tmcodec.encode(heights, tokens, modality="DEM")
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a token file that takes a while to decode."""
+    tokens = tmp_path_factory.mktemp("plain") / "a.tmc"
+    tmcodec.encode(np.zeros((1, 4096, 4096), np.int16), tokens, modality="DEM", effort=0)
+    return tokens
+
+
+@pytest.fixture
+def decoding(plain: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Return a function that starts decoding to ``out/a.tif`` and waits for the unfinished file."""
+    folder = tmp_path / "out"
     folder.mkdir()
-    command = [sys.executable, "-m", "tmcodec", "decode", str(tokens), str(folder / "a.tif")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while not list(folder.iterdir()):  # until the unfinished file is there
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.terminate()
-        assert process.wait(60) == 128 + signal.SIGTERM
-    assert list(folder.iterdir()) == []
+    with ExitStack() as stack:
+
+        def start(*launcher: str) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-m", "tmcodec", "decode", str(plain), str(folder / "a.tif")]
+            pipe = subprocess.PIPE
+            process = stack.enter_context(subprocess.Popen([*launcher, *command], stdout=pipe, stderr=pipe))
+            while not list(folder.iterdir()):
+                assert process.poll() is None
+                time.sleep(0.005)
+            return process
+
+        yield start
+
+
+@pytest.mark.parametrize("names", [["SIGTERM"], ["SIGHUP"], ["SIGHUP", "SIGHUP", "SIGTERM"]])
+def test_being_stopped_leaves_nothing_behind(
+    decoding: Callable[..., subprocess.Popen[bytes]], tmp_path: Path, names: list[str]
+) -> None:
+    """SIGTERM is what batch systems and containers stop a program with, SIGHUP a closed terminal."""
+    if not all(hasattr(signal, name) for name in names):
+        pytest.skip("Windows has no SIGHUP")
+    process = decoding()
+    numbers = [getattr(signal, name) for name in names]
+    for number in numbers:
+        process.send_signal(number)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode in {128 + number for number in numbers}, complaints
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
+def test_nohup_goes_on(decoding: Callable[..., subprocess.Popen[bytes]], tmp_path: Path) -> None:
+    process = decoding("sh", "-c", 'trap "" HUP; exec "$@"', "sh")
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.tif"]
 
 
 def test_info_of_infinite_nodata_is_json(run: Run, tmp_path: Path) -> None:

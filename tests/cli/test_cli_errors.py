@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+import tmcodec
 from tmcodec.cli.command import Command, describe
 from tmcodec.cli.group import COMMANDS, cli
 from tmcodec.errors import TargetExistsError, WindowError
@@ -55,6 +57,30 @@ def test_version(run: Run) -> None:
 )
 def test_usage_errors_are_status_2(run: Run, args: list[str]) -> None:
     assert "Error:" in run(*args, status=2).stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["encode", "-", "b.tmc"],
+        ["encode", "a.tif", "-"],
+        ["decode", "-", "b.tif"],
+        ["decode", "a.tmc", "-"],
+        ["info", "-"],
+        ["verify", "-"],
+        ["compare", "a.tif", "b.tif", "--plot", "-"],
+        ["stack", "a.tmc", "-", "c.tmc"],
+        ["generate", "a.tmc", "--to", "DEM", "-o", "-"],
+        ["embed", "a.tmc", "-o", "-"],
+        ["demo", "-"],
+    ],
+)
+def test_streams_are_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "standard input and output are not supported; name a file" in run(*args, status=2).stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_file_is_one_line(spawn: Spawn, tmp_path: Path) -> None:
@@ -107,6 +133,23 @@ def test_errors_of_the_user(error: BaseException, expected: str) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith(f"tmcodec: error: {expected}")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_report_that_cannot_be_printed_is_not_a_file_that_was_not_written(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path, form: list[str]
+) -> None:
+    scene, tokens = make_scene(), tmp_path / "a.tmc"
+    args = ["encode", scene, tokens, "--tokenizer", tiny_tokenizer("S2L2A"), *form]
+    command = [sys.executable, "-m", "tmcodec", *map(str, args)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == ("tmcodec: error: cannot print the report (no space left on device); "
+                           "any file that was written is complete\n")  # fmt: skip
+    with tmcodec.open(tokens) as file:
+        assert list(file) == ["S2L2A"]
 
 
 @pytest.mark.parametrize("error", [ValueError("bug"), RuntimeError("bug"), BrokenPipeError(errno.EPIPE, "")])

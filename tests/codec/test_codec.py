@@ -73,6 +73,18 @@ def test_every_modality_comes_back_in_its_place(
             assert b.colormap(1)[1] == (65, 155, 223, 255)
 
 
+def test_a_crs_without_geotiff_keys_comes_back(make_scene: MakeScene, weights: Path, tmp_path: Path) -> None:
+    rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
+    src, dst, out = make_scene(crs=rotated, left=5.0), tmp_path / "a.tmc", tmp_path / "out" / "a.tif"
+    out.parent.mkdir()
+    tmcodec.encode(src, dst, modality="S2L2A", tokenizer=weights)
+    for cog in (False, True):
+        tmcodec.decode(dst, out, tokenizer=weights, cog=cog, overwrite=True)
+        with rasterio.open(src) as one, rasterio.open(out) as two:
+            assert two.crs == one.crs == rasterio.CRS.from_string(rotated)
+        assert sorted(path.name for path in out.parent.iterdir()) == ["a.tif", "a.tif.aux.xml"]
+
+
 def test_tokens_do_not_depend_on_the_squares_they_were_made_in(
     scene: Path, weights: Path, tmp_path: Path
 ) -> None:

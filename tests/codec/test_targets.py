@@ -37,15 +37,17 @@ def test_the_source_is_never_the_target(make_scene: Callable[..., Path], tmp_pat
     assert scene.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.png"])
+@pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.png", "a.gpkg"])
 def test_a_token_file_is_not_called_like_a_raster(
     make_scene: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(errors.TargetNameError, match=f"{name}: what is written is a token file; name it"):
         tmcodec.encode(make_scene(), tmp_path / name)
+    with pytest.raises(errors.TargetNameError, match=f"{name}: what is written is a token file; name it"):
+        tmcodec.stack(["not", "read"], tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg", "b.tmc", "a.nc"])
+@pytest.mark.parametrize("name", ["a.png", "b.tmc", "a.nc", "a.gpkg", "a.IMG", "a.tif.gz", "a.zarr"])
 def test_a_geotiff_is_not_called_like_anything_else(
     make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
@@ -54,3 +56,14 @@ def test_a_geotiff_is_not_called_like_anything_else(
     with pytest.raises(errors.TargetNameError, match=f"{name}: what is written is a GeoTIFF; name it .tif"):
         tmcodec.decode(tmp_path / "a.tmc", tmp_path / name, tokenizer=weights)
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["a", "a.b/c", "a.TIFF", "a.gtiff"])
+def test_names_of_geotiffs(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    weights, out = tiny_tokenizer("S2L2A"), tmp_path / "out" / name
+    out.parent.mkdir(parents=True)
+    tmcodec.encode(make_scene(), tmp_path / "a.tmc", tokenizer=weights)
+    tmcodec.decode(tmp_path / "a.tmc", out, tokenizer=weights)
+    assert out.read_bytes()[:4] == b"II*\0"

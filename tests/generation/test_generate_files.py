@@ -30,6 +30,7 @@ from tmcodec.errors import (
     TargetError,
     TargetExistsError,
     TargetFolderError,
+    TargetNameError,
     TmcodecError,
     TokenizerMismatchError,
     VocabularyError,
@@ -338,8 +339,9 @@ def test_patches_without_valid_pixels_are_not_shown(loaded: Loaded, make_scene: 
 # --------------------------------------------------------------------------- rasters and samples
 
 
-def test_geotiffs_lie_on_the_same_pixels(loaded: Loaded, encode: Callable[..., Path]) -> None:
-    src = encode(crs="EPSG:32721", left=123456.5)
+@pytest.mark.parametrize("crs", ["EPSG:32721", "+proj=ob_tran +o_proj=longlat +o_lat_p=39.25 +R=6371229"])
+def test_geotiffs_lie_on_the_same_pixels(loaded: Loaded, encode: Callable[..., Path], crs: str) -> None:
+    src = encode(crs=crs, left=123456.5)
     report = generate_files(loaded, src, src.with_name("o.tif"), ["DEM", "LULC"], settings=FAST)
     assert [Path(path).name for path in report.paths] == ["o_DEM.tif", "o_LULC.tif"]
     with rasterio.open(src.with_suffix(".tif")) as one:
@@ -544,6 +546,24 @@ def test_overwriting_is_asked_for(loaded: Loaded, folder: Path) -> None:
     assert (folder / "o_LULC.tif").read_bytes() == b"precious"
     generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM", "LULC"], overwrite=True, **how)
     assert rasterio.open(folder / "o_LULC.tif").shape == (40, 60)
+
+
+@pytest.mark.parametrize("name", ["o.img", "o.gpkg", "o.png"])
+def test_a_token_file_is_not_called_like_a_raster(loaded: Loaded, folder: Path, name: str) -> None:
+    with pytest.raises(TargetNameError, match=f"{name}: what is written is a token file; name it .tmc"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / name, ["DEM"], settings=FAST)
+
+
+def test_sidecars_of_older_files_are_no_part_of_new_ones(loaded: Loaded, folder: Path) -> None:
+    how: dict[str, Any] = {"settings": Settings(samples=2, decoding_steps=1), "format": "tif"}
+    stray = [folder / f"o{kind}.tif.aux.xml" for kind in ("", "_DEM_mean", "_DEM_std")]
+    for path in stray:
+        path.write_text("<PAMDataset><Metadata><MDI key='OLD'>1</MDI></Metadata></PAMDataset>")
+    with pytest.raises(TargetExistsError, match=r"o\.tif\.aux\.xml would be read as part of the new file"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM"], **how)
+    report = generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tif", ["DEM"], overwrite=True, **how)
+    assert len(report.paths) == 3 and not any(path.exists() for path in stray)
+    assert not any("OLD" in rasterio.open(path).tags() for path in report.paths)
 
 
 def test_global_random_state_is_left_alone(loaded: Loaded, folder: Path) -> None:

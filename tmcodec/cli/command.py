@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 from typing import Any
 
 import click
@@ -17,6 +18,17 @@ DEBUG = "tmcodec.debug"
 
 class Command(click.Command):
     """Catches what a user can do something about and exits with status 1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse ``-``, which other programs take for a stream and which would be a file of that name."""
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            named = isinstance(param, click.Argument) or isinstance(param.type, click.Path)
+            if named and "-" in map(str, value if isinstance(value, tuple) else (value,)):
+                what = "standard input and output are not supported; name a file (./- if it is called so)"
+                raise click.BadParameter(what, ctx, param)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -55,10 +67,17 @@ def _os_error(error: OSError) -> str:
     if error.strerror is None:
         return one_line(str(error)) or type(error).__name__
     what = error.strerror[:1].lower() + error.strerror[1:]
+    if _is_of_printing(error):
+        return f"cannot print the report ({what}); any file that was written is complete"
     if error.errno == errno.ENOSPC:
         what += "; nothing was written"
     place = error.filename if error.filename is not None else error.filename2
     return f"{os.fsdecode(place)}: {what}" if isinstance(place, str | bytes | os.PathLike) else what
+
+
+def _is_of_printing(error: OSError) -> bool:
+    """Tell a report that cannot be printed, which always comes last, from a target that cannot be written."""
+    return any(frame.f_code is click.echo.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _is_torch_out_of_memory(error: BaseException) -> bool:

@@ -64,15 +64,25 @@ def cli() -> None:
     """
 
 
+def _stopping_signals() -> list[signal.Signals]:
+    """Return what batch systems, containers and closed terminals stop programs by."""
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN  # nohup has it ignored
+    return [signal.SIGTERM, hangup] if hangup is not None and heard else [signal.SIGTERM]
+
+
 def _terminate(number: int, _: Any) -> None:
     """End as Ctrl-C does, so that what is unfinished is removed; with the status that shells expect."""
+    for other in _stopping_signals():  # shell and kernel may both send one; the removing goes on
+        signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; the entry point of the package."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)  # batch systems and containers stop programs by it
+        for number in _stopping_signals():
+            signal.signal(number, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text in this locale
             stream.reconfigure(errors="backslashreplace")

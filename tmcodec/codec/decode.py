@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import PICTURE_SUFFIXES, check_suffix, check_target
+from tmcodec.atomic import SIDECARS, check_geotiff_name, check_target
 from tmcodec.codec.balance import apply_balance
 from tmcodec.codec.encode import SCALE_TAG, Progress, check_batch_size, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
@@ -80,7 +80,8 @@ def decode(
     src
         Path, URL or seekable binary file object of the token file.
     dst
-        Path of the GeoTIFF.
+        Path of the GeoTIFF, named .tif or alike, or without suffix. A CRS that it has no keys for lies beside
+        it, in ``DST.aux.xml``.
     layer
         Name of the layer; None where the file has one only.
     time
@@ -119,8 +120,8 @@ def decode(
         A subclass for each way to fail; nothing is left under the target name.
     """
     watch = Stopwatch()
-    check_target(dst, overwrite)
-    check_suffix(dst, src, (*PICTURE_SUFFIXES, ".tmc"), "a GeoTIFF; name it .tif")
+    check_target(dst, overwrite, SIDECARS)
+    check_geotiff_name(dst, src)
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)
         how = {"checkpoint": checkpoint, "precision": precision}

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import RASTER_SUFFIXES, check_suffix, check_target
+from tmcodec.atomic import check_target, check_token_name
 from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
@@ -173,7 +173,7 @@ def encode(
     """
     if isinstance(dst, str | os.PathLike):
         check_target(dst, overwrite)
-        check_suffix(dst, src, RASTER_SUFFIXES, "a token file; name it .tmc")
+        check_token_name(dst, src)
     watch = Stopwatch()
     source = (src, dict(profile or {})) if isinstance(src, np.ndarray) else src
     part = as_window(window) if window is not None else None

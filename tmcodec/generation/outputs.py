@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.atomic import check_target
+from tmcodec.atomic import GEOTIFF_SUFFIXES, SIDECARS, check_target, check_token_name, put_in_place
 from tmcodec.codec.encode import chunk_of
 from tmcodec.errors import GenerationError
 from tmcodec.modalities import get_modality
@@ -53,6 +53,10 @@ class Outputs:
         one = [self.tokens] if self.tokens is not None else []
         return [*one, *self.rasters.values(), *(path for pair in self.spread.values() for path in pair)]
 
+    def sidecars(self, path: Path) -> tuple[str, ...]:
+        """Endings of what would be read along with one of them."""
+        return () if path == self.tokens else SIDECARS
+
 
 def plan_outputs(
     out: str | os.PathLike[str] | None,
@@ -81,17 +85,19 @@ def plan_outputs(
     ------
     GenerationError
         If the format is unknown.
-    TargetExistsError, TargetFolderError
+    TargetExistsError, TargetFolderError, TargetNameError
     """
     if out is None:
         return Outputs(None, {}, {})
     path = Path(out)
-    tiff = path.suffix.lower() in (".tif", ".tiff")
+    tiff = path.suffix.lower() in GEOTIFF_SUFFIXES
     chosen = format or ("tif" if tiff or path.is_dir() else "tmc")
     if chosen not in FORMATS:
         raise GenerationError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     if chosen == "tmc" and path.is_dir():
         raise GenerationError(f"{path} is a folder, and a token file holds all targets; name a file")
+    if chosen == "tmc":
+        check_token_name(path)
     folder = path if chosen == "tif" and not tiff else None
     stem = f"{path.stem}_" if folder is None else ""
     where, suffix = (path.parent, path.suffix if tiff else ".tif") if folder is None else (folder, ".tif")
@@ -116,7 +122,7 @@ def check_outputs(outputs: Outputs, overwrite: bool) -> None:
         check_target(outputs.folder, overwrite=False)
         return
     for path in outputs.paths:
-        check_target(path, overwrite)
+        check_target(path, overwrite, outputs.sidecars(path))
 
 
 @contextmanager
@@ -134,7 +140,7 @@ def staging(outputs: Outputs, overwrite: bool) -> Iterator[Path]:
         if outputs.folder is not None:
             outputs.folder.mkdir(exist_ok=True)
         for path in outputs.paths:
-            os.replace(stage / path.name, path)
+            put_in_place(stage / path.name, path, outputs.sidecars(path))
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 

@@ -17,7 +17,7 @@ import rasterio.shutil
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from tmcodec.atomic import atomic_path
+from tmcodec.atomic import SIDECARS, atomic_path
 from tmcodec.errors import RasterWriteError, TmcodecError, WindowError
 from tmcodec.modalities import Modality
 from tmcodec.rasters.nodata import usable_nodata
@@ -42,7 +42,7 @@ class RasterWriter:
     dtype
         Stored dtype, one that GeoTIFF has.
     crs
-        ``"EPSG:n"``, WKT, or None.
+        ``"EPSG:n"``, WKT, or None. One that GeoTIFF has no keys for goes into a sidecar, ``.aux.xml``.
     transform
         Affine 6-tuple, None for the identity.
     nodata
@@ -63,7 +63,7 @@ class RasterWriter:
     cog
         Write a Cloud Optimized GeoTIFF, with overviews.
     overwrite
-        Replace an existing target.
+        Replace an existing target, and remove its sidecars (`tmcodec.atomic.SIDECARS`).
     compress
         ``"deflate"`` or ``"zstd"``.
 
@@ -72,7 +72,7 @@ class RasterWriter:
     RasterWriteError
         If the options contradict each other or the file cannot be written.
     TargetExistsError
-        On entry, if the target exists and `overwrite` is false.
+        On entry, if the target or a sidecar of that name exists and `overwrite` is false.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class RasterWriter:
 
     def _reserve(self, stack: ExitStack) -> Path:
         try:
-            return stack.enter_context(atomic_path(self.path, self._overwrite))
+            return stack.enter_context(atomic_path(self.path, self._overwrite, SIDECARS))
         except TmcodecError:
             raise
         except OSError as error:
@@ -213,9 +213,11 @@ class RasterWriter:
 
     def _discard(self) -> None:
         if self._dataset is not None:
-            self._dataset.close()
+            with gdal_env():  # without it GDAL says on stderr what a full disk does to an unfinished file
+                self._dataset.close()
         if self._draft != self._final:
-            self._draft.unlink(missing_ok=True)
+            for ending in ("", *SIDECARS):
+                Path(f"{self._draft}{ending}").unlink(missing_ok=True)
 
     def _failed(self, error: BaseException) -> TmcodecError:
         return RasterWriteError(f"cannot write {self.path} ({one_line(error)}); check the options, the disk "

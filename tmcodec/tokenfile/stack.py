@@ -11,6 +11,7 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import IO, Any
 
+from tmcodec.atomic import check_token_name
 from tmcodec.errors import StackError
 from tmcodec.tokenfile.balance import join_balances
 from tmcodec.tokenfile.layer import Layer
@@ -53,9 +54,13 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
         If the files do not fit together; the message says why.
     TokenFileError
         If a source is bad.
+    TargetNameError
+        If the target is called like a raster.
     """
     if not sources:
         raise StackError("nothing to stack; name at least one token file")
+    if isinstance(target, str | os.PathLike):
+        check_token_name(target)
     with contextlib.ExitStack() as opened:
         files = [opened.enter_context(TokenFile.open(source)) for source in sources]
         groups: dict[str, list[Layer]] = {}
