@@ -27,7 +27,7 @@ from tmcodec.networks.mini import MiniConfig, MiniNet
 
 FORMAT = "tmcodec-texture-1"
 PREFIX = "denoiser."
-OWN_FIELDS = frozenset(("denoiser_dim", "denoiser_blocks", "components", "smooth", "gains", "residual_std",
+OWN_FIELDS = frozenset(("denoiser_dim", "denoiser_blocks", "components", "smooth", "lapped", "residual_std",
                         "residual_basis"))  # fmt: skip
 """Fields of the configuration that the diffusion decoder may change; all others are the tokenizer's."""
 

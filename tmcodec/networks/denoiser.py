@@ -36,29 +36,62 @@ def time_features(timesteps: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def lap_window() -> Tensor:
+    """Return ``(8, 8)`` weights; squares of those that overlap by half add up to one (Princen-Bradley)."""
+    sine = torch.sin(math.pi * (torch.arange(2 * CELL) + 0.5) / (2 * CELL))
+    return sine[:, None] * sine
+
+
+def lap(x: Tensor) -> Tensor:
+    """Gather the 8 x 8 pixels around each cell, windowed: ``(B, K, H, W)`` to ``(B, H/4, W/4, 64 K)``.
+
+    Beyond the edges there are zeros.
+    """
+    b, k, height, width = x.shape
+    padded = F.pad(x, (CELL // 2,) * 4)
+    parts = F.unfold(padded, 2 * CELL, stride=CELL).view(b, k, -1, height // CELL, width // CELL)
+    windowed = parts * lap_window().flatten().to(x)[:, None, None]
+    return windowed.flatten(1, 2).permute(0, 2, 3, 1)
+
+
+def unlap(cells: Tensor, channels: int) -> Tensor:
+    """Add up windowed cells ``(B, h, w, 64 K)`` to ``(B, K, 4 h, 4 w)``; undoes `lap` but at the edges."""
+    b, rows, cols, _ = cells.shape
+    parts = cells.view(b, rows, cols, channels, -1) * lap_window().flatten().to(cells)
+    size = ((rows + 1) * CELL, (cols + 1) * CELL)
+    folded = F.fold(
+        parts.permute(0, 3, 4, 1, 2).reshape(b, -1, rows * cols), size, 2 * CELL, stride=CELL
+    )
+    half = CELL // 2
+    return folded[..., half:-half, half:-half]
+
+
 class Denoiser(nn.Module):
     """Noisy residual ``(B, K, H, W)``, signal level and features to the clean residual."""
 
     def __init__(self, cfg: MiniConfig) -> None:
         super().__init__()
         dim, channels = cfg.denoiser_dim, cfg.residual_channels
-        self.embed = nn.Linear(channels * CELL**2 + cfg.refine, dim)
+        self.lapped = cfg.lapped
+        area = (2 * CELL if cfg.lapped else CELL) ** 2
+        self.embed = nn.Linear(channels * area + cfg.refine, dim)
         self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.blocks = nn.ModuleList(MixBlock(dim, 5, 2.0) for _ in range(cfg.denoiser_blocks))
         self.norm = nn.LayerNorm(dim)
-        self.out = nn.Linear(dim, channels * CELL**2)
+        self.out = nn.Linear(dim, channels * area)
         # Mixes pixels across the borders of cells, so that their lattice does not show.
         self.smooth = nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if cfg.smooth else None
         if self.smooth is not None:
             nn.init.dirac_(self.smooth.weight, groups=channels)
         # How strong texture is differs from place to place far more than its shape: water and towns.
-        self.gain = nn.Linear(cfg.refine, channels) if cfg.gains else None
+        self.gain = nn.Linear(cfg.refine, channels) if cfg.lapped else None
         if self.gain is not None:
             nn.init.zeros_(self.gain.weight)
             nn.init.constant_(self.gain.bias, math.log(math.e - 1))
-        self.halo_pixels = cfg.denoiser_blocks * 2 * CELL + CELL
+        # A window's middle lies up to half a window from the pixel, and what it sees as far from the middle.
+        self.halo_pixels = cfg.denoiser_blocks * 2 * CELL + (2 * CELL if cfg.lapped else CELL)
         # Bilinear interpolation reaches one more cell.
-        self.gain_halo_pixels = (SPREAD + 1) * CELL if cfg.gains else 0
+        self.gain_halo_pixels = (SPREAD + 1) * CELL if cfg.lapped else 0
 
     def forward(self, noisy: Tensor, features: Tensor, timesteps: Tensor, signal: Tensor) -> Tensor:
         """Predict the residual.
@@ -74,12 +107,16 @@ class Denoiser(nn.Module):
         signal
             ``(B,)``, sqrt(alpha_bar) of each timestep; 0 at pure noise.
         """
-        cells = image_to_cells(noisy.permute(0, 2, 3, 1), CELL)
+        cells = lap(noisy) if self.lapped else image_to_cells(noisy.permute(0, 2, 3, 1), CELL)
         x = self.embed(torch.cat([cells, features.to(cells.dtype)], dim=-1))
         shift = self.time(time_features(timesteps).to(x.dtype))
         for block in self.blocks:
             x = block(x, shift)
-        clean = cells_to_image(self.out(self.norm(x)), CELL).permute(0, 3, 1, 2)
+        drawn = self.out(self.norm(x))
+        if self.lapped:
+            clean = unlap(drawn.float(), noisy.shape[1])
+        else:
+            clean = cells_to_image(drawn, CELL).permute(0, 3, 1, 2)
         if self.smooth is not None:
             clean = self.smooth(clean)
         return clean.float() * signal.view(-1, 1, 1, 1)

@@ -61,9 +61,9 @@ class MiniConfig:
         lattice that relief shading shows.
     smooth
         Whether the denoiser ends in a 3x3 convolution over single pixels.
-    gains
-        Whether the denoiser says, for each quarter cell and component, how strong the residual is that it
-        draws in unit strength.
+    lapped
+        Whether the denoiser sees and draws windows of 8 pixels that overlap by half, which leave no lattice,
+        and says for each quarter cell and component how strong the residual is that it draws.
     residual_std
         Standard deviation of what the mean misses, per band, in normalised units: the
         diffusion runs on the residual divided by it, where there is no basis.
@@ -95,7 +95,7 @@ class MiniConfig:
     residual_basis: tuple[tuple[float, ...], ...] = ()
     antialias: bool = False
     slopes: bool = False
-    gains: bool = False
+    lapped: bool = False
 
     @property
     def residual_channels(self) -> int:

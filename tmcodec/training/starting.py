@@ -187,17 +187,15 @@ def build_net(cfg: MiniConfig | None, start: str | None) -> tuple[MiniNet, int, 
 
 
 def textured(net: MiniNet) -> MiniNet:
-    """Return the network with a denoiser that smooths across its cells and says how strong its residual is.
+    """Return the network with a denoiser of overlapping windows, which says how strong its residual is.
 
-    To begin with it does neither.
+    Tensors of equal shape are taken over.
     """
-    if net.denoiser is None or (net.denoiser.gain is not None and net.denoiser.smooth is not None):
+    if net.denoiser is None or net.denoiser.lapped:
         return net
-    found = MiniNet(replace(net.cfg, gains=True, smooth=True))
-    assert found.denoiser is not None
-    assert found.denoiser.smooth is not None
-    torch.nn.init.zeros_(found.denoiser.smooth.bias)  # type: ignore[arg-type]
-    found.load_state_dict(net.state_dict(), strict=False)
+    found = MiniNet(replace(net.cfg, lapped=True))
+    shapes = {k: v.shape for k, v in found.state_dict().items()}
+    found.load_state_dict({k: v for k, v in net.state_dict().items() if v.shape == shapes[k]}, strict=False)
     return found.train(net.training)
 
 

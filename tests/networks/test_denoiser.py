@@ -1,0 +1,61 @@
+"""Overlapping windows of the denoiser, and how far it looks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tmcodec.networks.denoiser import CELL, Denoiser, lap, lap_window, unlap
+from tmcodec.networks.mini import MiniConfig
+
+
+def picture(seed: int = 0) -> torch.Tensor:
+    return torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(seed))
+
+
+def test_squared_windows_add_up_to_one() -> None:
+    square = lap_window() ** 2
+    around = square[:4, :4] + square[4:, :4] + square[:4, 4:] + square[4:, 4:]
+    torch.testing.assert_close(around, torch.ones(4, 4))
+    assert float(lap_window()[0, 0]) == pytest.approx(math.sin(math.pi / 16) ** 2)
+
+
+def test_a_cell_is_the_pixels_around_it_windowed() -> None:
+    x = picture()
+    cells = lap(x)
+    assert cells.shape == (2, 8, 12, 3 * 64)
+    around = x[1, :, 4 * 3 - 2 : 4 * 3 + 6, 4 * 5 - 2 : 4 * 5 + 6] * lap_window()
+    assert torch.equal(cells[1, 3, 5].view(3, 8, 8), around)
+
+
+def test_windows_are_undone_inside() -> None:
+    back = unlap(lap(picture()), 3)
+    inner = slice(2, -2)
+    torch.testing.assert_close(back[..., inner, inner], picture()[..., inner, inner])
+
+
+def test_adding_up_is_the_transpose_of_gathering() -> None:
+    x, cells = picture(), torch.randn(2, 8, 12, 192, generator=torch.Generator().manual_seed(1))
+    one, other = (lap(x) * cells).sum(), (x * unlap(cells, 3)).sum()
+    assert float(one) == pytest.approx(float(other), rel=1e-4)
+
+
+@pytest.mark.parametrize("lapped", [False, True])
+def test_it_looks_no_farther_than_its_halo(lapped: bool) -> None:
+    """The gradient of the middle pixel is zero beyond the halo, and is not just within."""
+    torch.manual_seed(0)
+    cfg = MiniConfig("NDVI", 1, (8, 8, 8, 6, 5), refine=4, denoiser_dim=8, denoiser_blocks=2, smooth=True,
+                     lapped=lapped)  # fmt: skip
+    net = Denoiser(cfg)
+    side = 2 * 48
+    noisy = torch.randn(1, 1, side, side, requires_grad=True)
+    features = torch.randn(1, side // CELL, side // CELL, 4)
+    clean = net(noisy, features, torch.tensor([500]), torch.tensor([0.5]))
+    reach = 0
+    for pixel in range(48, 52):  # all places in a cell
+        (grad,) = torch.autograd.grad(clean[0, 0, pixel, pixel], noisy, retain_graph=True)
+        rows = grad[0, 0].abs().sum(1).nonzero()[:, 0]
+        reach = max(reach, pixel - int(rows[0]), int(rows[-1]) - pixel)
+    assert net.halo_pixels - 4 <= reach <= net.halo_pixels
