@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import tmcodec
+from tmcodec.cli import group
 from tmcodec.cli.command import Command, describe
 from tmcodec.cli.group import COMMANDS, cli
 from tmcodec.errors import TargetExistsError, WindowError
@@ -181,3 +183,23 @@ def test_import_and_help_load_no_numpy(spawn: Spawn) -> None:
 def test_the_list_of_commands_is_the_group(run: Run) -> None:
     assert set(COMMANDS) == set(cli.list_commands(click.Context(cli)))
     assert "no such command" in run("frobnicate", status=2).stderr.lower()
+
+
+@pytest.mark.parametrize(("stopped", "status"), [(False, 1), (True, 128 + signal.SIGTERM)])
+def test_an_error_that_a_stop_became_has_the_status_of_the_stop(
+    stopped: bool, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled code that is stopped in its midst may raise something else than what the stop raised."""
+
+    def work(**_: object) -> None:
+        if stopped:
+            with pytest.raises(SystemExit):
+                group._terminate(signal.SIGTERM, None)
+        raise SystemExit(1)
+
+    monkeypatch.setattr(group, "_received", [])
+    monkeypatch.setattr(group.cli, "main", work)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        group.main(["info", "a.tmc"])
+    assert ended.value.code == status

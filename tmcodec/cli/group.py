@@ -71,8 +71,13 @@ def _stopping_signals() -> list[signal.Signals]:
     return [signal.SIGTERM, hangup] if hangup is not None and heard else [signal.SIGTERM]
 
 
+_received: list[int] = []
+"""The signal that stops the program, once it has come."""
+
+
 def _terminate(number: int, _: Any) -> None:
     """End as Ctrl-C does, so that what is unfinished is removed; with the status that shells expect."""
+    _received.append(number)
     for other in _stopping_signals():  # shell and kernel may both send one; the removing goes on
         signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)
@@ -86,4 +91,9 @@ def main(args: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may be no text in this locale
             stream.reconfigure(errors="backslashreplace")
-    cli.main(args=args if args is not None else sys.argv[1:], prog_name="tmcodec")
+    try:
+        cli.main(args=args if args is not None else sys.argv[1:], prog_name="tmcodec")
+    except SystemExit:
+        if _received:  # compiled code that is stopped in its midst may have made another error of it
+            raise SystemExit(128 + _received[0]) from None
+        raise
