@@ -18,9 +18,10 @@ from tmcodec.cli import cli
 from tmcodec.codec.models import EMBEDDED, WEIGHTS, texture_path
 from tmcodec.codec.textures import load_texture, save_texture
 from tmcodec.codec.tokenizer import MiniTokenizer
-from tmcodec.codec.weights import load_weights
+from tmcodec.codec.weights import load_weights, save_weights
 from tmcodec.errors import WeightsError
 from tmcodec.networks.mini import MiniNet
+from tmcodec.training.export import export_texture
 from tmcodec.training.starting import textured
 
 MakeScene = Callable[..., Path]
@@ -161,6 +162,25 @@ def test_damaged_textures_are_errors(weights: Path) -> None:
     refused("not all numbers are finite")
     save_file(tensors, path, {**meta, "config": "{"})
     refused("no readable configuration")
+
+
+def test_a_run_becomes_a_texture_unless_tokens_moved(weights: Path, tmp_path: Path) -> None:
+    net = other_texture(weights)
+    texture_path(weights).unlink()
+    save_weights(tmp_path / "run.safetensors", net, "run", {"training": "stage energy"})
+    path, sha256 = export_texture(tmp_path / "run.safetensors", str(weights), 3)
+    texture = MiniTokenizer.from_file(weights, "cpu").texture
+    assert texture is not None
+    assert (path, texture.name, texture.sha256) == (texture_path(weights), "tiny-texture-v3", sha256)
+    with pytest.raises(FileExistsError):
+        export_texture(tmp_path / "run.safetensors", str(weights), 3)
+    path.unlink()
+    with torch.no_grad():
+        net.encoder.project.bias.add_(1)
+    save_weights(tmp_path / "run.safetensors", net, "run", {})
+    with pytest.raises(WeightsError, match=r"encoder\.project\.bias is not that of"):
+        export_texture(tmp_path / "run.safetensors", str(weights), 3)
+    assert not path.exists()
 
 
 def test_embedded_textures_never_change_and_fit_the_package() -> None:
