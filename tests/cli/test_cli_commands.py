@@ -316,6 +316,9 @@ def decoding(plain: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.P
     folder = tmp_path / "out"
     folder.mkdir()
     with ExitStack() as stack:
+        if hasattr(signal, "SIGHUP"):  # programs inherit that it is ignored, as in tests under nohup
+            stack.callback(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP))
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
         def start(*launcher: str) -> subprocess.Popen[bytes]:
             command = [sys.executable, "-m", "tmcodec", "decode", str(plain), str(folder / "a.tif")]
