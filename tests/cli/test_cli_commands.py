@@ -387,7 +387,7 @@ EVIL = "a\x1b[31m\x07\nfake: intact\r\x9b2J\u202eb\u2028c"
 SHOWN = r"a\x1b[31m\x07\nfake: intact\r\x9b2J\u202eb\u2028c"
 
 
-def as_it_should_be(text: str, times: int) -> None:
+def assert_escaped(text: str, times: int) -> None:
     """Check that a text of a file is shown so often, and that nothing but line ends reaches the terminal."""
     assert text.count(SHOWN) == times
     assert all(character in "\n\N{NO-BREAK SPACE}" or character.isprintable() for character in text)
@@ -403,15 +403,15 @@ def test_texts_of_files_cannot_act_on_the_terminal(run: Run, tmp_path: Path) -> 
         writer.write_chunk(0, 0, 0, 0, np.ones((2, 2), np.int32))
     text = run("info", path).output
     # The file's tag, two texts; name, bands, units, CRS, tokenizer, sampler, description; the layer's tag.
-    as_it_should_be(text, 2 + 7 + 2)
+    assert_escaped(text, 2 + 7 + 2)
     assert "Größe \N{NO-BREAK SPACE}m" in text
     layer = json.loads(run("info", path, "--json").output)["layers"][0]
     assert (layer["name"], layer["description"], layer["tags"]) == (EVIL, EVIL, {EVIL: EVIL})
-    as_it_should_be(run("stack", path, tmp_path / "b.tmc").output, 1)
+    assert_escaped(run("stack", path, tmp_path / "b.tmc").output, 1)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    as_it_should_be(run("verify", path, status=1).output, 1)
+    assert_escaped(run("verify", path, status=1).output, 1)
     error = run("decode", path, tmp_path / "b.tif", "--layer", "none", status=1).stderr
-    as_it_should_be(error, 1)
+    assert_escaped(error, 1)
 
 
 def test_texts_of_weights_cannot_act_on_the_terminal(run: Run, weights: Path, tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_texts_of_weights_cannot_act_on_the_terminal(run: Run, weights: Path, tm
 
     path = tmp_path / "evil.safetensors"
     save_weights(path, load_weights(weights)[0], EVIL, {"training": EVIL})
-    as_it_should_be(run("models", "show", path).output, 2)
+    assert_escaped(run("models", "show", path).output, 2)
 
 
 def test_numbers_out_of_range_name_the_range(run: Run) -> None:

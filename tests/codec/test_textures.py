@@ -112,6 +112,25 @@ def test_rasters_say_which_texture_they_show(weights: Path, make_scene: MakeScen
         assert found == (expected or (None, None))
 
 
+def test_a_wild_configuration_allocates_nothing(weights: Path) -> None:
+    """Thirty gigabytes of denoiser are refused by their shapes."""
+    other_texture(weights)
+    path = texture_path(weights)
+    tensors, whole = load_file(path), path.read_bytes()
+    meta = json.loads(whole[8 : 8 + int.from_bytes(whole[:8], "little")])["__metadata__"]
+    config = {**json.loads(meta["config"]), "denoiser_dim": 4096, "denoiser_blocks": 64}
+    save_file(tensors, path, {**meta, "config": json.dumps(config)})
+    with pytest.raises(WeightsError, match=r"missing: denoiser\.blocks\.1.*misshapen: denoiser\."):
+        MiniTokenizer.from_file(weights, "cpu")
+
+
+def test_loading_leaves_the_random_state_alone(weights: Path) -> None:
+    other_texture(weights)
+    before = torch.get_rng_state()
+    MiniTokenizer.from_file(weights, "cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_it_is_shown_with_its_tokenizer(weights: Path) -> None:
     plain = CliRunner().invoke(cli, ["models", "show", str(weights)]).output
     other_texture(weights)

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tmcodec.codec.weights import (
+    as_stored,
     check_config,
     check_finite,
     check_shapes,
@@ -23,6 +25,7 @@ from tmcodec.codec.weights import (
     read_weights,
 )
 from tmcodec.errors import WeightsError
+from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.mini import MiniConfig, MiniNet
 
 FORMAT = "tmcodec-texture-1"
@@ -66,8 +69,8 @@ def save_texture(
     notes
         More strings for the header.
     """
-    tensors = {k: v.detach().cpu().half().contiguous() for k, v in _own_tensors(net).items()}
-    config = json.loads(json.dumps(net.cfg.to_dict()))
+    config, stored = as_stored(net)
+    tensors = {k: v for k, v in stored.items() if k.startswith(PREFIX)}
     meta = {"format": FORMAT, "name": name, "tokenizer_sha256": tokenizer.hex(),
             "config": json.dumps(config, sort_keys=True), **(notes or {})}  # fmt: skip
     save_file(tensors, path, metadata=meta)
@@ -99,19 +102,21 @@ def load_texture(path: Path, net: MiniNet, tokenizer: bytes) -> Texture:
         )
     cfg = check_config(raw, path)
     _check_rest(cfg, net.cfg, path)
-    fresh = MiniNet(cfg)
-    expected, found = ({k: tuple(v.shape) for k, v in t.items()} for t in (_own_tensors(fresh), tensors))
-    check_shapes(expected, found, path)
+    _check_shapes(cfg, tensors, path)
     check_finite(tensors, path)
-    fresh.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
-    net.denoiser, net.cfg = fresh.denoiser, cfg
-    net.residual_basis, net.residual_inverse = fresh.residual_basis, fresh.residual_inverse
+    with torch.random.fork_rng(devices=[]):
+        denoiser = Denoiser(cfg)
+    denoiser.load_state_dict({k.removeprefix(PREFIX): v.float() for k, v in tensors.items()})
+    net.take_denoiser(denoiser, cfg)
     net.eval()
     return Texture(meta.get("name", path.stem), content_hash(raw, tensors))
 
 
-def _own_tensors(net: MiniNet) -> dict[str, Tensor]:
-    return {k: v for k, v in net.state_dict().items() if k.startswith(PREFIX)}
+def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> None:
+    """Compare names and shapes before anything is allocated for them."""
+    with torch.device("meta"):
+        expected = {f"{PREFIX}{k}": tuple(v.shape) for k, v in Denoiser(cfg).state_dict().items()}
+    check_shapes(expected, {k: tuple(v.shape) for k, v in tensors.items()}, path)
 
 
 def _check_rest(cfg: MiniConfig, own: MiniConfig, path: Path) -> None:

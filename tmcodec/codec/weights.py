@@ -194,6 +194,7 @@ def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
     cfg = check_config(raw, path)
     _check_shapes(cfg, tensors, path)
     check_finite(tensors, path)
-    net = MiniNet(cfg)
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and nobody asked for it
+        net = MiniNet(cfg)
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
     return net.eval(), meta.get("name", path.stem), content_hash(raw, tensors), meta

@@ -214,7 +214,7 @@ class MiniNet(nn.Module):
         else:
             raise ValueError(f"unknown kind of tokenizer {cfg.kind!r}")
         self.denoiser = Denoiser(cfg) if cfg.denoiser_blocks else None
-        basis = torch.tensor(cfg.residual_basis) if cfg.residual_basis else self._plain_basis(cfg)
+        basis = self._basis(cfg)
         self.register_buffer("residual_basis", basis, persistent=False)
         self.register_buffer("residual_inverse", basis.clone(), persistent=False)
         self.set_residual_basis(basis)
@@ -240,11 +240,20 @@ class MiniNet(nn.Module):
         return self.compander.expand_bands(mean, low, high)
 
     @staticmethod
-    def _plain_basis(cfg: MiniConfig) -> Tensor:
-        """One component a band, as far as the components go."""
+    def _basis(cfg: MiniConfig) -> Tensor:
+        """Return the components of a configuration; without any, one a band as far as they go."""
+        if cfg.residual_basis:
+            return torch.tensor(cfg.residual_basis)
         std = cfg.residual_std or (1.0,) * cfg.channels
         rows = range(cfg.residual_channels)
         return torch.tensor([[std[c] if c == row else 0.0 for c in range(cfg.channels)] for row in rows])
+
+    def take_denoiser(self, denoiser: Denoiser, cfg: MiniConfig) -> None:
+        """Draw by another denoiser; `cfg` is the network's own but for what the denoiser depends on."""
+        self.denoiser, self.cfg = denoiser, cfg
+        basis = self._basis(cfg)
+        self.residual_basis, self.residual_inverse = basis, basis.clone()
+        self.set_residual_basis(basis)
 
     def set_residual_basis(self, basis: Tensor) -> None:
         """Set the components ``(K, C)`` and how residuals are projected on them."""
