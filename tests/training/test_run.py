@@ -275,6 +275,31 @@ def test_early_stopping_ends_a_run(config: Config) -> None:
     assert found.trainer.global_step == 2  # the second validation is no better than the first
 
 
+@pytest.mark.parametrize("callback", ["ModelCheckpoint", "EarlyStopping"])
+@pytest.mark.parametrize("name", ["val/psnr", "val/lost"])
+def test_what_is_not_measured_cannot_be_monitored(callback: str, name: str, config: Config) -> None:
+    callbacks = [{"class_path": callback, "init_args": {"monitor": name}}]
+    model = {"stage": "energy", "start": "mini-ndvi-v2", "net": None}
+    path = config(model=model, data={"side": 32, "val_crops": 2})
+    said = f"{callback} monitors {name}, which stage energy .* val/energy, val/loss"
+    with pytest.raises(ConfigError, match=said):
+        fit(path, f"--trainer.callbacks={callbacks}")
+
+
+def test_the_figures_named_are_those_measured(config: Config) -> None:
+    rated = {"rate": 0.01, "losses": [{"name": "mse"}, {"name": "gradient"}]}
+    stages: list[dict[str, Any]] = [
+        rated,
+        *({"stage": s, "start": "mini-ndvi-v2", "net": None} for s in ("decoder", "denoiser", "energy")),
+        {"stage": "distill", "start": "mini-ndvi-v2", "net": None, "chain_steps": 2, "teacher_steps": 3},
+    ]
+    for model in stages:
+        path = config(model=model, data={"side": 32, "val_crops": 2, "epoch": 2}, trainer={"callbacks": []})
+        done = fit(path, "--trainer.max_steps=1")
+        measured = {k for k in done.trainer.callback_metrics if k.startswith("val/")}
+        assert measured == {f"val/{k}" for k in done.model.figures()}
+
+
 @pytest.mark.parametrize("modality", ["NDVI", "LULC", "DEM"])
 def test_a_hundred_steps_learn_something(modality: str, config: Config) -> None:
     path = config(modality, trainer={"callbacks": [], "max_steps": 100}, data={"epoch": 200, "val_crops": 8})

@@ -100,12 +100,43 @@ class TrainingModule(LightningModule):
         if stage == "fit" and not self.trainer.ckpt_path:
             self.measure(data)
 
+    def figures(self) -> set[str]:
+        """Return the names of what validation measures, without ``val/``."""
+        return {"loss", "accuracy" if self.modality.categorical else "psnr", *(t.name for t in self.terms)}
+
+    def check_monitors(self) -> None:
+        """Refuse callbacks that wait for a figure that validation does not measure.
+
+        Raises
+        ------
+        ConfigError
+            Before the first step; Lightning would find it after the first validation, hours later.
+        """
+        known = self.figures()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            name = getattr(callback, "monitor", None) or ""
+            if name.startswith("val/") and name.removeprefix("val/") not in known:
+                listed = ", ".join(f"val/{k}" for k in sorted(known))
+                raise ConfigError(
+                    f"{type(callback).__name__} monitors {name}, which stage {self.stage} does not measure; "
+                    f"choose among {listed}"
+                )
+
     def on_fit_start(self) -> None:
+        """Check what callbacks ask for; move the frozen networks of losses to where the module is by now."""
+        self.check_monitors()
+        self.place_losses()
+
+    def on_validation_start(self) -> None:
         """Move the frozen networks of losses to where the module is by now."""
+        self.place_losses()
+
+    on_test_start = on_validation_start
+
+    def place_losses(self) -> None:
+        """Move what is no submodule, the frozen networks of losses, to the module's device."""
         for loss in self._losses:
             loss.to(self.device)
-
-    on_validation_start = on_test_start = on_fit_start
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, measured values included, and what the run started from."""

@@ -161,13 +161,18 @@ class TokenizerModule(TrainingModule):
             )
         adopt(self.net, cfg)
 
-    def on_fit_start(self) -> None:
-        """Move frozen networks to where the module is by now."""
-        super().on_fit_start()
+    def place_losses(self) -> None:
+        """Move the teacher, too, to where the module is by now."""
+        super().place_losses()
         for teacher in self._teacher:
             teacher.to(self.device)
 
-    on_validation_start = on_test_start = on_fit_start
+    def figures(self) -> set[str]:
+        """Return what the stage measures; those of single guesses or two draws have no picture to score."""
+        if self.stage in ("denoiser", "energy"):
+            return {"loss", "denoising" if self.stage == "denoiser" else "energy"}
+        own = set() if self.stage == "distill" else {"hold"}
+        return super().figures() | own | ({"rate"} if self.rate_model is not None else set())
 
     # ----------------------------------------------------------------------- steps
 

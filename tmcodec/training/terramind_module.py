@@ -133,13 +133,15 @@ class TerraMindModule(TrainingModule):
         if config_of(raw) != self.net.cfg:
             raise ConfigError("the checkpoint is of another network; resume with its own config")
 
-    def on_fit_start(self) -> None:
-        """Move frozen networks to where the module is by now."""
-        super().on_fit_start()
+    def place_losses(self) -> None:
+        """Move the teacher, too, to where the module is by now."""
+        super().place_losses()
         for teacher in self._teacher:
             teacher.to(self.device)
 
-    on_validation_start = on_test_start = on_fit_start
+    def figures(self) -> set[str]:
+        """Return what the stage measures."""
+        return super().figures() | ({"hold"} if self.hold and self.stage == "full" else set())
 
     # ----------------------------------------------------------------------- steps
 
