@@ -208,11 +208,18 @@ def test_data_of_another_modality_are_refused(config: Config, corpus: Callable[[
         fit(path, f"--data.train=[{source}]", "--data.val=null")
 
 
-def test_fast_dev_run_and_bf16(config: Config) -> None:
-    result = CliRunner().invoke(
-        cli, ["train", "fit", "-c", str(config()), "--fast-dev-run", "--trainer.precision=bf16-mixed"]
-    )
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_is_for_processors_that_compute_in_it(
+    has: bool, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "has_bf16", lambda device: has)
+    args = ["train", "fit", "-c", str(config()), "--fast-dev-run", "--trainer.precision=bf16-mixed"]
+    result = CliRunner().invoke(cli, args)
     assert result.exit_code == 0, result.output
+    built = training.build(["-c", str(config()), "--trainer.accelerator=cpu", args[-1]], run_it=False)
+    assert built.trainer.precision == ("bf16-mixed" if has else "32-true")
+    half = training.build(["-c", str(config()), "--trainer.precision=bf16-true"], run_it=False)
+    assert half.trainer.precision == "bf16-true"  # asked for by who wants its rounding
 
 
 def test_the_learning_rate_finder_leaves_no_other_trace(config: Config, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.networks.compand import Compander
 from tmcodec.networks.mini import PATCH, MiniConfig, MiniNet
+from tmcodec.networks.terramind.inference import has_bf16
 from tmcodec.samplers import TRAIN_STEPS, alpha_bar
 from tmcodec.training.corpus import AUGMENT, CropSampler, Scene, load_scenes
 from tmcodec.training.loop import LOG_EVERY, Log, Stage
@@ -162,8 +163,9 @@ class Run:
         return values, None if bool(valid.all()) else valid
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 for the networks, where asked for."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bf16)
+        """bfloat16 for the networks, where asked for and where the processor computes in it."""
+        enabled = self.bf16 and has_bf16(torch.device("cpu"))
+        return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
 def train_mean(run: Run, minutes: float) -> None:
