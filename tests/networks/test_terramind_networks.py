@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from tmcodec.codec.terramind_models import OFFICIAL
 from tmcodec.errors import PrecisionError
+from tmcodec.networks.terramind import inference
 from tmcodec.networks.terramind.config import TerraMindConfig
 from tmcodec.networks.terramind.inference import pick_dtype, prepare
 from tmcodec.networks.terramind.net import ENCODER_PREFIXES, DecoderHalf, EncoderHalf, expected_shapes
@@ -88,6 +90,42 @@ def test_cells_are_unshuffled_channel_by_channel() -> None:
     x = torch.arange(2 * 8 * 8.0).view(1, 2, 8, 8)
     expected = x.view(1, 2, 2, 4, 2, 4).permute(0, 1, 3, 5, 2, 4).reshape(1, 32, 2, 2)
     assert torch.equal(F.pixel_unshuffle(x, 4), expected)
+
+
+@pytest.fixture
+def no_avx512(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let oneDNN refuse weights in bfloat16, as it does on processors without AVX-512."""
+    pack = inference._pack_linear
+
+    def refuse(weight: torch.Tensor) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            raise RuntimeError("bf16 path needs the cpu support avx512bw, avx512vl and avx512dq")
+        return pack(weight)
+
+    monkeypatch.setattr(inference, "_pack_linear", refuse)
+    inference.packs.cache_clear()
+    yield
+    inference.packs.cache_clear()
+
+
+def test_bfloat16_runs_where_onednn_refuses_it(no_avx512: None) -> None:
+    layer = torch.nn.Linear(16, 8)
+    x = torch.linspace(-1, 1, 32).view(2, 16)
+    fast = inference.FastLinear(layer.weight, layer.bias, torch.bfloat16, "tanh")
+    assert not fast.packed
+    assert torch.allclose(fast(x).float(), layer(x).tanh(), atol=0.03)
+    single = inference.FastLinear(layer.weight, layer.bias, torch.float32, "tanh")
+    assert single.packed == inference.packs(torch.float32)
+
+
+def test_looking_for_operators_draws_no_random_numbers() -> None:
+    inference.packs.cache_clear()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    inference.packs(torch.float32)
+    inference.packs(torch.bfloat16)
+    assert torch.equal(torch.rand(4), expected)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
