@@ -35,8 +35,19 @@ static inline bool with_known(int64_t n, const Step &step) {
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Small blocks take turns with memory more often; measured on machines without AVX-512 only.
+enum { FEW_DIMS = 8, FEW_FLOATS = 512, PREFETCH_BYTES = 8192 };
+#else
+enum { FEW_DIMS = 8, FEW_FLOATS = BLOCK_FLOATS };
+#endif
+
 // Vectors in a block: a multiple of the lanes, so that a block's columns start aligned.
-static inline int64_t block_size(int64_t dims) { return BLOCK_FLOATS / dims / LANES * LANES; }
+static inline int64_t block_size(int64_t dims) {
+  int64_t floats = FEW_FLOATS;
+  if (dims > FEW_DIMS) floats = BLOCK_FLOATS;
+  return floats / dims / LANES * LANES;
+}
 
 // The block at flat position `at` of outer * inner; a block never crosses an outer row.
 static inline int64_t locate(int64_t at, int64_t end, int64_t dims, int64_t inner, Span *span) {
@@ -72,16 +83,164 @@ static void store_column(const float *column, int64_t step, int64_t count, T *to
   }
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Eight vectors of an odd number of channels fill as many registers. Channel c of vector i is at place
+// i * DIMS + c, and as DIMS and 8 have no common factor, a channel's eight values lie in eight different
+// lanes: they come together by blends and one permutation, and go apart the same way.
+template <int DIMS>
+struct Braid {
+  static constexpr int place(int c, int i) { return i * DIMS + c; }
+  static constexpr int vector_in(int c, int lane) {
+    int i = 0;
+    while (place(c, i) % 8 != lane) ++i;
+    return i;
+  }
+  // The lanes in which register r holds channel c.
+  static constexpr int lanes(int c, int r) {
+    int mask = 0;
+    for (int i = 0; i < 8; ++i) mask |= place(c, i) / 8 == r ? 1 << place(c, i) % 8 : 0;
+    return mask;
+  }
+};
+
+template <int DIMS, int C>
+static inline __m256i lanes_of_vectors() {
+  typedef Braid<DIMS> B;
+  return _mm256_setr_epi32(B::place(C, 0) % 8, B::place(C, 1) % 8, B::place(C, 2) % 8, B::place(C, 3) % 8,
+                           B::place(C, 4) % 8, B::place(C, 5) % 8, B::place(C, 6) % 8, B::place(C, 7) % 8);
+}
+
+template <int DIMS, int C>
+static inline __m256i vectors_of_lanes() {
+  typedef Braid<DIMS> B;
+  return _mm256_setr_epi32(B::vector_in(C, 0), B::vector_in(C, 1), B::vector_in(C, 2), B::vector_in(C, 3),
+                           B::vector_in(C, 4), B::vector_in(C, 5), B::vector_in(C, 6), B::vector_in(C, 7));
+}
+
+// Channel C's lanes of registers 0..R.
+template <int DIMS, int C, int R>
+static inline __m256 blend_registers(const __m256 *registers) {
+  if constexpr (R == 0) {
+    return registers[0];
+  } else {
+    constexpr int mask = Braid<DIMS>::lanes(C, R);  // without optimisation the blend is a macro
+    const __m256 before = blend_registers<DIMS, C, R - 1>(registers);
+    return _mm256_blend_ps(before, registers[R], mask);
+  }
+}
+
+// Register R's lanes of channels 0..C.
+template <int DIMS, int R, int C>
+static inline __m256 blend_channels(const __m256 *channels) {
+  if constexpr (C == 0) {
+    return channels[0];
+  } else {
+    constexpr int mask = Braid<DIMS>::lanes(C, R);
+    const __m256 before = blend_channels<DIMS, R, C - 1>(channels);
+    return _mm256_blend_ps(before, channels[C], mask);
+  }
+}
+
+template <int DIMS, int C = 0>
+static inline void unbraid(const __m256 *registers, int64_t stride, float *columns) {
+  if constexpr (C < DIMS) {
+    const __m256 mixed = blend_registers<DIMS, C, DIMS - 1>(registers);
+    _mm256_store_ps(columns + C * stride, _mm256_permutevar8x32_ps(mixed, lanes_of_vectors<DIMS, C>()));
+    unbraid<DIMS, C + 1>(registers, stride, columns);
+  }
+}
+
+template <int DIMS, int C = 0>
+static inline void permute_channels(const float *columns, int64_t stride, __m256 *channels) {
+  if constexpr (C < DIMS) {
+    const __m256 column = _mm256_load_ps(columns + C * stride);
+    channels[C] = _mm256_permutevar8x32_ps(column, vectors_of_lanes<DIMS, C>());
+    permute_channels<DIMS, C + 1>(columns, stride, channels);
+  }
+}
+
+template <int DIMS, int R = 0>
+static inline void store_braid(const __m256 *channels, float *to) {
+  if constexpr (R < DIMS) {
+    _mm256_storeu_ps(to + 8 * R, blend_channels<DIMS, R, DIMS - 1>(channels));
+    store_braid<DIMS, R + 1>(channels, to);
+  }
+}
+
+static inline __m256 load_eight(const float *from) { return _mm256_loadu_ps(from); }
+static inline __m256 load_eight(const bf16_t *from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+// Ask for the cache lines of SIZE bytes some blocks ahead, where there may be nothing: memory works while the
+// digits of this block are counted.
+template <int SIZE>
+static inline void prefetch(const void *from) {
+  const uintptr_t ahead = reinterpret_cast<uintptr_t>(from) + PREFETCH_BYTES;
+  for (int line = 0; line < SIZE; line += 64) _mm_prefetch(reinterpret_cast<const char *>(ahead + line), _MM_HINT_T0);
+}
+
+// Vectors that come by eights; the rest is for the caller.
+template <typename T, int DIMS>
+static inline int64_t load_eights(const T *from, int64_t count, int64_t stride, float *columns) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    __m256 registers[DIMS];
+    prefetch<DIMS * 8 * sizeof(T)>(from + i * DIMS);
+    for (int r = 0; r < DIMS; ++r) registers[r] = load_eight(from + i * DIMS + 8 * r);
+    unbraid<DIMS>(registers, stride, columns + i);
+  }
+  return i;
+}
+
+template <int DIMS>
+static inline int64_t store_eights(const float *columns, int64_t count, int64_t stride, float *to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    __m256 channels[DIMS];
+    permute_channels<DIMS>(columns + i, stride, channels);
+    store_braid<DIMS>(channels, to + i * DIMS);
+  }
+  return i;
+}
+
+enum { BRAIDS = 1 };
+#else
+enum { BRAIDS = 0 };
+template <typename T, int DIMS>
+static inline int64_t load_eights(const T *, int64_t, int64_t, float *) { return 0; }
+template <int DIMS>
+static inline int64_t store_eights(const float *, int64_t, int64_t, float *) { return 0; }
+#endif
+
+template <typename T>
+struct Braided {
+  enum { LOADS = 0, STORES = 0 };
+};
+template <>
+struct Braided<float> {
+  enum { LOADS = BRAIDS, STORES = BRAIDS };
+};
+template <>
+struct Braided<bf16_t> {
+  enum { LOADS = BRAIDS, STORES = 0 };
+};
+
 // All channels of channel-last vectors in one pass over memory; DIMS is known to the compiler.
 template <typename T, int DIMS>
 static void load_vectors(const T *from, int64_t count, int64_t stride, float *columns) {
-  for (int64_t i = 0; i < count; ++i)
+  int64_t i = 0;
+  if constexpr (Braided<T>::LOADS && DIMS % 2 == 1) i = load_eights<T, DIMS>(from, count, stride, columns);
+  for (; i < count; ++i)
     for (int c = 0; c < DIMS; ++c) columns[c * stride + i] = to_float(from[i * DIMS + c]);
 }
 
 template <typename T, int DIMS>
 static void store_vectors(const float *columns, int64_t count, int64_t stride, T *to) {
-  for (int64_t i = 0; i < count; ++i)
+  int64_t i = 0;
+  if constexpr (Braided<T>::STORES && DIMS % 2 == 1) i = store_eights<DIMS>(columns, count, stride, to);
+  for (; i < count; ++i)
     for (int c = 0; c < DIMS; ++c) store(to + i * DIMS + c, columns[c * stride + i]);
 }
 
