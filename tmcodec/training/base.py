@@ -125,16 +125,16 @@ class TrainingModule(LightningModule):
     def on_fit_start(self) -> None:
         """Check what callbacks ask for; move the frozen networks of losses to where the module is by now."""
         self.check_monitors()
-        self.place_losses()
+        self.place_frozen()
 
     def on_validation_start(self) -> None:
         """Move the frozen networks of losses to where the module is by now."""
-        self.place_losses()
+        self.place_frozen()
 
     on_test_start = on_validation_start
 
-    def place_losses(self) -> None:
-        """Move what is no submodule, the frozen networks of losses, to the module's device."""
+    def place_frozen(self) -> None:
+        """Move frozen networks, which are no submodules, to the module's device: those of losses."""
         for loss in self._losses:
             loss.to(self.device)
 

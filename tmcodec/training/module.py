@@ -161,9 +161,9 @@ class TokenizerModule(TrainingModule):
             )
         adopt(self.net, cfg)
 
-    def place_losses(self) -> None:
+    def place_frozen(self) -> None:
         """Move the teacher, too, to where the module is by now."""
-        super().place_losses()
+        super().place_frozen()
         for teacher in self._teacher:
             teacher.to(self.device)
 

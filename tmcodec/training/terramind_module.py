@@ -133,9 +133,9 @@ class TerraMindModule(TrainingModule):
         if config_of(raw) != self.net.cfg:
             raise ConfigError("the checkpoint is of another network; resume with its own config")
 
-    def place_losses(self) -> None:
+    def place_frozen(self) -> None:
         """Move the teacher, too, to where the module is by now."""
-        super().place_losses()
+        super().place_frozen()
         for teacher in self._teacher:
             teacher.to(self.device)
 
