@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tmcodec.training.muon import make_muon
+
 Params = dict[str, nn.Parameter]
 Log = Callable[[int, float, float, dict[str, Tensor]], None]
 
@@ -32,7 +34,7 @@ def make_optimizers(params: Params, lr: float) -> list[torch.optim.Optimizer]:
     rest = [p for p in params.values() if id(p) not in chosen]
     optimizers: list[torch.optim.Optimizer] = []
     if hidden:
-        optimizers.append(torch.optim.Muon(hidden, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(make_muon(hidden, lr, 0.05))
     if rest:
         optimizers.append(torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01))
     return optimizers

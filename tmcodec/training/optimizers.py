@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from tmcodec.errors import ConfigError
 from tmcodec.training.loop import schedule
+from tmcodec.training.muon import make_muon
 
 Params = Mapping[str, nn.Parameter]
 
@@ -116,11 +117,7 @@ def build_optimizer(
     rest = [p for n, p in params.items() if n not in matrices]
     parts: list[Optimizer] = []
     if matrices:
-        make: Any = torch.optim.Muon
-        decay = 5 * options.weight_decay
-        parts.append(
-            make(list(matrices.values()), lr=options.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        )
+        parts.append(make_muon(matrices.values(), options.lr, 5 * options.weight_decay))
     if rest:
         parts.append(
             torch.optim.AdamW(rest, options.lr, betas=options.betas, weight_decay=options.weight_decay)
