@@ -7,13 +7,26 @@ import json
 import math
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from tmcodec.codec.difference import BASE, add
+from tmcodec.codec.models import find_weights
 from tmcodec.codec.store import MAX_HEADER, WeightsHeader
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
            "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+
+
+
+class Stored(NamedTuple):
+    """A tensor as safetensors has it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview
 
 
 def read_header(path: Path) -> WeightsHeader:
@@ -30,31 +43,49 @@ def read_header(path: Path) -> WeightsHeader:
         raise TokenizerNotFoundError(f"{path} is not there; reinstall tmcodec, or give a weights file")
     data = path.read_bytes()
     try:
-        (length,) = struct.unpack_from("<Q", data)
-        if length > min(MAX_HEADER, len(data) - 8):
-            raise ValueError("cut short")
-        header = json.loads(data[8 : 8 + length])
-        notes = header.pop("__metadata__")
+        notes, tensors = _parse(data)
         config = json.loads(notes.pop("config"))
-        digest, parameters = _hash(config, header, memoryview(data)[8 + length :])
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        if BASE in notes:
+            _, base = _parse(find_weights(notes[BASE]).read_bytes())
+            tensors = _stored(add(_arrays(tensors), _arrays(base)))
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, TokenizerNotFoundError) as error:
         raise WeightsError(
             f"{path}: not the weights file of a tmcodec tokenizer ({type(error).__name__}: {error});"
             " a checkpoint of TerraMind's is to be imported first (tmcodec models import)"
         ) from error
-    return WeightsHeader(path, len(data), parameters, digest, config, notes)
+    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    return WeightsHeader(path, len(data), parameters, _hash(config, tensors), config, notes)
 
 
-def _hash(config: dict[str, Any], tensors: dict[str, Any], payload: memoryview) -> tuple[str, int]:
-    """Return what `tmcodec.codec.weights.content_hash` does, and the number of parameters."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode() + b"\0")
-    parameters = 0
-    for name in sorted(tensors):
-        shape, (start, end) = tensors[name]["shape"], tensors[name]["data_offsets"]
+def _parse(data: bytes) -> tuple[dict[str, str], dict[str, Stored]]:
+    """Return the strings and the tensors of a safetensors file."""
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(MAX_HEADER, len(data) - 8):
+        raise ValueError("cut short")
+    header = json.loads(data[8 : 8 + length])
+    notes = header.pop("__metadata__")
+    payload, tensors = memoryview(data)[8 + length :], {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
         if not 0 <= start <= end <= len(payload):
             raise ValueError(f"tensor {name} lies outside the file")
-        text = f"{name}\0{_DTYPES[tensors[name]['dtype']]}\0{'x'.join(map(str, shape))}\0"
-        digest.update(text.encode())
-        digest.update(payload[start:end])
-        parameters += math.prod(shape)
-    return digest.hexdigest(), parameters
+        tensors[name] = Stored(_DTYPES[entry["dtype"]], tuple(entry["shape"]), payload[start:end])
+    return notes, tensors
+
+
+def _arrays(tensors: dict[str, Stored]) -> dict[str, Any]:
+    return {k: np.frombuffer(t.data, t.dtype).reshape(t.shape) for k, t in tensors.items()}
+
+
+def _stored(arrays: dict[str, Any]) -> dict[str, Stored]:
+    return {k: Stored(str(a.dtype), a.shape, a.tobytes()) for k, a in arrays.items()}
+
+
+def _hash(config: dict[str, Any], tensors: dict[str, Stored]) -> str:
+    """Return what `tmcodec.codec.weights.content_hash` does."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode() + b"\0")
+    for name in sorted(tensors):
+        dtype, shape, data = tensors[name]
+        digest.update(f"{name}\0{dtype}\0{'x'.join(map(str, shape))}\0".encode())
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,7 +1,8 @@
 """Weights files of the small tokenizers: safetensors with the configuration in the header.
 
 The identity of a tokenizer is the SHA-256 of its content (configuration and tensors in a fixed
-order), not of the file, so that a file rewritten by another tool keeps its tokens valid.
+order), not of the file, so that a file rewritten by another tool, or stored as the difference to another
+tokenizer's (`tmcodec.codec.difference`), keeps its tokens valid.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tmcodec.codec.difference import BASE, BASE_HASH, add, subtract
+from tmcodec.codec.models import EMBEDDED, find_weights
 from tmcodec.errors import TmcodecError, TokenizerNotFoundError, WeightsError
 from tmcodec.fsq.levels import check_levels
 from tmcodec.modalities import get_modality
@@ -65,6 +68,40 @@ def save_weights(path: Path, net: MiniNet, name: str, notes: dict[str, str]) -> 
     meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True), **notes}
     save_file(tensors, path, metadata=meta)
     return content_hash(config, tensors)
+
+
+def save_difference(path: Path, net: MiniNet, name: str, base: str, notes: dict[str, str]) -> bytes:
+    """Write `net` as its difference to the embedded tokenizer `base`; return the content hash.
+
+    Differences are rounded (`tmcodec.codec.difference`), and the hash is that of the rounded tensors, which
+    `load_weights` gives.
+    """
+    config, tensors = as_stored(net)
+    _, raw, known = read_weights(find_weights(base), FORMAT, "weights of a tmcodec tokenizer")
+    stored = subtract(_arrays(tensors), _arrays(known))
+    meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True),
+            BASE: base, BASE_HASH: content_hash(raw, known).hex(), **notes}  # fmt: skip
+    save_file({k: torch.from_numpy(v) for k, v in stored.items()}, path, metadata=meta)
+    return load_weights(path)[2]
+
+
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {k: v.numpy() for k, v in tensors.items()}
+
+
+def _complete(meta: dict[str, str], stored: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return all tensors, also of a file that stores the difference to an embedded tokenizer's."""
+    if BASE not in meta:
+        return stored
+    if meta[BASE] not in EMBEDDED:
+        raise WeightsError(f"{path}: its base, {meta[BASE]!r}, is not embedded in this version of tmcodec")
+    notes, raw, known = read_weights(find_weights(meta[BASE]), FORMAT, "weights of a tmcodec tokenizer")
+    if BASE in notes or content_hash(raw, known).hex() != meta.get(BASE_HASH):
+        raise WeightsError(f"{path}: it is the difference to other weights than {meta[BASE]} has here")
+    try:
+        return {k: torch.from_numpy(v) for k, v in add(_arrays(stored), _arrays(known)).items()}
+    except (ValueError, TypeError) as err:
+        raise WeightsError(f"{path}: not a difference to {meta[BASE]} ({err})") from err
 
 
 def check_config(raw: Any, path: Path) -> MiniConfig:
@@ -190,8 +227,9 @@ def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
     """
     if not path.is_file():
         raise TokenizerNotFoundError(f"no weights file {path}; `tmcodec models list` shows what is embedded")
-    meta, raw, tensors = read_weights(path, FORMAT, "weights of a tmcodec tokenizer")
+    meta, raw, stored = read_weights(path, FORMAT, "weights of a tmcodec tokenizer")
     cfg = check_config(raw, path)
+    tensors = _complete(meta, stored, path)
     _check_shapes(cfg, tensors, path)
     check_finite(tensors, path)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and nobody asked for it

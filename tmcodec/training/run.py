@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentError
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
@@ -83,7 +83,7 @@ def emulates_bf16(accelerator: str) -> bool:
 
 
 def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
-    """Parse, instantiate and, if asked to, run.
+    """Parse, instantiate and, if asked to, run a tokenizer's configuration.
 
     Raises
     ------
@@ -91,15 +91,51 @@ def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
         If a key is unknown or a value does not fit.
     """
     chosen = names_a_layout(args)
+    return command_line(TrainingModule if chosen else TokenizerModule, TokenizerData, args, run_it, chosen)
+
+
+MISLEADING = (
+    "LightningCLI's args parameter",
+    ".*does not have many workers.*",
+    ".*your dataloader is not resumable.*",  # the data module is
+)
+"""Warnings of Lightning's that do not hold here."""
+
+
+def command_line(
+    model: type[LightningModule],
+    data: type[LightningDataModule],
+    args: Sequence[str],
+    run_it: bool,
+    subclasses: bool = False,
+) -> TrainingCLI:
+    """Parse, instantiate and, if asked to, run.
+
+    Parameters
+    ----------
+    model, data
+        What is trained, and on what.
+    args
+        Words of the command line.
+    run_it
+        Whether their first one is a subcommand, to be run.
+    subclasses
+        Whether the configuration names a subclass of `model`.
+
+    Raises
+    ------
+    ConfigError
+        If a key is unknown or a value does not fit.
+    """
     check_checkpoint(args)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        for message in MISLEADING:
+            warnings.filterwarnings("ignore", message=message)
         try:
             return TrainingCLI(
-                TrainingModule if chosen else TokenizerModule,
-                TokenizerData,
-                subclass_mode_model=chosen,
+                model,
+                data,
+                subclass_mode_model=subclasses,
                 args=list(args),
                 run=run_it,
                 seed_everything_default=0,

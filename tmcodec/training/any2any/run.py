@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from tmcodec.errors import ConfigError
 from tmcodec.training.any2any.callbacks import GeneratorFile
@@ -16,7 +14,7 @@ from tmcodec.training.any2any.data import TokenData
 from tmcodec.training.any2any.module import Any2AnyModule
 from tmcodec.training.any2any.tokens import Report, TokenPlan, write_corpus
 from tmcodec.training.callbacks import MovingAverage
-from tmcodec.training.run import TrainingCLI, _parser_options, check_checkpoint, wrapped_error
+from tmcodec.training.run import TrainingCLI, command_line
 from tmcodec.training.sources import RasterFolder  # noqa: F401  (configurations name it without its module)
 
 # Configurations name these without their module; jsonargparse finds what is imported.
@@ -24,34 +22,14 @@ CALLBACKS: tuple[type[Callback], ...] = (MovingAverage, GeneratorFile)
 
 
 def build(args: Sequence[str], run_it: bool) -> TrainingCLI:
-    """Parse, instantiate and, if asked to, run.
+    """Parse, instantiate and, if asked to, run a generator's configuration.
 
     Raises
     ------
     ConfigError
         If a key is unknown or a value does not fit.
     """
-    check_checkpoint(args)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        try:
-            return TrainingCLI(
-                Any2AnyModule,
-                TokenData,
-                args=list(args),
-                run=run_it,
-                seed_everything_default=0,
-                parser_kwargs=_parser_options(run_it),
-                trainer_defaults={"use_distributed_sampler": False},
-                save_config_kwargs={"overwrite": True},
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,
-            )
-        except ArgumentError as err:
-            raise wrapped_error(err) or ConfigError(" ".join(str(err).split())) from err
-        except MisconfigurationException as err:  # no such accelerator, say
-            raise ConfigError(" ".join(str(err).split())) from err
+    return command_line(Any2AnyModule, TokenData, args, run_it)
 
 
 def run(command: str, args: Sequence[str]) -> TrainingCLI:
