@@ -82,7 +82,7 @@ def test_what_follows_from_the_reference_is_learnt() -> None:
     held = [pair() for _ in range(4)]
     plan = context.Schedule(epochs=4, batch=512, looks=2)
     net = context.FloatNetwork(base, slots)
-    model = context.fit(net, base, [pair() for _ in range(80)], held, plan, context_layers.coarser)
+    model = context.fit(net, base, [pair() for _ in range(80)], held, plan, context.coarser)
     assert overflow(model) is None
     # Right three times of four, and once in twelve of the rest: 1.57 bits; 3.5 without the reference.
     bits = context.coded_bits(model, held)

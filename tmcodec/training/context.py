@@ -54,6 +54,9 @@ WIDTHS = (64, 32, 32)
 MOST = 1023 / 256
 CLIP = 7.99
 
+FIRST_BITS, LAST_BITS = 3, 2
+"""Binary places that the first layer's weights and the others do without, so that files are smaller."""
+
 Grids = dict[str, Tokens]
 Pairs = Sequence[tuple[Tokens, Tokens | None]]
 
@@ -279,6 +282,22 @@ def to_integers(net: FloatNetwork) -> Network:
     )
 
 
+def coarser(net: Network) -> Network:
+    """Return the network with fewer binary places: a third of the file's bytes are their noise."""
+
+    def cut(array: npt.NDArray[np.int16], bits: int) -> npt.NDArray[np.int16]:
+        return (np.rint(array / 2**bits).astype(np.int64) << bits).clip(-32768, 32767).astype(np.int16)
+
+    return replace(
+        net,
+        first=cut(net.first, FIRST_BITS),
+        second=cut(net.second, LAST_BITS),
+        heads=cut(net.heads, LAST_BITS),
+        previous=cut(net.previous, LAST_BITS),
+        last=cut(net.last, LAST_BITS),
+    )
+
+
 # --------------------------------------------------------------------------- rates of adaptation
 
 
@@ -330,9 +349,10 @@ def train_model(
     train_pairs: Pairs,
     val_pairs: Pairs,
     plan: Schedule,
+    finish: Callable[[Network], Network] = lambda network: network,
 ) -> ContextModel:
     """Train one model on grids and their references (or None)."""
-    return fit(FloatNetwork(base, slots), base, train_pairs, val_pairs, plan)
+    return fit(FloatNetwork(base, slots), base, train_pairs, val_pairs, plan, finish)
 
 
 def fit(
@@ -369,6 +389,7 @@ def main() -> None:
     ap.add_argument("--crops", type=int, default=6000)
     ap.add_argument("--epochs", type=float, default=3.0)
     ap.add_argument("--number", type=int, default=1, help="of these tables among the tokenizer's")
+    ap.add_argument("--coarse", action="store_true", help="fewer binary places, for a smaller file")
     ap.add_argument("--out", type=Path, default=FOLDER)
     ap.add_argument("--seed", type=int, default=0)
     args = ap.parse_args()
@@ -389,15 +410,14 @@ def main() -> None:
     base = ContextModel(levels, order, None, np.zeros((6, 64), np.int32), 0, predictor)
     near = [(0, dy, dx) for dy, dx in NEAR]
     held = validation(tokenizer, args.data)
-    plan = Schedule(args.epochs)
-    alone = train_model(
-        base, np.array(near, np.int32), [(g, None) for g in grids], [(g, None) for g in held.values()], plan
-    )
+    plan, finish = Schedule(args.epochs), coarser if args.coarse else lambda network: network
+    own, held_out = [(g, None) for g in grids], [(g, None) for g in held.values()]
+    alone = train_model(base, np.array(near, np.int32), own, held_out, plan, finish)
     referred, couples = None, validation_dates(held)
     pairs = draw_dates(tokenizer, args.data, args.crops // 2, args.seed + 2) if couples else []
     if pairs:
         around = [(1, dy, dx) for dy, dx in AROUND]
-        referred = train_model(base, np.array(near + around, np.int32), pairs, couples, plan)
+        referred = train_model(base, np.array(near + around, np.int32), pairs, couples, plan, finish)
     tables = Tables(tokenizer.sha256, args.number, alone, referred)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pack_tables(tables))

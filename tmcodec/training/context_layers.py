@@ -16,7 +16,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,12 @@ from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality
 from tmcodec.tokenfile.context.model import ContextModel, Network, slot_rows
 from tmcodec.tokenfile.context.tables import FOLDER, PairTables, find_tables, overflow, pack_pair_tables
 from tmcodec.training import context
-from tmcodec.training.context import FloatNetwork, Pairs, Schedule, encode
+from tmcodec.training.context import FloatNetwork, Pairs, Schedule, coarser, encode
 from tmcodec.training.corpus import AUGMENT, READERS, Array, CropSampler, Scene
 from tmcodec.training.recipes import RECIPES
 
 SLOTS = (*((0, dy, dx) for dy, dx in context.NEAR[:6]), *((1, dy, dx) for dy, dx in context.AROUND))
 """Six neighbours in the chunk, five in the reference: what 40 kB hold."""
-FIRST_BITS, LAST_BITS = 3, 2
-"""Binary places that the first layer's weights and the others do without, so that files are smaller."""
 ALIKE = {"S1GRD": ("S1GRD", "S1RTC"), "S1RTC": ("S1RTC", "S1GRD")}
 """Folders that hold the same kind of raster."""
 
@@ -168,22 +166,6 @@ def start_from(net: FloatNetwork, model: ContextModel, trained: Network) -> None
             mine = slice(net.starts[k], net.starts[k + 1])
             # Q12 and Q16 in bits, of which a nat has 1 / log 2.
             copy(net.last[k], trained.last[mine], trained.last_bias[mine], math.log(2), (12, 16))
-
-
-def coarser(net: Network) -> Network:
-    """Return the network with fewer binary places: a third of the file's bytes are their noise."""
-
-    def cut(array: npt.NDArray[np.int16], bits: int) -> npt.NDArray[np.int16]:
-        return (np.rint(array / 2**bits).astype(np.int64) << bits).clip(-32768, 32767).astype(np.int16)
-
-    return replace(
-        net,
-        first=cut(net.first, FIRST_BITS),
-        second=cut(net.second, LAST_BITS),
-        heads=cut(net.heads, LAST_BITS),
-        previous=cut(net.previous, LAST_BITS),
-        last=cut(net.last, LAST_BITS),
-    )
 
 
 def train_pair(
