@@ -211,6 +211,18 @@ def pairs_agree(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
                 assert token == (15 - (known[place] - 7) // 900) * 800 + 3
 
 
+def test_a_small_grid_does_not_cut_the_others_down(tmp_path: Path) -> None:
+    for name, side, count in (("small", 3, 4), ("larger", 7, 2), ("largest", 9, 2)):
+        write_tokens(tmp_path / f"{name}.tmc", toy_grids(count, side))
+    budgets = Budgets((4, 30), (3, 12), [Mixture(EVERYTHING, EVERYTHING)])
+    window = WindowSizes(side=5, smallest=2, others=0.0)
+    data = TokenData([TokenSource([str(tmp_path)])], budgets, window=window, batch=3)
+    source = data.loader("train", 10, endless=True).source
+    found = [tuple(source[number]["grid"].tolist()) for number in range(200)]
+    assert set(found) == {(5, 5), (3, 3)}  # the two larger ones share their batches
+    assert 70 <= found.count((3, 3)) <= 130  # half of the places; four deviations of a coin
+
+
 def test_nothing_asked_for_is_shown(tmp_path: Path) -> None:
     source = batches(tmp_path)
     for number in range(20):

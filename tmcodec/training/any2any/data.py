@@ -100,7 +100,7 @@ class TokenBatches:
     ) -> None:
         self.budgets, self.window, self.batch, self.seed = budgets, window, batch, seed
         self.noise = noise
-        self.kinds, chances = group_stacks(corpora, weights)
+        self.kinds, chances = group_stacks(corpora, weights, window.side)
         self.chances = np.array(chances) / sum(chances)
 
     def __getitem__(self, number: int) -> Batch:
@@ -205,16 +205,21 @@ def cut_pixels(stack: Stack, modality: str, item: int, rows: slice, cols: slice)
 
 
 def group_stacks(
-    corpora: Sequence[TokenCorpus], weights: Sequence[float]
+    corpora: Sequence[TokenCorpus], weights: Sequence[float], side: int
 ) -> tuple[list[tuple[Stack, ...]], list[float]]:
     """Put stacks of the same modalities together, source by source; a kind's weight is its share of the
-    source."""
+    source.
+
+    Grids below `side` tokens are kinds of their own: a batch has one size, and a small one among many large
+    would cut them all to its own.
+    """
     kinds: list[tuple[Stack, ...]] = []
     chances: list[float] = []
     for corpus, weight in zip(corpora, weights, strict=True):
-        found: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Stack]] = {}
+        found: dict[tuple[object, ...], list[Stack]] = {}
         for stack in corpus.stacks:
-            found.setdefault((stack.modalities, tuple(sorted(stack.pixels))), []).append(stack)
+            size = min(stack.shape[1], side), min(stack.shape[2], side)
+            found.setdefault((stack.modalities, tuple(sorted(stack.pixels)), size), []).append(stack)
         total = sum(s.shape[0] for s in corpus.stacks)
         for stacks in found.values():
             kinds.append(tuple(stacks))
