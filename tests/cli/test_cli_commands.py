@@ -195,7 +195,7 @@ def test_models(run: Run, weights: Path) -> None:
     names = [model["name"] for model in json.loads(run("models", "list", "--json").output)]
     assert names[0] == "mini-s2l2a-v2"
     # Tokenizers in the package and TerraMind's own; the generators of both, and two vocabularies.
-    assert len(names) == 9 + 10 + 1 + 4 + 2
+    assert len(names) == 10 + 10 + 1 + 4 + 2
     assert all(name in run("models", "list").output for name in names)
     shown = json.loads(run("models", "show", weights, "--json").output)
     assert (shown["name"], shown["modality"], shown["notes"]["training"]) == ("tiny-s2l2a", "S2L2A", "none")

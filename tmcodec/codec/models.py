@@ -42,7 +42,7 @@ class Model:
 
 
 VERSIONS = {
-    "S2L2A": (2,), "S2L1C": (2,), "S1GRD": (2,), "S1RTC": (2,), "NDVI": (2,), "LULC": (2,), "DEM": (1, 2)
+    "S2L2A": (2,), "S2L1C": (2, 3), "S1GRD": (2,), "S1RTC": (2,), "NDVI": (2,), "LULC": (2,), "DEM": (1, 2)
 }  # fmt: skip
 """Generations of embedded weights where it is not the first alone; files name the one that made them."""
 

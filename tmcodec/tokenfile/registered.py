@@ -15,6 +15,7 @@ REGISTERED: dict[int, tuple[str, str]] = {
     7: ("mini-ndvi-v2", "b2d340b457c6ec1e96c30303443da30f8a0517caaf1dc4185188b010c7d2114b"),
     8: ("mini-lulc-v2", "989abca8e61945e678916648841226707fe3e277ac51e4a696e41ecc66db3a87"),
     9: ("mini-dem-v2", "f3d610b0320b7462eaca4996abb4089f01757ac8520f1fb4626725733a386524"),
+    10: ("mini-s2l1c-v3", "817e249ed8c48e58e7971b0311eab809c54f73f5f84fb3db38d1639a4eb72a1c"),
 }
 """Number -> name and SHA-256 of the weights."""
 
