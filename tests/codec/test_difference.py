@@ -158,16 +158,19 @@ def rewritten(path: Path, **strings: str) -> Path:
     ({"base": "mini-s1grd-v2"}, "other weights"),
 ])  # fmt: skip
 def test_a_base_that_is_not_there(moved: Path, strings: dict[str, str], message: str) -> None:
-    with pytest.raises(errors.WeightsError, match=message):
-        load_weights(rewritten(moved, **strings))
+    other = rewritten(moved, **strings)
+    for read in (load_weights, read_header):
+        with pytest.raises(errors.WeightsError, match=message):
+            read(other)
 
 
 def test_a_difference_is_no_base(moved: Path, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = load_weights(moved)[2]
     again = rewritten(moved, base="mini-twice-v1", base_sha256=sha256.hex())
     monkeypatch.setitem(models.EMBEDDED, "mini-twice-v1", models.Model("mini-twice-v1", "S1GRD", moved))
-    with pytest.raises(errors.WeightsError, match="other weights"):
-        load_weights(again)
+    for read in (load_weights, read_header):
+        with pytest.raises(errors.WeightsError, match="other weights"):
+            read(again)
 
 
 def test_damaged_differences_are_named(moved: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tmcodec.codec.difference import BASE, add
-from tmcodec.codec.models import find_weights
+from tmcodec.codec.difference import BASE, BASE_HASH, add
+from tmcodec.codec.models import EMBEDDED
 from tmcodec.codec.store import MAX_HEADER, WeightsHeader
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 
@@ -46,9 +46,9 @@ def read_header(path: Path) -> WeightsHeader:
         notes, tensors = _parse(data)
         config = json.loads(notes.pop("config"))
         if BASE in notes:
-            _, base = _parse(find_weights(notes[BASE]).read_bytes())
+            base = _base(notes[BASE], notes.get(BASE_HASH))
             tensors = _stored(add(_arrays(tensors), _arrays(base)))
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, TokenizerNotFoundError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WeightsError(
             f"{path}: not the weights file of a tmcodec tokenizer ({type(error).__name__}: {error});"
             " a checkpoint of TerraMind's is to be imported first (tmcodec models import)"
@@ -71,6 +71,16 @@ def _parse(data: bytes) -> tuple[dict[str, str], dict[str, Stored]]:
             raise ValueError(f"tensor {name} lies outside the file")
         tensors[name] = Stored(_DTYPES[entry["dtype"]], tuple(entry["shape"]), payload[start:end])
     return notes, tensors
+
+
+def _base(name: str, sha256: str | None) -> dict[str, Stored]:
+    """Return the tensors of the embedded tokenizer that a file's differences are to."""
+    if name not in EMBEDDED:
+        raise ValueError(f"its base, {name!r}, is not embedded")
+    notes, tensors = _parse(EMBEDDED[name].path.read_bytes())
+    if BASE in notes or _hash(json.loads(notes["config"]), tensors) != sha256:
+        raise ValueError(f"it is the difference to other weights than {name} has here")
+    return tensors
 
 
 def _arrays(tensors: dict[str, Stored]) -> dict[str, Any]:

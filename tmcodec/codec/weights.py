@@ -95,7 +95,7 @@ def _complete(meta: dict[str, str], stored: dict[str, Tensor], path: Path) -> di
         return stored
     if meta[BASE] not in EMBEDDED:
         raise WeightsError(f"{path}: its base, {meta[BASE]!r}, is not embedded in this version of tmcodec")
-    notes, raw, known = read_weights(find_weights(meta[BASE]), FORMAT, "weights of a tmcodec tokenizer")
+    notes, raw, known = read_weights(EMBEDDED[meta[BASE]].path, FORMAT, "weights of a tmcodec tokenizer")
     if BASE in notes or content_hash(raw, known).hex() != meta.get(BASE_HASH):
         raise WeightsError(f"{path}: it is the difference to other weights than {meta[BASE]} has here")
     try:
