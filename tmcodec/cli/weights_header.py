@@ -9,11 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from tmcodec.codec.difference import BASE, BASE_HASH, add
 from tmcodec.codec.models import EMBEDDED
-from tmcodec.codec.store import MAX_HEADER, WeightsHeader
+from tmcodec.codec.store import BASE, BASE_HASH, MAX_HEADER, WeightsHeader
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -46,8 +43,7 @@ def read_header(path: Path) -> WeightsHeader:
         notes, tensors = _parse(data)
         config = json.loads(notes.pop("config"))
         if BASE in notes:
-            base = _base(notes[BASE], notes.get(BASE_HASH))
-            tensors = _stored(add(_arrays(tensors), _arrays(base)))
+            tensors = _sum(tensors, _base(notes[BASE], notes.get(BASE_HASH)))
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WeightsError(
             f"{path}: not the weights file of a tmcodec tokenizer ({type(error).__name__}: {error});"
@@ -83,12 +79,17 @@ def _base(name: str, sha256: str | None) -> dict[str, Stored]:
     return tensors
 
 
-def _arrays(tensors: dict[str, Stored]) -> dict[str, Any]:
-    return {k: np.frombuffer(t.data, t.dtype).reshape(t.shape) for k, t in tensors.items()}
+def _sum(difference: dict[str, Stored], base: dict[str, Stored]) -> dict[str, Stored]:
+    """Return the tensors of a difference and its base."""
+    import numpy as np  # which help does without
 
+    from tmcodec.codec.difference import add
 
-def _stored(arrays: dict[str, Any]) -> dict[str, Stored]:
-    return {k: Stored(str(a.dtype), a.shape, a.tobytes()) for k, a in arrays.items()}
+    known, moved = (
+        {k: np.frombuffer(t.data, t.dtype).reshape(t.shape) for k, t in tensors.items()}
+        for tensors in (base, difference)
+    )
+    return {k: Stored(str(a.dtype), a.shape, a.tobytes()) for k, a in add(moved, known).items()}
 
 
 def _hash(config: dict[str, Any], tensors: dict[str, Stored]) -> str:

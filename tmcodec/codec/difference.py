@@ -23,8 +23,6 @@ import numpy.typing as npt
 Half = npt.NDArray[np.float16]
 Array = npt.NDArray[np.generic]
 
-BASE, BASE_HASH = "base", "base_sha256"
-"""Strings of the header: name and content hash, in hexadecimal, of the tokenizer that differences are to."""
 STEPS, SCALE = ".steps", ".scale"
 MOST = 7
 """Largest step, up and down."""

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tmcodec.codec.difference import BASE, BASE_HASH, add, subtract
+from tmcodec.codec.difference import add, subtract
 from tmcodec.codec.models import EMBEDDED, find_weights
+from tmcodec.codec.store import BASE, BASE_HASH
 from tmcodec.errors import TmcodecError, TokenizerNotFoundError, WeightsError
 from tmcodec.fsq.levels import check_levels
 from tmcodec.modalities import get_modality
