@@ -17,7 +17,6 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
            "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
-
 class Stored(NamedTuple):
     """A tensor as safetensors has it."""
 
@@ -43,7 +42,7 @@ def read_header(path: Path) -> WeightsHeader:
         notes, tensors = _parse(data)
         config = json.loads(notes.pop("config"))
         if BASE in notes:
-            tensors = _sum(tensors, _base(notes[BASE], notes.get(BASE_HASH)))
+            tensors = {**_base(notes[BASE], notes.get(BASE_HASH)), **tensors}
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise WeightsError(
             f"{path}: not the weights file of a tmcodec tokenizer ({type(error).__name__}: {error});"
@@ -70,26 +69,13 @@ def _parse(data: bytes) -> tuple[dict[str, str], dict[str, Stored]]:
 
 
 def _base(name: str, sha256: str | None) -> dict[str, Stored]:
-    """Return the tensors of the embedded tokenizer that a file's differences are to."""
+    """Return the tensors of the embedded tokenizer that a file leaves tensors to."""
     if name not in EMBEDDED:
         raise ValueError(f"its base, {name!r}, is not embedded")
     notes, tensors = _parse(EMBEDDED[name].path.read_bytes())
     if BASE in notes or _hash(json.loads(notes["config"]), tensors) != sha256:
         raise ValueError(f"it is the difference to other weights than {name} has here")
     return tensors
-
-
-def _sum(difference: dict[str, Stored], base: dict[str, Stored]) -> dict[str, Stored]:
-    """Return the tensors of a difference and its base."""
-    import numpy as np  # which help does without
-
-    from tmcodec.codec.difference import add
-
-    known, moved = (
-        {k: np.frombuffer(t.data, t.dtype).reshape(t.shape) for k, t in tensors.items()}
-        for tensors in (base, difference)
-    )
-    return {k: Stored(str(a.dtype), a.shape, a.tobytes()) for k, a in add(moved, known).items()}
 
 
 def _hash(config: dict[str, Any], tensors: dict[str, Stored]) -> str:

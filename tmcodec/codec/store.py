@@ -20,8 +20,8 @@ GENERATOR_FORMAT = "tmcodec-any2any-1"
 """Mark of a generator's weights, embedded or imported."""
 
 BASE, BASE_HASH = "base", "base_sha256"
-"""Strings of a header: name and content hash, in hexadecimal, of the embedded tokenizer that the file is the
-difference to (`tmcodec.codec.difference`)."""
+"""Strings of a header: name and content hash, in hexadecimal, of the embedded tokenizer that has the
+tensors which the file leaves out (`tmcodec.codec.weights.save_difference`)."""
 
 MAX_HEADER = 100_000_000  # safetensors' own limit
 

@@ -1,8 +1,8 @@
 """Weights files of the small tokenizers: safetensors with the configuration in the header.
 
 The identity of a tokenizer is the SHA-256 of its content (configuration and tensors in a fixed
-order), not of the file, so that a file rewritten by another tool, or stored as the difference to another
-tokenizer's (`tmcodec.codec.difference`), keeps its tokens valid.
+order), not of the file, so that a file rewritten by another tool, or one that leaves out what an embedded
+tokenizer has, too (`save_difference`), keeps its tokens valid.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tmcodec.codec.difference import add, subtract
 from tmcodec.codec.models import EMBEDDED, find_weights
 from tmcodec.codec.store import BASE, BASE_HASH
 from tmcodec.errors import TmcodecError, TokenizerNotFoundError, WeightsError
@@ -72,26 +71,22 @@ def save_weights(path: Path, net: MiniNet, name: str, notes: dict[str, str]) -> 
 
 
 def save_difference(path: Path, net: MiniNet, name: str, base: str, notes: dict[str, str]) -> bytes:
-    """Write `net` as its difference to the embedded tokenizer `base`; return the content hash.
+    """Write the tensors of `net` that the embedded tokenizer `base` has not; return the content hash of all.
 
-    Differences are rounded (`tmcodec.codec.difference`), and the hash is that of the rounded tensors, which
-    `load_weights` gives.
+    The header names the base and its content hash (``base``, ``base_sha256``), and `load_weights` takes the
+    other tensors from there.
     """
     config, tensors = as_stored(net)
     _, raw, known = read_weights(find_weights(base), FORMAT, "weights of a tmcodec tokenizer")
-    stored = subtract(_arrays(tensors), _arrays(known))
+    moved = {k: v for k, v in tensors.items() if k not in known or not torch.equal(v, known[k])}
     meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True),
             BASE: base, BASE_HASH: content_hash(raw, known).hex(), **notes}  # fmt: skip
-    save_file({k: torch.from_numpy(v) for k, v in stored.items()}, path, metadata=meta)
-    return load_weights(path)[2]
-
-
-def _arrays(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {k: v.numpy() for k, v in tensors.items()}
+    save_file(moved, path, metadata=meta)
+    return content_hash(config, tensors)
 
 
 def _complete(meta: dict[str, str], stored: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Return all tensors, also of a file that stores the difference to an embedded tokenizer's."""
+    """Return all tensors of a file, those of its base included where it has one."""
     if BASE not in meta:
         return stored
     if meta[BASE] not in EMBEDDED:
@@ -99,10 +94,7 @@ def _complete(meta: dict[str, str], stored: dict[str, Tensor], path: Path) -> di
     notes, raw, known = read_weights(EMBEDDED[meta[BASE]].path, FORMAT, "weights of a tmcodec tokenizer")
     if BASE in notes or content_hash(raw, known).hex() != meta.get(BASE_HASH):
         raise WeightsError(f"{path}: it is the difference to other weights than {meta[BASE]} has here")
-    try:
-        return {k: torch.from_numpy(v) for k, v in add(_arrays(stored), _arrays(known)).items()}
-    except (ValueError, TypeError) as err:
-        raise WeightsError(f"{path}: not a difference to {meta[BASE]} ({err})") from err
+    return {**known, **stored}
 
 
 def check_config(raw: Any, path: Path) -> MiniConfig:
