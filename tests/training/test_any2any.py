@@ -370,6 +370,12 @@ def test_the_weights_file_is_a_generator(config: Make, tmp_path: Path) -> None:
     assert again.model.copied > 10
 
 
+def test_a_file_of_another_kind_is_refused_before_the_first_step(config: Make, tmp_path: Path) -> None:
+    writer = {"class_path": "tmcodec.training.callbacks.WeightsFile", "init_args": {"name": "mine"}}
+    with pytest.raises(ConfigError, match="WeightsFile cannot write what Any2AnyModule trains"):
+        fit(config(), f"--trainer.callbacks={[writer]}")
+
+
 def test_attention_begins_at_the_same_place() -> None:
     net = Any2AnyModule(Layout(["NDVI"], dim=32, encoder_depth=1, decoder_depth=1, heads=4), alike=2.0).net
     plain = Any2AnyModule(Layout(["NDVI"], dim=32, encoder_depth=1, decoder_depth=1, heads=4), alike=0.0).net

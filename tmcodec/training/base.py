@@ -72,8 +72,9 @@ class TrainingModule(LightningModule):
         self.options = optimizer or OptimizerOptions()
         self.lr = self.options.lr  # under this name the learning-rate finder sets it
         self.terms = list(losses)
-        # A plain list: frozen networks of losses are no part of the checkpoint.
+        # Plain lists: frozen networks, those of losses and a layout's teacher, are no part of the checkpoint.
         self._losses: list[nn.Module] = [make_loss(term, self.modality) for term in self.terms]
+        self._teacher: list[Any] = []
 
     # ----------------------------------------------------------------------- for the layouts
 
@@ -123,20 +124,20 @@ class TrainingModule(LightningModule):
                 )
 
     def on_fit_start(self) -> None:
-        """Check what callbacks ask for; move the frozen networks of losses to where the module is by now."""
+        """Check what callbacks ask for; move the frozen networks to where the module is by now."""
         self.check_monitors()
         self.place_frozen()
 
     def on_validation_start(self) -> None:
-        """Move the frozen networks of losses to where the module is by now."""
+        """Move the frozen networks to where the module is by now."""
         self.place_frozen()
 
     on_test_start = on_validation_start
 
     def place_frozen(self) -> None:
-        """Move frozen networks, which are no submodules, to the module's device: those of losses."""
-        for loss in self._losses:
-            loss.to(self.device)
+        """Move frozen networks, which are no submodules, to the module's device."""
+        for network in (*self._losses, *self._teacher):
+            network.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, measured values included, and what the run started from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -156,37 +156,57 @@ def side_by_side(original: Any, back: Any, valid: Any, module: TrainingModule) -
     return np.concatenate([first, second, np.repeat(grey[None], 3, 0)], axis=2)
 
 
-class WeightsFile(Callback):
-    """Writes ``<name>.safetensors`` beside the checkpoints when a fit ends: what ``--tokenizer`` takes.
+class FileAtEnd(Callback):
+    """Writes ``<name>.safetensors`` beside the checkpoints when a fit ends.
 
     Parameters
     ----------
     name
-        Of the tokenizer; stored in the file.
+        Of what was trained; stored in the file.
     licence
         Stored in the file.
     """
 
+    module: ClassVar[type[LightningModule]] = LightningModule
+
     def __init__(self, name: str, licence: str = "not stated") -> None:
         self.name, self.licence = name, licence
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a run whose network the file is not for.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if not isinstance(pl_module, self.module):
+            raise ConfigError(f"{type(self).__name__} cannot write what {type(pl_module).__name__} trains")
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the averaged weights under a temporary name first."""
+        """Write the averaged weights, from one process; nothing after a fast development run."""
         place = trainer.log_dir  # asks all processes, so before those that write nothing leave
-        if not trainer.is_global_zero or not isinstance(pl_module, TrainingModule) or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         averages = [c for c in trainer.callbacks if isinstance(c, MovingAverage)]
         holder = averages[0] if averages else MovingAverage()
         folder = Path(place or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        notes = {"licence": self.licence, "training": f"stage {pl_module.stage}, {trainer.global_step} steps"}
-        run = SavedRun(
-            folder,
-            pl_module.layout,
-            plain(pl_module.net.cfg.to_dict()),
-            holder.weights(pl_module),
-            pl_module.lineage,
-            pl_module.stage,
-            trainer.global_step,
-        )
-        write_run(run, folder / f"{self.name}.safetensors", self.name, notes)
+        path = folder / f"{self.name}.safetensors"
+        self.write(path, pl_module, holder.weights(pl_module), trainer.global_step)
+
+    def write(self, path: Path, module: Any, weights: Tensors, step: int) -> None:
+        """Write the module's network with `weights`, its names as in `MovingAverage.weights`."""
+        raise NotImplementedError
+
+
+class WeightsFile(FileAtEnd):
+    """Writes a tokenizer: what ``--tokenizer`` takes. Parameters are those of `FileAtEnd`."""
+
+    module = TrainingModule
+
+    def write(self, path: Path, module: TrainingModule, weights: Tensors, step: int) -> None:
+        """Write the tokenizer, and what it started from."""
+        notes = {"licence": self.licence, "training": f"stage {module.stage}, {step} steps"}
+        cfg = plain(module.net.cfg.to_dict())
+        run = SavedRun(path.parent, module.layout, cfg, weights, module.lineage, module.stage, step)
+        write_run(run, path, self.name, notes)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tmcodec.errors import ConfigError
 from tmcodec.modalities import get_modality
-from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.mini import MiniConfig, MiniNet
 from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.training.base import TrainingModule
@@ -113,8 +112,6 @@ class TokenizerModule(TrainingModule):
         self.rate, self.rate_model = rate, RateModel(network.cfg.levels) if rate else None
         self.better = SearchedCodes(network, lineage, search) if search else None
         self.chain_steps, self.teacher_steps = chain_steps, teacher_steps
-        # A plain list: the teacher is the starting point, and no part of the checkpoint.
-        self._teacher: list[Denoiser] = []
         if stage == "distill":
             self._teacher = [copy.deepcopy(network.denoiser).requires_grad_(False).eval()]  # type: ignore[union-attr]
 
@@ -160,12 +157,6 @@ class TokenizerModule(TrainingModule):
                 "the checkpoint is of a network of other sizes than model.net; resume with its own config"
             )
         adopt(self.net, cfg)
-
-    def place_frozen(self) -> None:
-        """Move the teacher, too, to where the module is by now."""
-        super().place_frozen()
-        for teacher in self._teacher:
-            teacher.to(self.device)
 
     def figures(self) -> set[str]:
         """Return what the stage measures; those of single guesses or two draws have no picture to score."""

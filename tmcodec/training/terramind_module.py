@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tmcodec.codec.lineage import Lineage
 from tmcodec.errors import ConfigError
@@ -119,8 +119,6 @@ class TerraMindModule(TrainingModule):
         super().__init__(network, network.cfg.modality, stage, losses, optimizer or RECIPE, lineage, seed)
         self.windows, self.hold = check_windows(windows or WindowOptions(), network.cfg), hold
         self.steps = check_steps(sample_steps, chain_steps, student_steps, teacher_steps)
-        # A plain list: the teacher is the starting point, and no part of the checkpoint.
-        self._teacher: list[nn.Module] = []
         if stage == "distill":
             teacher = TerraMindNet(network.cfg)
             teacher.load_state_dict(network.state_dict())
@@ -132,12 +130,6 @@ class TerraMindModule(TrainingModule):
         """Refuse a checkpoint of another network."""
         if config_of(raw) != self.net.cfg:
             raise ConfigError("the checkpoint is of another network; resume with its own config")
-
-    def place_frozen(self) -> None:
-        """Move the teacher, too, to where the module is by now."""
-        super().place_frozen()
-        for teacher in self._teacher:
-            teacher.to(self.device)
 
     def figures(self) -> set[str]:
         """Return what the stage measures."""
