@@ -691,11 +691,28 @@ def test_data_parallel_training_may_leave_modalities_out() -> None:
     assert told._ddp_kwargs == {"find_unused_parameters": False}
 
 
+def test_means_of_validation_are_those_of_all_tokens_of_all_processes(config: Make) -> None:
+    """Two processes that met other modalities log the same figures: sums over tokens by their number."""
+    module = fit(config(), "--trainer.max_steps=1").model
+    seen = [torch.tensor([[6.0, 2], [9, 3], [0, 0]]), torch.tensor([[2.0, 2], [0, 0], [20, 4]])]
+    logged: dict[str, float] = {}
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: sum(seen))
+    module._trainer = SimpleNamespace(strategy=strategy)
+    module.log = lambda name, value, **_: logged.update({name: float(value)})
+    module.on_validation_epoch_start()
+    module.on_validation_epoch_end()
+    assert module.figures() == ["loss", "S2L2A", "NDVI"]
+    assert logged == {"val/loss": 2.0, "val/S2L2A": 3.0, "val/NDVI": 5.0}
+
+
 @pytest.mark.slow
 def test_two_processes_train_a_generator_to_its_end(config: Make, tmp_path: Path) -> None:
-    """Of mixtures that leave a modality out, and with the callback that writes the weights at the end."""
-    one_way = {"inputs": {"S2L2A": 1.0}, "targets": {"S2L2A": 1.0}}
-    data = {"budgets": {"inputs": [2, 20], "targets": [2, 8], "mixtures": [one_way]}}
+    """Of mixtures that leave a modality out, each process in an order of its own, and with the callback that
+    writes the weights at the end.
+    """
+    pairs = (("S2L2A", "NDVI"), ("NDVI", "S2L2A"))
+    ways = [{"inputs": {one: 1.0}, "targets": {other: 1.0}} for one, other in pairs]
+    data = {"budgets": {"inputs": [2, 20], "targets": [2, 8], "mixtures": ways}, "seed": 1, "val_batches": 4}
     path = config(data=data)
     raw = yaml.safe_load(path.read_text())
     raw["trainer"]["callbacks"].append({"class_path": "GeneratorFile", "init_args": {"name": "made"}})

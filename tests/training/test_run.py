@@ -218,6 +218,9 @@ def test_bf16_is_for_processors_that_compute_in_it(
     assert result.exit_code == 0, result.output
     built = training.build(["-c", str(config()), "--trainer.accelerator=cpu", args[-1]], run_it=False)
     assert built.trainer.precision == ("bf16-mixed" if has else "32-true")
+    other = ["--trainer.accelerator=cpu", "--trainer.precision=16-mixed"]
+    mixed = training.build(["-c", str(config()), *other], run_it=False)
+    assert mixed.trainer.precision == ("bf16-mixed" if has else "32-true")  # as Lightning reads it there
     half = training.build(["-c", str(config()), "--trainer.precision=bf16-true"], run_it=False)
     assert half.trainer.precision == "bf16-true"  # asked for by who wants its rounding
 
@@ -291,6 +294,33 @@ def test_what_is_not_measured_cannot_be_monitored(callback: str, name: str, conf
     said = f"{callback} monitors {name}, which stage energy .* val/energy, val/loss"
     with pytest.raises(ConfigError, match=said):
         fit(path, f"--trainer.callbacks={callbacks}")
+
+
+@pytest.mark.parametrize("callback", ["ModelCheckpoint", "EarlyStopping"])
+def test_monitors_without_validation_or_with_other_names_are_refused(callback: str, config: Config) -> None:
+    def start(monitor: str, *args: str) -> None:
+        callbacks = [{"class_path": callback, "init_args": {"monitor": monitor}}]
+        fit(config(), "--trainer.max_steps=1", f"--trainer.callbacks={callbacks}", *args)
+
+    with pytest.raises(ConfigError, match="monitors val/loss, but nothing is validated"):
+        start("val/loss", "--data.val=null")
+    with pytest.raises(ConfigError, match="monitors val_psnr, which stage mean does not measure"):
+        start("val_psnr")
+    if callback == "ModelCheckpoint":
+        start("train/loss", "--data.val=null")
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_there_is_nothing_to_validate_without_sources(command: str, config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"data\.val name"):
+        training.run(command, ["-c", str(config()), "--data.val=null"])
+
+
+@pytest.mark.parametrize("words", ["fit", "validate", "test", "stats", "tokens", "generator fit"])
+def test_a_command_without_a_configuration_asks_for_one(words: str) -> None:
+    result = CliRunner().invoke(cli, ["train", *words.split()])
+    assert result.exit_code == 2
+    assert "give a configuration: -c FILE" in result.output
 
 
 def test_the_figures_named_are_those_measured(config: Config) -> None:

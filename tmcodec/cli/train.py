@@ -52,6 +52,8 @@ def import_run() -> Any:
 
 def translate(args: tuple[str, ...]) -> list[str]:
     """Write the short flags out, those that a value follows left as they are."""
+    if not args:
+        raise click.UsageError("give a configuration: -c FILE")
     written = []
     for arg, after in zip(args, (*args[1:], "--"), strict=True):
         flag = _FLAGS.get(arg.replace("-", "_").replace("__", "--", 1)) if arg.startswith("--") else None

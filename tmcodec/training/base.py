@@ -20,6 +20,7 @@ from tmcodec.modalities import Modality, get_modality
 from tmcodec.training.crops import Batch
 from tmcodec.training.data import TokenizerData
 from tmcodec.training.losses import LossTerm, make_loss
+from tmcodec.training.monitors import check_monitors
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 from tmcodec.training.pair import Pair, masked_mean
 from tmcodec.training.starting import CONFIG_KEY, LAYOUT_KEY, LINEAGE_KEY, METRICS_KEY, STAGE_KEY
@@ -105,27 +106,9 @@ class TrainingModule(LightningModule):
         """Return the names of what validation measures, without ``val/``."""
         return {"loss", "accuracy" if self.modality.categorical else "psnr", *(t.name for t in self.terms)}
 
-    def check_monitors(self) -> None:
-        """Refuse callbacks that wait for a figure that validation does not measure.
-
-        Raises
-        ------
-        ConfigError
-            Before the first step; Lightning would find it after the first validation, hours later.
-        """
-        known = self.figures()
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            name = getattr(callback, "monitor", None) or ""
-            if name.startswith("val/") and name.removeprefix("val/") not in known:
-                listed = ", ".join(f"val/{k}" for k in sorted(known))
-                raise ConfigError(
-                    f"{type(callback).__name__} monitors {name}, which stage {self.stage} does not measure; "
-                    f"choose among {listed}"
-                )
-
     def on_fit_start(self) -> None:
         """Check what callbacks ask for; move the frozen networks to where the module is by now."""
-        self.check_monitors()
+        check_monitors(self.trainer, self.figures(), f"stage {self.stage}")
         self.place_frozen()
 
     def on_validation_start(self) -> None:

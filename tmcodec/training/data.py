@@ -8,6 +8,7 @@ from lightning.pytorch import LightningDataModule
 
 from tmcodec.errors import ConfigError
 from tmcodec.training.crops import CropLoader, Crops
+from tmcodec.training.monitors import check_validation
 from tmcodec.training.shards import TerraMeshShards  # noqa: F401  (configurations name it without its module)
 from tmcodec.training.sources import CropSource, RasterFolder  # noqa: F401
 from tmcodec.training.statistics import BandStatistics, band_statistics
@@ -104,8 +105,11 @@ class TokenizerData(LightningDataModule):
         return self._stream
 
     def val_dataloader(self) -> CropLoader | list[Any]:
-        """Return the validation crops; nothing where there is no source."""
-        return self.loader("val", self.val_crops, endless=False) if self.sources["val"] else []
+        """Return the validation crops; nothing where a fit has no source."""
+        if not self.sources["val"]:
+            check_validation(self.trainer)
+            return []
+        return self.loader("val", self.val_crops, endless=False)
 
     def test_dataloader(self) -> CropLoader:
         """Return the test crops."""

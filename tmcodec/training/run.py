@@ -54,13 +54,19 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Train in float32 where the processor would only emulate bfloat16, and say so."""
+        """Train in float32 where the processor would only emulate bfloat16, and say so.
+
+        On processors Lightning takes mixed float16 for bfloat16. Whoever asks for ``bf16-true`` wants its
+        rounding.
+        """
         config = self.config.get(str(self.subcommand), self.config)
-        if str(config.trainer.precision) == "bf16-mixed" and emulates_bf16(str(config.trainer.accelerator)):
+        asked = str(config.trainer.precision)
+        mixed = asked in ("bf16-mixed", "bf16", "16-mixed", "16")
+        if mixed and emulates_bf16(str(config.trainer.accelerator)):
             config.trainer.precision = "32-true"
             rank_zero_info(
                 "This processor has no bfloat16 arithmetic, and emulating it takes over ten times as long: "
-                "training in float32 instead of trainer.precision bf16-mixed."
+                f"training in float32 instead of trainer.precision {asked}."
             )
 
     def before_fit(self) -> None:

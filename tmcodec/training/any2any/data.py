@@ -16,6 +16,7 @@ from tmcodec.errors import ConfigError
 from tmcodec.modalities import get_modality
 from tmcodec.training.any2any.budgets import Budgets, Counts, draw_counts, draw_positions
 from tmcodec.training.any2any.grids import Stack, TokenCorpus, TokenizerId, read_corpus
+from tmcodec.training.monitors import check_validation
 
 Part = dict[str, Tensor]
 Batch = dict[str, Any]
@@ -351,8 +352,11 @@ class TokenData(LightningDataModule):
         return self._stream
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
-        """Return the validation batches; nothing where there is no source."""
-        return self.loader("val", self.val_batches, endless=False) if self.sources["val"] else []
+        """Return the validation batches; nothing where a fit has no source."""
+        if not self.sources["val"]:
+            check_validation(self.trainer)
+            return []
+        return self.loader("val", self.val_batches, endless=False)
 
     test_dataloader = val_dataloader
 

@@ -32,6 +32,7 @@ from tmcodec.training.any2any.initial import align_attention
 from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.softmax import sampled_cross_entropy
 from tmcodec.training.any2any.starting import CONFIG_KEY, TOKENIZERS_KEY, copy_fitting, open_start
+from tmcodec.training.monitors import check_monitors
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 
 Query = tuple[str, Tensor, tuple[int, int], Tensor | None]
@@ -160,6 +161,10 @@ class Any2AnyModule(LightningModule):
 
     # ----------------------------------------------------------------------- start and resume
 
+    def on_fit_start(self) -> None:
+        """Check what callbacks ask for."""
+        check_monitors(self.trainer, self.figures(), "a generator")
+
     def setup(self, stage: str) -> None:
         """Check that the data's tokens are the network's, and remember who made them.
 
@@ -267,21 +272,40 @@ class Any2AnyModule(LightningModule):
         return total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the loss, and each target's cross-entropy in nats."""
-        self._evaluate(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Do what `validation_step` does."""
-        self._evaluate(batch, "test")
-
-    def _evaluate(self, batch: Batch, part: str) -> None:
+        """Count the loss, and each target's cross-entropy in nats."""
         losses, counts = self.cross_entropies(batch)
-        options: dict[str, Any] = {"on_epoch": True, "on_step": False, "sync_dist": True}
-        self.log(
-            f"{part}/loss", self.total(losses, counts), prog_bar=True, batch_size=batch_size(batch), **options
-        )
-        for modality, value in losses.items():
-            self.log(f"{part}/{modality}", value, batch_size=int(counts[modality].clamp_min(1)), **options)
+        size = torch.tensor(batch_size(batch))
+        found = {"loss": (self.total(losses, counts), size), **{m: (losses[m], counts[m]) for m in losses}}
+        for name, (value, count) in found.items():
+            self._seen[self.figures().index(name)] += torch.stack([value * count, count.to(value)])
+
+    test_step = validation_step
+
+    def figures(self) -> list[str]:
+        """Return what validation measures, without ``val/``."""
+        return ["loss", *self.keys]
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from nothing."""
+        self._seen = torch.zeros(len(self.figures()), 2, device=self.device)
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all processes."""
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Do what `on_validation_epoch_end` does."""
+        self._log_means("test")
+
+    def _log_means(self, part: str) -> None:
+        # Processes meet modalities in orders of their own, and not all of them: one tensor holds them all.
+        total = self.trainer.strategy.reduce(self._seen, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        for name, (value, count) in zip(self.figures(), total, strict=True):
+            if count > 0:
+                self.log(f"{part}/{name}", value / count, prog_bar=name == "loss")
 
     # ----------------------------------------------------------------------- optimisation
 

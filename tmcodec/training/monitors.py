@@ -1,0 +1,54 @@
+"""Callbacks that wait for a figure, and whether anything measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from tmcodec.errors import ConfigError
+
+
+def check_monitors(trainer: Trainer, figures: Iterable[str], what: str) -> None:
+    """Refuse callbacks that monitor what the run will not measure.
+
+    Lightning finds that out after the first validation, hours later, or never: without validation a
+    checkpoint that waits for one is never written.
+
+    Parameters
+    ----------
+    trainer
+        About to fit.
+    figures
+        What validation measures, without ``val/``.
+    what
+        Who measures them, for the message.
+
+    Raises
+    ------
+    ConfigError
+        Before the first step.
+    """
+    sources = getattr(getattr(trainer, "datamodule", None), "sources", {"val": True})
+    validates = bool(sources["val"]) and trainer.limit_val_batches != 0
+    known = sorted(f"val/{name}" for name in figures) if validates else []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = getattr(callback, "monitor", None)
+        if not name or name.startswith(("train/", "data/")) or name in known:
+            continue
+        who = f"{type(callback).__name__} monitors {name}"
+        if not validates:
+            raise ConfigError(f"{who}, but nothing is validated; give data.val, or monitor train/loss")
+        raise ConfigError(f"{who}, which {what} does not measure; choose among {', '.join(known)}")
+
+
+def check_validation(trainer: Trainer | None) -> None:
+    """Refuse ``validate`` and ``test`` on data without a source for them.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if trainer is not None and trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+        raise ConfigError("data.val names no source; give one to validate on")
