@@ -106,6 +106,9 @@ class Modality:
         What a bit is worth when better tokens are searched (`tmcodec.codec.search`), in parts of the mean
         error of a token: about what classical codecs lose for it on such pictures, more where pictures are
         piecewise smooth, little where they are speckle.
+    ndvi_share
+        What the direction of B04 and B08 counts when better tokens are searched, where squares of companded
+        and of physical errors count half each. More makes NDVI better and files larger.
     aliases
         Other spellings of band names seen in files, lower case, to the table's name.
     """
@@ -126,6 +129,7 @@ class Modality:
     colors: tuple[tuple[int, int, int], ...] = ()
     balance: BalanceScale | None = None
     bit_price: float = 0.0
+    ndvi_share: float = 0.0
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -246,7 +250,8 @@ MODALITIES: dict[str, Modality] = {
                 1331.411,
                 1160.419,
             ),
-            bit_price=0.04,
+            bit_price=0.05,
+            ndvi_share=0.5,
             rendering=_TRUE_COLOUR,
             optical=True,
             balance=_REFLECTANCE_BALANCE,

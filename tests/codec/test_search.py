@@ -144,6 +144,45 @@ def test_errors_are_one_on_average_and_halve_where_pictures_do(
     assert torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] > 0.999
 
 
+def test_directions_of_red_and_infrared_are_those_of_angles(
+    embedded: Callable[[str], MiniTokenizer],
+) -> None:
+    tok, picture = embedded("S2L1C"), hills("S2L1C", 32, 48)
+    error = error_of(tok, picture)
+    found = error.truth.roll(7, -1) * 1.1
+    with torch.no_grad():
+        *_, apart = error._kinds(tok.net.compander.compress(found))
+    # Between unit vectors lies 2 - 2 cos of the angle between them. Sentinel-2 counts from 1000.
+    bands = MODALITIES["S2L1C"].bands
+    red, nir = bands.index("B04"), bands.index("B08")
+    one, two = (np.arctan2(v[0, nir] - 1000, v[0, red] - 1000) for v in (error.truth.numpy(), found.numpy()))
+    np.testing.assert_allclose(apart[0].numpy(), 2 - 2 * np.cos(one - two), atol=2e-5)
+
+
+def test_vegetation_is_nearer_where_its_direction_counts(
+    embedded: Callable[[str], MiniTokenizer],
+) -> None:
+    tok = embedded("S2L1C")
+    picture = hills("S2L1C", 192, 192, seed=5)
+    bands = MODALITIES["S2L1C"].bands
+    red, nir = bands.index("B04"), bands.index("B08")
+    picture[red] = 1100 + 0.2 * (hills("S2L1C", 192, 192, seed=6)[red] - 1000).clip(0)
+    tokens = tok.encode(torch.from_numpy(picture)[None])
+    bits = TokenBits(tables_alone(tok.sha256, tok.levels), CPU)
+
+    def ndvi_error(shares: tuple[float, ...]) -> float:
+        error = error_of(tok, picture)
+        error.shares, error.pair = shares, error.pair if len(shares) > 2 else []
+        found = Descent(error, bits, 0.0).run(digits_of(tokens[0].numpy(), tok.levels), 8)
+        place = np.concatenate([[1], np.cumprod(tok.levels)[:-1]])
+        back = tok.decode((found * torch.from_numpy(place)).sum(-1).int())[0].numpy()
+        one, two = ((v[nir] - v[red]) / (v[nir] + v[red] - 2000) for v in (picture, back))
+        return float(np.abs(one - two).mean())
+
+    assert MODALITIES["S2L1C"].ndvi_share == 0.5
+    assert ndvi_error((0.5, 0.5, 0.5)) < 0.97 * ndvi_error((0.5, 0.5))
+
+
 @pytest.mark.parametrize("modality", ["S1GRD", "LULC"])
 def test_masked_pixels_count_nothing(modality: str, embedded: Callable[[str], MiniTokenizer]) -> None:
     tok, picture = embedded(modality), hills(modality, 64, 80)

@@ -2,8 +2,9 @@
 
 Pictures are compared at half resolution, where the mean's details end. Half of the error is taken in the
 companded space, where each decade of brightness has its share, half in physical units, which PSNR is of;
-both are relative to the error at the start, so that prices in bits mean the same everywhere. The error of
-classes is nearly the share of wrong pixels.
+both are relative to the error at the start, so that prices in bits mean the same everywhere. Where the table
+of modalities asks for it, the direction of red and near infrared counts, too, of which NDVI is a function.
+The error of classes is nearly the share of wrong pixels.
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmcodec.modalities import get_modality
+from tmcodec.modalities import S2_OFFSET, get_modality
 from tmcodec.networks.mini import PATCH, MiniDecoder, MiniNet
 from tmcodec.networks.terramind.inference import has_bf16
 
 FLOOR = 1e-4
 """Squared error in normalised units, and share of wrong pixels, that needs no improvement."""
+
+DARK = 300.0
+"""Digital numbers: red and near infrared that are shorter together have no direction worth a token."""
+
+MILD = 0.1
+"""Root mean square of differing directions (about of NDVI) from where on they count less and less."""
 
 SHARP = 3.0
 """Logits of classes are multiplied by it: the softmax comes near to the largest, and keeps a gradient."""
@@ -41,7 +48,13 @@ class TokenError:
         self.compander, self.decoder = net.compander, net.decoder
         x, weight = torch.where(valid, values, 0.0), valid.float()
         self.tokens = weight.amax(1).sum((1, 2)) / PATCH**2
-        self.classes = get_modality(net.cfg.modality).categorical
+        row = get_modality(net.cfg.modality)
+        self.classes = row.categorical
+        self.shares: tuple[float, ...] = (1.0,) if self.classes else (0.5, 0.5)
+        self.pair: list[int] = []
+        if row.ndvi_share:
+            self.shares = (*self.shares, row.ndvi_share)
+            self.pair = [row.bands.index("B04"), row.bands.index("B08")]
         self.scales: tuple[Tensor, ...] | None = None
         if self.classes:
             self.truth, self.weight = x[:, 0].long(), weight
@@ -66,8 +79,8 @@ class TokenError:
         if self.scales is None:
             floors = self._floors()
             self.scales = tuple(
-                (self.tokens / (e.detach().sum((1, 2)) + f).clamp_min(1e-12))[:, None, None] / len(errors)
-                for e, f in zip(errors, floors, strict=True)
+                (self.tokens / (e.detach().sum((1, 2)) + f).clamp_min(1e-12))[:, None, None] * share
+                for e, f, share in zip(errors, floors, self.shares, strict=True)
             )
         total = torch.stack([e * s for e, s in zip(errors, self.scales, strict=True)]).sum(0)
         side = total.shape[-1] // codes.shape[2]
@@ -79,8 +92,22 @@ class TokenError:
             chances = (SHARP * found).softmax(1).gather(1, self.truth[:, None])[:, 0]
             return [(1 - chances) * self.weight[:, 0]]
         normalised = (found - self.normalised).square() * self.weight
-        physical = (self.compander.expand(found) - self.truth).square() * self.weight
-        return [normalised.sum(1), physical.sum(1)]
+        values = self.compander.expand(found)
+        physical = (values - self.truth).square() * self.weight
+        kinds = [normalised.sum(1), physical.sum(1)]
+        if self.pair:
+            apart = self._direction(values) - self._direction(self.truth)
+            kinds.append((apart.square() * self.weight[:, self.pair]).sum(1))
+        return kinds
+
+    def _length(self, values: Tensor) -> Tensor:
+        """Return how long red and near infrared are together, ``(B, 1, h, w)``, `DARK` at least."""
+        pair = values[:, self.pair] - S2_OFFSET
+        return pair.square().sum(1, keepdim=True).clamp_min(DARK**2).sqrt()
+
+    def _direction(self, values: Tensor) -> Tensor:
+        """Return where red and near infrared ``(B, 2, h, w)`` point; both have to be bright to point far."""
+        return (values[:, self.pair] - S2_OFFSET) / self._length(values)
 
     def _floors(self) -> list[Tensor]:
         """Return what of each kind's sum ``(B,)`` needs no improvement."""
@@ -88,7 +115,10 @@ class TokenError:
         if self.classes:
             return [plain]
         slope = self.compander.slope(self.truth)
-        return [plain, FLOOR * (slope.square() * self.weight).sum((1, 2, 3))]
+        floors = [plain, FLOOR * (slope.square() * self.weight).sum((1, 2, 3))]
+        if self.pair:
+            floors.append(MILD**2 * self.weight[:, self.pair].mean(1).sum((1, 2)))
+        return floors
 
     def bends(self, codes: Tensor, draws: int = 2) -> Tensor:
         """Return the second derivatives ``(B, rows, cols, d)`` of the error by each digit's code, about.
@@ -120,7 +150,11 @@ class TokenError:
             nats = F.cross_entropy(found, drawn, reduction="none")
             return (nats * (self.scales[0] * self.weight[:, 0]).sqrt()).sum()
         slope = self.compander.slope(self.compander.expand(found.detach()))
-        plain, physical = (scale[:, None] for scale in self.scales)
-        weight = 2 * self.weight * (plain + physical * slope.square())
+        plain, physical, *direction = (scale[:, None] for scale in self.scales)
+        bend = plain + physical * slope.square()
+        if self.pair:
+            # Errors along the direction do not turn it; counting them, too, makes steps a little shorter.
+            bend[:, self.pair] += direction[0] * (slope[:, self.pair] / self._length(self.truth)).square()
+        weight = 2 * self.weight * bend
         signs = torch.randint(0, 2, found.shape, generator=generator).to(found.device) * 2.0 - 1.0
         return (found * weight.sqrt() * signs).sum()
