@@ -61,6 +61,59 @@ def test_out_of_range_nodata_marks_nothing() -> None:
         assert source.read(WHOLE)[1].all()
 
 
+def swath(dtype: str = "uint16", value: float = 3000, bands: int = 12) -> np.ndarray:
+    """Return a scene of 100 pixels whose two left columns are 0, as beside the swath."""
+    array = np.full((bands, 10, 10), value, dtype)
+    array[:, :, :2] = 0
+    return array
+
+
+@pytest.mark.parametrize("offset", ["present", "absent"])
+@pytest.mark.parametrize(("dtype", "value", "modality", "bands", "profile"), [
+    ("uint16", 3000, "S2L2A", 12, {}),
+    ("int16", 3000, "S2L1C", 13, {}),
+    ("float32", 0.3, "S2L2A", 12, {}),
+    ("uint16", 3000, "S2L2A", 12, {"nodata": -9999}),  # which no uint16 can be
+])
+def test_undeclared_no_data_of_sentinel_2_is_refused(
+    offset: str, dtype: str, value: float, modality: str, bands: int, profile: dict[str, Any]
+) -> None:
+    with pytest.raises(UnitsError, match=r"^array: 20% of its pixels are 0 in all bands.*\{'nodata': 0\}"):
+        open_raster((swath(dtype, value, bands), profile), modality, s2_offset=offset)
+
+
+@pytest.mark.parametrize("profile", [
+    {"nodata": 0}, {"tags": {"SPECIAL_VALUE_NODATA": "0"}}, {"mask": swath()[0] != 0},
+])
+def test_declared_no_data_of_sentinel_2(profile: dict[str, Any]) -> None:
+    array = swath()
+    with open_raster((array, profile), "S2L2A", s2_offset="absent") as source:
+        assert source.nodata == (None if "mask" in profile else 0)
+        assert np.array_equal(source.read(Window(0, 0, 10, 10))[1], array != 0)
+
+
+def test_zeros_that_may_be_values() -> None:
+    few = np.full((12, 10, 10), 3000, np.uint16)
+    few[:, 0, 0] = 0  # a hundredth of the pixels
+    with open_raster(few, "S2L2A", s2_offset="absent") as source:
+        assert source.nodata is None and source.read(Window(0, 0, 10, 10))[1].all()
+    one = swath()
+    one[7] = 1  # not in all bands
+    with open_raster(one, "S2L2A", s2_offset="absent") as source:
+        assert source.read(Window(0, 0, 10, 10))[1].all()
+    for picture, modality in ((swath("uint8", 90, 3), "S2RGB"), (swath("float32", 0.5, 1), "NDVI")):
+        # An index made from a product may still have its tags.
+        with open_raster((picture, {"tags": {"SPECIAL_VALUE_NODATA": "0"}}), modality) as source:
+            assert source.nodata is None and source.read(Window(0, 0, 10, 10))[1].all()
+
+
+def test_undeclared_no_data_is_found_in_large_files(make_raster: MakeRaster) -> None:
+    array = np.full((12, 1100, 1000), 3000, np.uint16)
+    array[:, :, :300] = 0
+    with pytest.raises(UnitsError, match=r"^wide.tif: 25% of its pixels"):  # four of 16 spots
+        open_raster(make_raster(array, "wide.tif"), "S2L2A", s2_offset="absent")
+
+
 def test_nodata_of_each_band_counts_alone(make_raster: MakeRaster) -> None:
     array = np.full((12, 4, 5), 500, np.uint16)
     array[3, 0, 0] = array[7, 2, 2] = 0

@@ -22,7 +22,7 @@ from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsEr
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
-from tmcodec.rasters.plausible import check_values
+from tmcodec.rasters.plausible import check_values, check_zeros
 
 WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
     0: 0,  # no data
@@ -292,6 +292,50 @@ def _near(value: float, target: float) -> bool:
     return abs(value - target) <= 1e-8  # tags written from float32 are off in the ninth digit
 
 
+# --------------------------------------------------------------------------- nodata
+
+
+def nodata_values(
+    dataset: Dataset, indexes: Sequence[int], modality: Modality | None = None
+) -> list[int | float | None]:
+    """Return the nodata value of each band (1-based), in the dtype, None where a band has none.
+
+    Where a Sentinel-2 raster declares none, the tag ``SPECIAL_VALUE_NODATA`` counts: GDAL writes it,
+    and sets no nodata value. Other modalities may have been computed from such a product, and
+    their 0 is a value.
+    """
+    declared = [usable_nodata(dataset.nodatavals[i - 1], dataset.dtypes[i - 1]) for i in indexes]
+    if modality is None or not modality.optical or any(n is not None for n in declared):
+        return declared
+    special = _number(all_tags(dataset).get("SPECIAL_VALUE_NODATA", ""))
+    return [usable_nodata(special, dataset.dtypes[i - 1]) for i in indexes]
+
+
+def check_undeclared_zeros(dataset: Dataset, modality: Modality) -> None:
+    """Raise `UnitsError` where much of a Sentinel-2 raster is 0 in all bands, and it declares no nodata."""
+    if not modality.optical:
+        return
+    indexes = select_bands(dataset, modality)
+    declared = any(n is not None for n in nodata_values(dataset, indexes, modality))
+    if not declared and not has_mask_band(dataset, indexes):
+        check_zeros(_label(dataset), _share_of_zeros(dataset, indexes))
+
+
+def _share_of_zeros(dataset: Dataset, indexes: Sequence[int]) -> float:
+    """Return which part of sampled pixels is 0 in all bands; further bands are read where the first are."""
+    windows, out_shape = next(_sample_plan(dataset, indexes))
+    zeros = pixels = 0
+    for window in windows:
+        black = np.bool_(True)
+        for index in indexes:
+            shape = out_shape and (1, *out_shape[1:])
+            black = black & (dataset.read([index], window=window, out_shape=shape)[0] == 0)
+            if not black.any():
+                break
+        zeros, pixels = zeros + int(black.sum()), pixels + black.size
+    return zeros / pixels
+
+
 # --------------------------------------------------------------------------- scaling
 
 _FULL_READ = 1 << 20  # pixels; smaller rasters are sampled whole
@@ -300,16 +344,19 @@ _SAMPLED_BANDS = 3
 _MOST_ROWS = 1024  # of a block that strips are as high as
 
 
-def sample_values(dataset: Dataset, indexes: Sequence[int]) -> npt.NDArray[np.float64]:
+def sample_values(
+    dataset: Dataset, indexes: Sequence[int], modality: Modality | None = None
+) -> npt.NDArray[np.float64]:
     """Return valid stored values from all over the raster, 1-D, float64.
 
     Small rasters give all values, large ones those of an overview or of a grid of small
     windows; where these hold nodata only, strips are read until one holds data. At most
-    three bands. Empty where the raster has no valid pixel.
+    three bands. Empty where the raster has no valid pixel. The modality tells which tags count.
     """
     bands = list(indexes)[:_SAMPLED_BANDS]
+    nodatas = nodata_values(dataset, bands, modality)
     for window, out_shape in _sample_plan(dataset, bands):
-        values = _valid_values(dataset, bands, window, out_shape)
+        values = _valid_values(dataset, bands, nodatas, window, out_shape)
         if values.size:
             return values
     return np.empty(0)
@@ -336,15 +383,19 @@ def _spots(size: int) -> list[int]:
 
 
 def _valid_values(
-    dataset: Dataset, bands: Sequence[int], windows: Iterable[Slices], out_shape: tuple[int, ...] | None
+    dataset: Dataset,
+    bands: Sequence[int],
+    nodatas: Sequence[int | float | None],
+    windows: Iterable[Slices],
+    out_shape: tuple[int, ...] | None,
 ) -> npt.NDArray[np.float64]:
     parts = []
     for window in windows:
         stored = dataset.read(list(bands), window=window, out_shape=out_shape)
         masked = has_mask_band(dataset, bands)
         masks = dataset.read_masks(list(bands), window=window, out_shape=out_shape) if masked else None
-        for i, (index, band) in enumerate(zip(bands, stored, strict=True)):
-            valid = valid_pixels(band, usable_nodata(dataset.nodatavals[index - 1], band.dtype.name))
+        for i, (nodata, band) in enumerate(zip(nodatas, stored, strict=True)):
+            valid = valid_pixels(band, nodata)
             parts.append(band[valid if masks is None else valid & (masks[i] > 0)].astype(np.float64))
     return np.concatenate(parts) if parts else np.empty(0)
 
@@ -375,7 +426,7 @@ def decide_scaling(
     if modality.categorical:
         return 1.0, 0.0
     indexes = select_bands(dataset, modality)
-    values = sample_values(dataset, indexes)
+    values = sample_values(dataset, indexes, modality)
     factor, shift = (float(scale), 0.0) if scale is not None else _tagged_scaling(dataset, indexes, modality)
     if modality.optical:
         if scale is None:

@@ -22,16 +22,18 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band
-from tmcodec.rasters.nodata import usable_nodata, valid_pixels
+from tmcodec.rasters.nodata import valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
     all_tags,
     check_class_map,
     check_classes,
+    check_undeclared_zeros,
     decide_s2_offset,
     decide_scaling,
     infer_modality,
     map_classes,
+    nodata_values,
     parse_class_map,
     select_bands,
 )
@@ -131,7 +133,7 @@ class RasterSource:
         self.modality, self.bands = modality, modality.bands
         self.width, self.height = self._origin.width, self._origin.height
         self.dtype = _common_dtype(dataset, self._indexes)
-        self._nodatas = [usable_nodata(dataset.nodatavals[i - 1], self.dtype) for i in self._indexes]
+        self._nodatas = nodata_values(dataset, self._indexes, modality)
         self._masked = has_mask_band(dataset, self._indexes)
         self.nodata = self._output_nodata()
         self.mask_kind = "mask" if self._masked and self.nodata is None else "nodata"
@@ -310,8 +312,10 @@ def open_raster(
             _refuse_subdatasets(dataset)
             _refuse_complex(dataset)
             row = named or infer_modality(dataset)
-            return RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
-                                window=window, owned=owned)
+            source = RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
+                                  window=window, owned=owned)
+            check_undeclared_zeros(dataset, row)
+            return source
     except BaseException as error:
         if owned:
             dataset.close()
