@@ -130,6 +130,51 @@ def test_mask_band(make_raster: MakeRaster) -> None:
         assert np.array_equal(source.read(WHOLE)[1][0], mask)
 
 
+def test_nodata_values_of_all_bands_are_a_mask(make_raster: MakeRaster) -> None:
+    array = np.full((3, 4, 5), 9, np.uint8)
+    array[:, 0] = 0
+    array[0, 1] = 0  # one band alone is a colour
+    path = make_raster(array, tags={"NODATA_VALUES": "0 0 0"})
+    with open_raster(path, "S2RGB") as source:
+        assert (source.mask_kind, source.nodata) == ("mask", None)
+        valid = source.read(WHOLE)[1]
+    assert not valid[:, 0].any() and valid[:, 1:].all()
+    with open_raster(make_raster(array, tags={"NODATA_VALUES": "0 0 0"}, nodata=0), "S2RGB") as source:
+        assert (source.mask_kind, source.nodata) == ("nodata", 0)
+        assert np.array_equal(source.read(WHOLE)[1], array != 0)
+
+
+def virtual(path: Path, count: int, more: str = "", masks: Path | None = None) -> str:
+    """Return a VRT of a file of 8 bits, 5 x 4 pixels, with masks for each band from another."""
+    bands = ""
+    for band in range(1, count + 1):
+        files = [path] if masks is None else [path, masks]
+        parts = [f"<SimpleSource><SourceFilename>{file}</SourceFilename><SourceBand>{band}</SourceBand>"
+                 "</SimpleSource>" for file in files]
+        mask = "".join(f'<MaskBand><VRTRasterBand dataType="Byte">{p}</VRTRasterBand></MaskBand>'
+                       for p in parts[1:])
+        bands += f'<VRTRasterBand dataType="Byte" band="{band}">{more}{parts[0]}{mask}</VRTRasterBand>'
+    return f'<VRTDataset rasterXSize="5" rasterYSize="4">{bands}</VRTDataset>'
+
+
+def test_nodata_that_no_pixel_can_have_is_no_mask(make_raster: MakeRaster) -> None:
+    path = make_raster(np.full((4, 5), 9, np.uint8))
+    path.with_suffix(".vrt").write_text(virtual(path, 1, "<NoDataValue>-9999</NoDataValue>"))
+    with open_raster(path.with_suffix(".vrt"), "DEM") as source:
+        assert (source.mask_kind, source.nodata) == ("nodata", None)
+        assert source.read(WHOLE)[1].all()
+
+
+def test_masks_of_single_bands(make_raster: MakeRaster) -> None:
+    masks = np.full((3, 4, 5), 255, np.uint8)
+    masks[0, 1] = masks[2, 2] = 0
+    path = make_raster(np.full((3, 4, 5), 9, np.uint8), "values.tif")
+    vrt = path.with_suffix(".vrt")
+    vrt.write_text(virtual(path, 3, masks=make_raster(masks, "masks.tif")))
+    with open_raster(vrt, "S2RGB") as source:
+        assert np.array_equal(source.read(WHOLE)[1], masks > 0)
+
+
 def test_alpha_band_is_a_mask(make_raster: MakeRaster) -> None:
     array = np.full((4, 4, 5), 9, np.uint8)
     array[3] = 255

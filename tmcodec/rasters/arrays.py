@@ -59,10 +59,17 @@ class Dataset(Protocol):
 
 
 def has_mask_band(dataset: Dataset, indexes: Sequence[int]) -> bool:
-    """True where one of the bands (1-based) has a mask band or an alpha band."""
-    flags = {flag for i in indexes for flag in dataset.mask_flag_enums[i - 1]}
-    # GDAL derives a mask from nodata too; that one is computed here, exactly and per band.
-    return MaskFlags.nodata not in flags and bool(flags & {MaskFlags.per_dataset, MaskFlags.alpha})
+    """True where one of the bands (1-based) has a mask that is not its nodata value."""
+    return any(_has_mask(dataset.mask_flag_enums[i - 1], dataset.nodatavals[i - 1]) for i in indexes)
+
+
+def _has_mask(flags: Sequence[Any], nodata: float | None) -> bool:
+    """Tell whether a band has a mask band, an alpha band, or a mask of its own, which has no flags."""
+    if MaskFlags.nodata in flags:
+        # GDAL derives a mask from nodata too; that one is computed by `valid_pixels`, exactly and per band.
+        # Without a nodata value the tag NODATA_VALUES says which colour is none, in all bands at once.
+        return nodata is None
+    return MaskFlags.all_valid not in flags
 
 
 class ArrayDataset:
