@@ -48,6 +48,41 @@ def tokens(scene: Path, weights: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("modality", "dtype", "nodata"), [
+    ("S1GRD", "float32", None), ("S2RGB", "uint8", 0), ("S1GRD", "int16", -32768), ("S2L2A", "uint16", 0),
+])
+def test_masks_of_bands_come_back_band_by_band(
+    modality: str, dtype: str, nodata: int | None, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    """A GeoTIFF has one mask for all bands; bands of floats differ by NaN, of integers by a nodata value."""
+    row = MODALITIES[modality]
+    array = np.full((len(row.bands), 40, 50), row.mean[0], dtype)
+    mask = np.zeros(array.shape, np.bool_)
+    mask[0, :10], mask[1, 20:30], mask[:, :, :7] = True, True, True
+    weights, dst, out = tiny_tokenizer(modality), tmp_path / "a.tmc", tmp_path / "out.tif"
+    tmcodec.encode(
+        np.ma.array(array, mask=mask), dst, modality=modality, tokenizer=weights,
+        s2_offset="absent" if row.optical else "auto", profile={"crs": "EPSG:32633"},
+    )  # fmt: skip
+    tmcodec.decode(dst, out, tokenizer=weights)
+    with rasterio.open(out) as b:
+        assert b.dtypes[0] == dtype and b.nodatavals[0] == nodata
+        back = (b.read_masks() > 0) & np.isfinite(b.read())
+    np.testing.assert_array_equal(back, ~mask)
+
+
+def test_one_mask_for_all_bands_stays_a_mask(tiny_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+    weights, dst, out = tiny_tokenizer("S2RGB"), tmp_path / "a.tmc", tmp_path / "out.tif"
+    mask = np.zeros((40, 50), np.bool_)
+    mask[:10] = True
+    array = np.ma.array(np.full((3, 40, 50), 80, np.uint8), mask=np.stack([mask] * 3))
+    tmcodec.encode(array, dst, modality="S2RGB", tokenizer=weights, profile={"crs": "EPSG:32633"})
+    tmcodec.decode(dst, out, tokenizer=weights)
+    with rasterio.open(out) as b:
+        assert b.nodata is None
+        np.testing.assert_array_equal(b.read_masks() == 0, np.stack([mask] * 3))
+
+
 @pytest.mark.parametrize("modality", list(MODALITIES))
 def test_every_modality_comes_back_in_its_place(
     modality: str, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path

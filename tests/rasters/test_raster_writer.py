@@ -120,6 +120,16 @@ def test_mask_band_survives(tmp_path: Path, cog: bool) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]  # internal, not a .msk beside it
 
 
+def test_a_mask_band_leaves_floats_nan_band_by_band(tmp_path: Path) -> None:
+    valid = np.array([[[True, False, False]], [[True, True, False]]])
+    with RasterWriter(tmp_path / "a.tif", width=3, height=1, bands=("VV", "VH"), dtype="float32",
+                      mask_kind="mask") as writer:
+        writer.write(Window(0, 0, 3, 1), np.full((2, 1, 3), -9, np.float32), valid)
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert np.array_equal(np.isfinite(dataset.read()), valid)
+        assert dataset.read_masks(1)[0].tolist() == dataset.read_masks(2)[0].tolist() == [255, 255, 0]
+
+
 def test_wide_integers_clip_without_wrapping(tmp_path: Path) -> None:
     stored = write_one(tmp_path / "a.tif", [1e30, -1e30, 5], dtype="int64")
     assert stored[0] > 2**62 and stored[1] == -(2**63) and stored[2] == 5

@@ -72,6 +72,11 @@ def _has_mask(flags: Sequence[Any], nodata: float | None) -> bool:
     return MaskFlags.all_valid not in flags
 
 
+def masks_differ(dataset: Dataset, indexes: Sequence[int]) -> bool:
+    """True where the bands (1-based) have masks of their own, not one for all."""
+    return len(indexes) > 1 and any(not dataset.mask_flag_enums[i - 1] for i in indexes)
+
+
 class ArrayDataset:
     """A numpy array with a profile, dressed as a dataset. Nothing is copied.
 
@@ -114,8 +119,7 @@ class ArrayDataset:
         self._mask = self._parse_mask(given.get("mask"))
         if own is not None:
             self._mask = own.reshape(self._array.shape) if self._mask is None else self._mask & own
-        flags = [MaskFlags.all_valid] if self._mask is None else [MaskFlags.per_dataset]
-        self.mask_flag_enums: Sequence[Sequence[Any]] = (flags,) * self.count
+        self.mask_flag_enums: Sequence[Sequence[Any]] = (self._mask_flags(),) * self.count
 
     def _numbers(self, key: str, value: Any) -> tuple[float, ...]:
         values = (value,) * self.count if np.ndim(value) == 0 else self._per_band(key, value)
@@ -128,6 +132,12 @@ class ArrayDataset:
             raise RasterOpenError(f"profile[{key!r}] has {len(value)} entries for {self.count} bands; "
                                   "give one a band")
         return tuple(value)
+
+    def _mask_flags(self) -> list[MaskFlags]:
+        if self._mask is None:
+            return [MaskFlags.all_valid]
+        same = self._mask.strides[0] == 0 or bool((self._mask == self._mask[:1]).all())
+        return [MaskFlags.per_dataset] if same else []
 
     def _parse_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
         if mask is None:

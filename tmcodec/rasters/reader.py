@@ -21,8 +21,8 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band
-from tmcodec.rasters.nodata import valid_pixels
+from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band, masks_differ
+from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
     all_tags,
@@ -96,7 +96,8 @@ class RasterSource:
     dtype : str
         Of the stored bands.
     nodata : int, float or None
-        In the dtype; of the first band that has one.
+        In the dtype; of the first band that has one. Integers whose bands have masks of their own get
+        one, the modality's or the dtype's least: a GeoTIFF has one mask for all bands.
     mask_kind : str
         ``"mask"`` where there is no nodata value but a mask or alpha band, else ``"nodata"``.
     bands : tuple of str
@@ -261,6 +262,10 @@ class RasterSource:
 
     def _output_nodata(self) -> int | float | None:
         nodata = next((n for n in self._nodatas if n is not None), None)
+        integers = np.dtype(self.dtype).kind in "iu"
+        if nodata is None and integers and masks_differ(self._dataset, self._indexes):
+            usual = usable_nodata(self.modality.nodata, self.dtype)
+            return int(np.iinfo(self.dtype).min) if usual is None else usual
         if self._class_map is None or nodata is None:
             return nodata
         # The map renames classes, and the old nodata id may be another class's new one.

@@ -237,8 +237,9 @@ class RasterWriter:
         values
             Shape (C, height, width), float32, physical units.
         valid
-            Same shape, or None where all pixels are valid. With a mask band a pixel is
-            valid where all its bands are. Values that are not finite are never valid.
+            Same shape, or None where all pixels are valid. With a mask band a pixel of integers is
+            valid where all its bands are; floats are NaN band by band, and the mask tells where any band
+            is valid. Values that are not finite are never valid.
 
         Raises
         ------
@@ -261,7 +262,8 @@ class RasterWriter:
                 if self._masked:
                     # The option is read when the mask band is made, with the first window.
                     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-                        self._dataset.write_mask(ok.all(axis=0), window=slices)
+                        some = ok.any(axis=0) if self.dtype.kind == "f" else ok.all(axis=0)
+                        self._dataset.write_mask(some, window=slices)
         except GDAL_ERRORS as error:
             raise self._failed(error) from error
 
