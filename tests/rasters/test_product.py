@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 from raster_helpers import MakeRaster
+from rasterio.enums import ColorInterp
 
 from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
 from tmcodec.modalities import MODALITIES
@@ -95,6 +96,24 @@ def test_band_aliases_and_gdal_descriptions() -> None:
 
 def test_bands_by_position_without_descriptions() -> None:
     assert select_bands(dataset(12), L2A) == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("colors", "expected"), [
+    ("blue green red", [3, 2, 1]),
+    ("red green blue", [1, 2, 3]),
+    ("undefined blue red green", [3, 4, 2]),
+    ("gray undefined undefined", [1, 2, 3]),
+    ("red red blue", [1, 2, 3]),
+    ("alpha blue green red", [4, 3, 2]),
+])
+def test_colours_tell_the_bands_of_a_picture(colors: str, expected: list[int]) -> None:
+    named = [ColorInterp[c] for c in colors.split()]
+    picture = dataset(len(named), "uint8", 1)
+    picture.colorinterp = named
+    assert select_bands(picture, MODALITIES["S2RGB"]) == expected
+    described = dataset(3, "uint8", 1, descriptions=("B04", "B03", "B02"))
+    described.colorinterp = [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+    assert select_bands(described, MODALITIES["S2RGB"]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("count", "descriptions", "message"), [

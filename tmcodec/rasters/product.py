@@ -173,7 +173,8 @@ def select_bands(dataset: Dataset, modality: Modality) -> list[int]:
     """Return the 1-based band of each of the modality's bands, in the modality's order.
 
     By description where descriptions are there; other bands and any order are allowed.
-    Without any description, by position where the count matches. Alpha bands do not count.
+    Without any description, S2RGB by colour interpretation where red, green and blue are there
+    once each, else by position where the count matches. Alpha bands do not count.
 
     Raises
     ------
@@ -182,6 +183,9 @@ def select_bands(dataset: Dataset, modality: Modality) -> list[int]:
     """
     indexes, wanted = _data_indexes(dataset), len(modality.bands)
     if not any(dataset.descriptions[i - 1] for i in indexes):
+        colored = _colored_bands(dataset) if modality.name == "S2RGB" else None
+        if colored is not None:
+            return colored
         if len(indexes) == wanted:
             return indexes
         raise BandError(f"{_label(dataset)}: {modality.name} needs {wanted} bands, the file has "
@@ -201,6 +205,13 @@ def select_bands(dataset: Dataset, modality: Modality) -> list[int]:
         raise BandError(f"{_label(dataset)}: {modality.name} misses the bands {' '.join(missing)}; "
                         "add them or set the band descriptions")
     return [found[b] for b in modality.bands]
+
+
+def _colored_bands(dataset: Dataset) -> list[int] | None:
+    """Return the 1-based red, green and blue band, None where these are not there once each."""
+    names = [getattr(interp, "name", "") for interp in dataset.colorinterp]
+    colors = ("red", "green", "blue")
+    return [names.index(c) + 1 for c in colors] if all(names.count(c) == 1 for c in colors) else None
 
 
 def _names_a_band(description: str | None) -> bool:
