@@ -184,9 +184,16 @@ def test_offset_stays_open(profile: dict[str, Any]) -> None:
 
 
 def test_offset_band_tags_of_a_file(make_raster: MakeRaster) -> None:
-    path = make_raster(np.ones((12, 4, 4), np.uint16), band_tags={"RADIO_ADD_OFFSET": "-1000"})
+    path = make_raster(np.ones((13, 4, 4), np.uint16), band_tags={"RADIO_ADD_OFFSET": "-1000"})
     with rasterio.open(path) as source:
         assert decide_s2_offset(source, "auto", L1C) == "present"
+
+
+@pytest.mark.parametrize("names", [("SCL", *L2A.bands), (*L2A.bands, "SCL")])
+def test_offset_by_the_scales_of_the_bands_wherever_they_are(names: tuple[str, ...]) -> None:
+    scl = [n == "SCL" for n in names]
+    profile = {"scale": [1.0 if s else 1e-4 for s in scl], "offset": [0.0 if s else -0.1 for s in scl]}
+    assert decide_s2_offset(dataset(13, descriptions=names, **profile), "auto", L2A) == "present"
 
 
 def test_offset_choice_wins_and_other_modalities_have_none() -> None:

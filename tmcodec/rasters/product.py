@@ -237,12 +237,14 @@ def decide_s2_offset(dataset: Dataset, choice: str, modality: Modality) -> str:
     ------
     OffsetUnknownError
         If the metadata says nothing, or contradicts itself.
+    BandError
+        As `select_bands`, where the metadata is asked.
     """
     if not modality.optical:
         return ""
     if choice != "auto":
         return _checked_choice(choice)
-    verdicts = _offset_evidence(dataset)
+    verdicts = _offset_evidence(dataset, select_bands(dataset, modality)[0])
     if len(verdicts) == 1:
         return verdicts.pop()
     why = "contradicts itself about" if verdicts else "does not say anything about"
@@ -256,8 +258,8 @@ def _checked_choice(choice: str) -> str:
     return choice
 
 
-def _offset_evidence(dataset: Dataset) -> set[str]:
-    """Return what the metadata says; statements about the values outrank the baseline."""
+def _offset_evidence(dataset: Dataset, index: int) -> set[str]:
+    """Return what the metadata says, scale and offset of that band (1-based); values outrank the baseline."""
     tags = all_tags(dataset)
     if tags.get("TMCODEC_S2_OFFSET") in ("present", "absent"):
         return {tags["TMCODEC_S2_OFFSET"]}
@@ -265,7 +267,7 @@ def _offset_evidence(dataset: Dataset) -> set[str]:
     if added:
         return added
     verdicts = _baseline_evidence(dataset, tags)
-    scale, offset = dataset.scales[0], dataset.offsets[0]
+    scale, offset = dataset.scales[index - 1], dataset.offsets[index - 1]
     if _near(scale, 1e-4) and _near(offset, -0.1):
         verdicts.add("present")
     elif _near(scale, 1e-4) and verdicts == {"present"}:
