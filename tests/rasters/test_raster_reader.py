@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from raster_helpers import MakeRaster
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 import tmcodec.rasters.reader as reader
@@ -280,6 +282,23 @@ def test_what_cannot_be_opened(src: object) -> None:
     assert "\n" not in str(caught.value) and isinstance(caught.value, OSError)
 
 
+class Tensor(list[int]):
+    """Something whose text has many lines."""
+
+    def __repr__(self) -> str:
+        return "tensor([\n0])"
+
+
+@pytest.mark.parametrize(
+    "src", [Tensor(), [[1, 2]], io.BytesIO(), MemoryFile(), (1, 2, 3), ("a", "b"), b"a.tif", None]
+)
+def test_what_is_no_raster_is_named_by_its_type(src: object) -> None:
+    with pytest.raises(RasterOpenError) as caught:
+        open_raster(src, "DEM")
+    message = f"cannot open a {type(src).__name__}; give a path, an open rasterio dataset, a NumPy array, or"
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
 def test_truncated_files_fail_in_one_line(make_raster: MakeRaster) -> None:
     noise = np.random.default_rng(2).integers(0, 3000, (1200, 1000), dtype=np.int16)
     path = make_raster(noise, compress="deflate")
@@ -356,6 +375,8 @@ def test_numpys_64_bit_integers_are_taken_where_they_fit() -> None:
         ({"transform": "x"}, "transform.* give an Affine or six numbers"),
         ({"nodata": "x"}, "nodata.* give a number"),
         ({"scale": "x"}, "scale.* give a number"),
+        ({"nodata": np.zeros((9, 9))}, "nodata'. is a ndarray; give a number$"),
+        ({"transform": np.array(["x"] * 99)}, "transform'. is a ndarray; give an Affine"),
         ({"offset": [1, 2]}, "offset.* 2 entries for 1 bands"),
     ],
 )

@@ -197,9 +197,15 @@ def _number(key: str, value: Any) -> float | None:
     if value is None or isinstance(value, int | float):
         return value
     if not isinstance(value, np.integer | np.floating):
-        raise RasterOpenError(f"profile[{key!r}] is {value!r}; give a number")
+        raise RasterOpenError(f"profile[{key!r}] is {_shown(value)}; give a number")
     number: float = value.item()
     return number
+
+
+def _shown(value: Any) -> str:
+    """Return how a message shows a value: itself where that is short, else its type."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
 def _parse_transform(transform: Any) -> tuple[float, ...]:
@@ -210,7 +216,7 @@ def _parse_transform(transform: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         six = ()
     if len(six) < 6:
-        raise RasterOpenError(f"profile['transform'] is {transform!r}; give an Affine or six numbers")
+        raise RasterOpenError(f"profile['transform'] is {_shown(transform)}; give an Affine or six numbers")
     return six
 
 

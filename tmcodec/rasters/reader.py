@@ -348,17 +348,20 @@ def own_modality(src: Any) -> str | None:
 
 def _open_dataset(src: Any) -> tuple[Dataset, bool]:
     """Return the dataset and whether it is ours to close."""
-    if isinstance(src, tuple):
+    if isinstance(src, tuple) and len(src) == 2 and isinstance(src[1], Mapping | None):
         return ArrayDataset(*src), True
     if isinstance(src, np.ndarray):  # masked ones, too
         return ArrayDataset(src), True
     if hasattr(src, "read_masks"):
         return src, False
+    if not isinstance(src, str | os.PathLike):
+        raise RasterOpenError(f"cannot open a {type(src).__name__}; give a path, an open rasterio dataset, "
+                              "a NumPy array, or a tuple of an array and its profile")
     try:
         with gdal_env():
             dataset: Dataset = open_quietly(src)
     except GDAL_ERRORS as error:
-        message = f"cannot open {src} ({one_line(error)}); check the path and the format"
+        message = f"cannot open {os.fspath(src)} ({one_line(error)}); check the path and the format"
         raise RasterOpenError(message) from error
     return dataset, True
 
