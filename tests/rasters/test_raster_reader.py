@@ -57,6 +57,16 @@ def test_nodata_is_exact(make_raster: MakeRaster, dtype: str, nodata: float | No
     assert np.isfinite(values).all() and values[0, 3, 4] == 101
 
 
+@pytest.mark.parametrize(("nodata", "expected"), [(-9999, -10000), (-32768, -32768), (-3.4e38, -3.4e38)])
+def test_nodata_of_half_precision_is_rounded_like_the_values(nodata: float, expected: float) -> None:
+    array = np.full((4, 5), 0.5, np.float16)
+    with np.errstate(over="ignore"):
+        array[0, 0] = nodata
+    with open_raster((array, {"nodata": nodata}), "NDVI") as source:
+        assert source.dtype == "float32" and source.nodata == pytest.approx(expected, rel=1e-6)
+        assert np.array_equal(source.read(WHOLE)[1][0], np.arange(20).reshape(4, 5) > 0)
+
+
 def test_out_of_range_nodata_marks_nothing() -> None:
     with open_raster((np.zeros((4, 5), np.uint8), {"nodata": -9999}), "DEM") as source:
         assert source.nodata is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -107,8 +108,10 @@ class ArrayDataset:
         self.dtypes: Sequence[str] = (self._array.dtype.name,) * self.count
         self.crs: Any = _parse_crs(given.get("crs"))
         self.transform: Any = _parse_transform(given.get("transform"))
-        nodata = given.get("nodata")
-        self.nodatavals: Sequence[float | None] = (_number("nodata", nodata),) * self.count
+        nodata = _number("nodata", given.get("nodata"))
+        if np.asarray(array).dtype == np.float16:
+            nodata = _as_float16(nodata)
+        self.nodatavals: Sequence[float | None] = (nodata,) * self.count
         self.descriptions: Sequence[str | None] = self._per_band("descriptions", given.get("descriptions"))
         self.scales: Sequence[float] = self._numbers("scale", given.get("scale", 1.0))
         self.offsets: Sequence[float] = self._numbers("offset", given.get("offset", 0.0))
@@ -200,6 +203,15 @@ def _number(key: str, value: Any) -> float | None:
         raise RasterOpenError(f"profile[{key!r}] is {_shown(value)}; give a number")
     number: float = value.item()
     return number
+
+
+def _as_float16(nodata: float | None) -> float | None:
+    """Return `nodata` rounded as float16 stores it (-9999 is -10000), unless that is infinite."""
+    if nodata is None:
+        return None
+    with np.errstate(over="ignore"):
+        rounded = float(np.float16(nodata))
+    return nodata if math.isinf(rounded) else rounded
 
 
 def _shown(value: Any) -> str:
