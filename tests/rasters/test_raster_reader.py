@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 from raster_helpers import MakeRaster
+from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
@@ -307,6 +314,88 @@ def test_what_is_no_raster_is_named_by_its_type(src: object) -> None:
         open_raster(src, "DEM")
     message = f"cannot open a {type(src).__name__}; give a path, an open rasterio dataset, a NumPy array, or"
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+# --------------------------------------------------------------------------- what belongs to the process
+
+
+@pytest.fixture
+def cache() -> Iterator[Callable[[], int]]:
+    """Let GDAL's block cache be 512 MB, which is more than we want, and return what tells its size."""
+    before = get_gdal_config("GDAL_CACHEMAX")
+    set_gdal_config("GDAL_CACHEMAX", 512 << 20)
+    yield lambda: int(get_gdal_config("GDAL_CACHEMAX"))
+    set_gdal_config("GDAL_CACHEMAX", before)
+
+
+@pytest.mark.parametrize("outer", [nullcontext(), rasterio.Env()], ids=["bare", "in an Env"])
+def test_gdals_cache_is_small_inside_and_as_before_afterwards(
+    outer: AbstractContextManager[object], cache: Callable[[], int]
+) -> None:
+    with outer:
+        with reader.gdal_env():
+            with reader.gdal_env():
+                assert cache() == 256 << 20
+            assert cache() == 256 << 20
+        assert cache() == 512 << 20
+    assert cache() == 512 << 20
+
+
+def test_threads_leave_gdals_cache_as_it_was(cache: Callable[[], int]) -> None:
+    together = threading.Barrier(4, timeout=10)
+
+    def work(number: int) -> int:
+        together.wait()
+        with reader.gdal_env():
+            together.wait()  # all are inside
+            if number:
+                together.wait()  # and leave in another order than they came
+            seen = cache()
+        if not number:
+            together.wait()
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [256 << 20] * 4
+    assert cache() == 512 << 20
+
+
+def test_a_cache_that_the_user_chose_is_left_alone(
+    cache: Callable[[], int], make_raster: MakeRaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    path = make_raster(np.ones((4, 5), np.int16))
+    with rasterio.Env(GDAL_CACHEMAX=300 << 20), open_raster(path, "DEM") as source:
+        read = source._dataset.read
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            seen.append(cache())
+            return read(*args, **kwargs)
+
+        source._dataset = SimpleNamespace(read=noted, close=source._dataset.close)
+        with ThreadPoolExecutor(1) as pool:  # where nothing is known of that Env
+            pool.submit(source.read, WHOLE).result()
+    assert seen == [300 << 20] and cache() == 512 << 20
+    monkeypatch.setenv("GDAL_CACHEMAX", "512")
+    with reader.gdal_env():
+        assert cache() == 512 << 20
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = threading.Semaphore(0)
+
+    def slow(path: str, mode: str) -> None:
+        inside.release()
+        time.sleep(0.1 if path == "first" else 0.2)  # the first would leave while the second is inside
+
+    monkeypatch.setattr(rasterio, "open", slow)
+    before = list(warnings.filters)
+    first = threading.Thread(target=reader.open_quietly, args=("first",))
+    first.start()
+    inside.acquire()
+    reader.open_quietly("second")
+    first.join()
+    assert warnings.filters == before
 
 
 def test_truncated_files_fail_in_one_line(make_raster: MakeRaster) -> None:

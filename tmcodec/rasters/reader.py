@@ -7,6 +7,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import PurePath
 from types import TracebackType
@@ -17,6 +18,7 @@ import numpy.typing as npt
 import rasterio
 import rasterio._err
 from rasterio.crs import CRS
+from rasterio.env import get_gdal_config, getenv, hasenv, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
@@ -43,21 +45,63 @@ CPLE_BaseError: type[Exception] = rasterio._err.CPLE_BaseError
 GDAL_ERRORS: tuple[type[Exception], ...] = (RasterioError, CPLE_BaseError, OSError, ValueError, TypeError)
 """What rasterio raises for a bad file or option; some functions pass GDAL's own classes through."""
 
+_CACHE_BYTES = 256 << 20
+_FILTERING = threading.Lock()
+"""Filters of warnings are the process's: threads that put them back out of turn leave one there for good."""
 _STRIP_BYTES = 64 << 20  # stored bytes read at once; bounds the copy beside the float32 result
 
 
-def gdal_env() -> rasterio.Env:
-    """Return GDAL's environment with a block cache that fits small machines.
+class _SmallCache:
+    """Holds GDAL's block cache, one for the whole process, at 256 MB while any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before, self._held = threading.Lock(), 0, 0, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = int(get_gdal_config("GDAL_CACHEMAX"))
+                self._held = min(self._before, _CACHE_BYTES)
+                set_gdal_config("GDAL_CACHEMAX", self._held)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            # Who has set another size meanwhile wants that one.
+            if self._inside == 0 and int(get_gdal_config("GDAL_CACHEMAX")) == self._held:
+                set_gdal_config("GDAL_CACHEMAX", self._before)
+
+
+_SMALL_CACHE = _SmallCache()
+
+
+def cache_chosen() -> bool:
+    """Tell whether the user chose GDAL's cache size: by the variable, or this thread's rasterio.Env."""
+    options = getenv() if hasenv() else {}
+    return "GDAL_CACHEMAX" in os.environ or "GDAL_CACHEMAX" in {name.upper() for name in options}
+
+
+@contextmanager
+def gdal_env(chosen: bool | None = None) -> Iterator[None]:
+    """Enter GDAL's environment with a block cache that fits small machines.
 
     GDAL's own default is 5 % of the memory, which on a large machine is more than all the
-    rest of this program. A value set by the user in ``GDAL_CACHEMAX`` is respected.
+    rest of this program. A size that the user chose is respected, and the old one comes back.
+
+    Parameters
+    ----------
+    chosen
+        What `cache_chosen` said in the user's thread, whose rasterio.Env others do not see; None asks here.
     """
-    return rasterio.Env() if "GDAL_CACHEMAX" in os.environ else rasterio.Env(GDAL_CACHEMAX=256 << 20)
+    own = nullcontext() if (cache_chosen() if chosen is None else chosen) else _SMALL_CACHE
+    with rasterio.Env(), own:
+        yield
 
 
 def open_quietly(path: str | os.PathLike[str], mode: str = "r", **profile: Any) -> Any:
     """Open with rasterio, without its warning that the raster lies on no map: such are welcome."""
-    with warnings.catch_warnings():
+    with _FILTERING, warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(os.fspath(path), mode, **profile)
 
@@ -128,6 +172,7 @@ class RasterSource:
         owned: bool = True,
     ) -> None:
         self._dataset, self._owned, self._lock = dataset, owned, threading.Lock()
+        self._cache_chosen = cache_chosen()
         self._indexes = select_bands(dataset, modality)
         self._class_map = dict(class_map) if class_map is not None else None
         self._origin = _checked_window(window, dataset)
@@ -222,7 +267,7 @@ class RasterSource:
         slices = ((row + first, row + last), (col, col + window.width))
         try:
             # All bands in one call: in a pixel-interleaved file they share their blocks.
-            with self._lock, gdal_env():
+            with self._lock, gdal_env(self._cache_chosen):
                 stored = self._dataset.read(self._indexes, window=slices)
                 masks = self._dataset.read_masks(self._indexes, window=slices) if self._masked else None
         except GDAL_ERRORS as error:

@@ -21,7 +21,7 @@ from tmcodec.atomic import SIDECARS, atomic_path
 from tmcodec.errors import RasterWriteError, TmcodecError, WindowError
 from tmcodec.modalities import Modality
 from tmcodec.rasters.nodata import usable_nodata
-from tmcodec.rasters.reader import GDAL_ERRORS, gdal_env, one_line, open_quietly
+from tmcodec.rasters.reader import GDAL_ERRORS, cache_chosen, gdal_env, one_line, open_quietly
 from tmcodec.rasters.windows import IDENTITY, Transform, Window
 
 _TILE = 256  # a row of tiles of 10980 x 12 16-bit bands then fits GDAL's cache of 256 MB four times
@@ -108,6 +108,7 @@ class RasterWriter:
         self._tags = dict(tags or {})
         self._scale, self._offset, self._tagged = scale, offset, tagged
         self._cog, self._overwrite, self._compress = cog, overwrite, compress
+        self._cache_chosen = cache_chosen()
         self._stack: ExitStack | None = None
         self._dataset: Any = None
 
@@ -152,7 +153,7 @@ class RasterWriter:
 
     def _create(self) -> None:
         try:
-            with gdal_env():
+            with gdal_env(self._cache_chosen):
                 self._dataset = open_quietly(self._draft, "w", **self._profile())
                 self._describe()
         except GDAL_ERRORS as error:
@@ -198,7 +199,7 @@ class RasterWriter:
 
     def _finish(self) -> None:
         try:
-            with gdal_env():
+            with gdal_env(self._cache_chosen):
                 self._dataset.close()
                 if self._cog:
                     rasterio.shutil.copy(self._draft, self._final, driver="COG", **self._cog_options())
@@ -213,7 +214,8 @@ class RasterWriter:
 
     def _discard(self) -> None:
         if self._dataset is not None:
-            with gdal_env():  # without it GDAL says on stderr what a full disk does to an unfinished file
+            # Without it GDAL says on stderr what a full disk does to an unfinished file.
+            with gdal_env(self._cache_chosen):
                 self._dataset.close()
         if self._draft != self._final:
             for ending in ("", *SIDECARS):
@@ -257,7 +259,7 @@ class RasterWriter:
             stored[band] = self.to_stored(values[band], ok[band])
         slices = ((window.row, window.row_end), (window.col, window.col_end))
         try:
-            with gdal_env():
+            with gdal_env(self._cache_chosen):
                 self._dataset.write(stored, window=slices)
                 if self._masked:
                     # The option is read when the mask band is made, with the first window.
