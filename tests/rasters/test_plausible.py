@@ -7,7 +7,7 @@ import pytest
 
 from tmcodec.errors import UnitsError
 from tmcodec.modalities import MODALITIES
-from tmcodec.rasters.plausible import check_values, check_zeros
+from tmcodec.rasters.plausible import check_values
 
 RNG = np.random.default_rng(0)
 HILLS = RNG.uniform(200, 1400, 1000)
@@ -63,9 +63,3 @@ def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: floa
 def test_implausible(modality: str, stored: np.ndarray, scale: float, offset: float, why: str) -> None:
     with pytest.raises(UnitsError, match=f"^a.tif: .*{why}"):
         check_values("a.tif", MODALITIES[modality], stored, scale, offset)
-
-
-def test_many_zeros_in_all_bands_are_sentinel_2s_no_data() -> None:
-    check_zeros("a.tif", 0.01)
-    with pytest.raises(UnitsError, match=r"^a.tif: 34% of its .*edit-info --nodata 0 FILE"):
-        check_zeros("a.tif", 0.34)

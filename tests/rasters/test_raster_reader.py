@@ -94,11 +94,15 @@ def swath(dtype: str = "uint16", value: float = 3000, bands: int = 12) -> np.nda
     ("float32", 0.3, "S2L2A", 12, {}),
     ("uint16", 3000, "S2L2A", 12, {"nodata": -9999}),  # which no uint16 can be
 ])
-def test_undeclared_no_data_of_sentinel_2_is_refused(
+def test_undeclared_no_data_of_sentinel_2_is_told_from_values(
     offset: str, dtype: str, value: float, modality: str, bands: int, profile: dict[str, Any]
 ) -> None:
-    with pytest.raises(UnitsError, match=r"^array: 20% of its pixels are 0 in all bands.*\{'nodata': 0\}"):
-        open_raster((swath(dtype, value, bands), profile), modality, s2_offset=offset)
+    array = swath(dtype, value, bands)
+    array[0, 9, 9] = 0  # one band alone is a value
+    with open_raster((array, profile), modality, s2_offset=offset) as source:
+        assert (source.nodata, source.mask_kind) == (0, "nodata")
+        assert np.array_equal(source.read(Window(0, 0, 10, 10))[1], np.repeat(array.any(0)[None], bands, 0))
+        assert np.array_equal(source.read(Window(1, 3, 4, 2))[1][0], array.any(0)[3:5, 1:5])
 
 
 @pytest.mark.parametrize("profile", [
@@ -126,11 +130,27 @@ def test_zeros_that_may_be_values() -> None:
             assert source.nodata is None and source.read(Window(0, 0, 10, 10))[1].all()
 
 
+def test_units_are_told_from_the_other_pixels() -> None:
+    array = np.zeros((12, 1100, 1200), np.float32)
+    array[:, 700, 600:610] = 0.5  # reflectance, in none of the spots that are looked at first
+    with open_raster(array, "S2L2A", s2_offset="absent") as source:
+        assert (source.scale, source.offset) == (1e4, 1000)
+    array[array > 0] = 5000  # digital numbers
+    with open_raster(array, "S2L2A", s2_offset="absent") as source:
+        assert (source.scale, source.offset) == (1, 1000)
+
+
 def test_undeclared_no_data_is_found_in_large_files(make_raster: MakeRaster) -> None:
     array = np.full((12, 1100, 1000), 3000, np.uint16)
     array[:, :, :300] = 0
-    with pytest.raises(UnitsError, match=r"^wide.tif: 25% of its pixels"):  # four of 16 spots
-        open_raster(make_raster(array, "wide.tif"), "S2L2A", s2_offset="absent")
+    path = make_raster(array, "wide.tif")
+    # Any window of it is read alike, also one that has few such pixels.
+    for window in (None, Window(299, 0, 400, 50)):
+        with open_raster(path, "S2L2A", s2_offset="absent", window=window) as source:
+            valid = source.read(Window(0, 0, source.width, source.height))[1]
+            assert (~valid[0]).sum() == (1100 * 300 if window is None else 50)
+            assert source.nodata == 0
+
 
 
 def test_nodata_of_each_band_counts_alone(make_raster: MakeRaster) -> None:

@@ -16,8 +16,6 @@ APART = 400.0
 """How far below all other stored values such a value stands."""
 NEGATIVE = 0.2
 """Least share of negative values in a picture in dB: water, fields and forests are, a city's VH is."""
-ZEROS = 0.01
-"""Largest share of Sentinel-2 pixels that are 0 in all bands: shadows are once negatives are cut off."""
 
 
 def check_values(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:
@@ -56,26 +54,6 @@ def check_values(label: str, modality: Modality, stored: Values, scale: float, o
     if not least <= middle <= most:
         raise UnitsError(f"{label}: values around {middle:g} are no {modality.name} in {modality.units}; "
                          f"that lies between {least:g} and {most:g}; pass --scale 0.01 (or what fits)")
-
-
-def check_zeros(label: str, share: float) -> None:
-    """Refuse a Sentinel-2 raster without declared nodata that is 0 in all bands, its NO_DATA, in many places.
-
-    Parameters
-    ----------
-    label
-        The raster, for messages.
-    share
-        Of sampled pixels that are 0 in all bands, as stored.
-
-    Raises
-    ------
-    UnitsError
-    """
-    if share > ZEROS:
-        raise UnitsError(f"{label}: {share:.0%} of its pixels are 0 in all bands, which is Sentinel-2's "
-                         "NO_DATA and not declared; declare it (rio edit-info --nodata 0 FILE; for an array "
-                         "profile={'nodata': 0})")
 
 
 def _check_fill(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:

@@ -22,7 +22,7 @@ from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsEr
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
-from tmcodec.rasters.plausible import check_values, check_zeros
+from tmcodec.rasters.plausible import check_values
 
 WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
     0: 0,  # no data
@@ -308,6 +308,11 @@ def _near(value: float, target: float) -> bool:
 # --------------------------------------------------------------------------- nodata
 
 
+BLACK = 0.01
+"""Share of pixels that are 0 in all bands from where on they are NO_DATA; fewer may be deep shadow, where
+negative reflectances have been cut off."""
+
+
 def nodata_values(
     dataset: Dataset, indexes: Sequence[int], modality: Modality | None = None
 ) -> list[int | float | None]:
@@ -324,14 +329,16 @@ def nodata_values(
     return [usable_nodata(special, dataset.dtypes[i - 1]) for i in indexes]
 
 
-def check_undeclared_zeros(dataset: Dataset, modality: Modality) -> None:
-    """Raise `UnitsError` where much of a Sentinel-2 raster is 0 in all bands, and it declares no nodata."""
-    if not modality.optical:
-        return
-    indexes = select_bands(dataset, modality)
+def black_is_nodata(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> bool:
+    """Tell whether a Sentinel-2 raster's pixels of 0 in all bands (1-based) are its NO_DATA, undeclared.
+
+    That is what 0 in all bands says in ESA's product definition, and most files do not declare it. They are
+    where the raster has neither a nodata value nor a mask, and more than `BLACK` of a sample is such.
+    """
+    if not modality.optical or has_mask_band(dataset, indexes):
+        return False
     declared = any(n is not None for n in nodata_values(dataset, indexes, modality))
-    if not declared and not has_mask_band(dataset, indexes):
-        check_zeros(_label(dataset), _share_of_zeros(dataset, indexes))
+    return not declared and _share_of_zeros(dataset, indexes) > BLACK
 
 
 def _share_of_zeros(dataset: Dataset, indexes: Sequence[int]) -> float:
@@ -358,16 +365,17 @@ _MOST_ROWS = 1024  # of a block that strips are as high as
 
 
 def sample_values(
-    dataset: Dataset, indexes: Sequence[int], modality: Modality | None = None
+    dataset: Dataset, indexes: Sequence[int], nodatas: Sequence[int | float | None] | None = None
 ) -> npt.NDArray[np.float64]:
     """Return valid stored values from all over the raster, 1-D, float64.
 
     Small rasters give all values, large ones those of an overview or of a grid of small
     windows; where these hold nodata only, strips are read until one holds data. At most
-    three bands. Empty where the raster has no valid pixel. The modality tells which tags count.
+    three bands. Empty where the raster has no valid pixel. Nodata values are those given, else
+    those declared.
     """
     bands = list(indexes)[:_SAMPLED_BANDS]
-    nodatas = nodata_values(dataset, bands, modality)
+    nodatas = nodata_values(dataset, bands) if nodatas is None else nodatas[: len(bands)]
     for window, out_shape in _sample_plan(dataset, bands):
         values = _valid_values(dataset, bands, nodatas, window, out_shape)
         if values.size:
@@ -414,7 +422,11 @@ def _valid_values(
 
 
 def decide_scaling(
-    dataset: Dataset, modality: Modality, scale: float | None = None, s2_offset: str = "present"
+    dataset: Dataset,
+    modality: Modality,
+    scale: float | None = None,
+    s2_offset: str = "present",
+    nodatas: Sequence[int | float | None] | None = None,
 ) -> tuple[float, float]:
     """Return ``(scale, offset)`` so that physical = stored * scale + offset.
 
@@ -428,6 +440,8 @@ def decide_scaling(
         The caller's word, before any tag.
     s2_offset
         As from `decide_s2_offset`; ``"absent"`` adds the 1000 that the statistics expect.
+    nodatas
+        Of each of the modality's bands, left out of the sample; None takes those declared.
 
     Raises
     ------
@@ -439,7 +453,7 @@ def decide_scaling(
     if modality.categorical:
         return 1.0, 0.0
     indexes = select_bands(dataset, modality)
-    values = sample_values(dataset, indexes, modality)
+    values = sample_values(dataset, indexes, nodatas)
     factor, shift = (float(scale), 0.0) if scale is not None else _tagged_scaling(dataset, indexes, modality)
     if modality.optical:
         if scale is None:

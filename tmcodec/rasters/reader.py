@@ -28,9 +28,9 @@ from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
     all_tags,
+    black_is_nodata,
     check_class_map,
     check_classes,
-    check_undeclared_zeros,
     decide_s2_offset,
     decide_scaling,
     infer_modality,
@@ -140,7 +140,8 @@ class RasterSource:
     dtype : str
         Of the stored bands.
     nodata : int, float or None
-        In the dtype; of the first band that has one. Integers whose bands have masks of their own get
+        In the dtype; of the first band that has one; 0 where that in all bands is Sentinel-2's NO_DATA,
+        undeclared. Integers whose bands have masks of their own get
         one, the modality's or the dtype's least: a GeoTIFF has one mask for all bands.
     mask_kind : str
         ``"mask"`` where there is no nodata value but a mask or alpha band, else ``"nodata"``.
@@ -181,10 +182,12 @@ class RasterSource:
         self.dtype = _common_dtype(dataset, self._indexes)
         self._nodatas = nodata_values(dataset, self._indexes, modality)
         self._masked = has_mask_band(dataset, self._indexes)
+        self._black = black_is_nodata(dataset, self._indexes, modality)
         self.nodata = self._output_nodata()
         self.mask_kind = "mask" if self._masked and self.nodata is None else "nodata"
         self.s2_offset = decide_s2_offset(dataset, s2_offset, modality)
-        self.scale, self.offset = decide_scaling(dataset, modality, scale, self.s2_offset)
+        nodatas = [0] * len(self._indexes) if self._black else self._nodatas
+        self.scale, self.offset = decide_scaling(dataset, modality, scale, self.s2_offset, nodatas)
         first = self._indexes[0] - 1
         tagged = (float(dataset.scales[first]), float(dataset.offsets[first]))
         self.tagged = tagged if scale is None else (1.0, 0.0)
@@ -246,6 +249,8 @@ class RasterSource:
             for band in range(shape[0]):
                 mask = None if masks is None else masks[band]
                 self._convert(stored[band], band, mask, values[band, first:last], valid[band, first:last])
+            if self._black:
+                valid[:, first:last] &= stored.any(axis=0)
         return values, valid
 
     def _strips(self, window: Window) -> Iterator[tuple[int, int]]:
@@ -306,6 +311,8 @@ class RasterSource:
             values[~finite] = 0
 
     def _output_nodata(self) -> int | float | None:
+        if self._black:
+            return 0
         nodata = next((n for n in self._nodatas if n is not None), None)
         integers = np.dtype(self.dtype).kind in "iu"
         if nodata is None and integers and masks_differ(self._dataset, self._indexes):
@@ -362,10 +369,8 @@ def open_raster(
             _refuse_subdatasets(dataset)
             _refuse_complex(dataset)
             row = named or infer_modality(dataset)
-            source = RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
-                                  window=window, owned=owned)
-            check_undeclared_zeros(dataset, row)
-            return source
+            return RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
+                                window=window, owned=owned)
     except BaseException as error:
         if owned:
             dataset.close()
