@@ -17,8 +17,9 @@ from PIL import Image
 import tmcodec
 from tmcodec.errors import EvaluationError, MissingDependencyError, TargetExistsError, TargetFolderError
 from tmcodec.evaluation.folder import report_folder
+from tmcodec.evaluation.page import scenes_table, seconds_per_megapixel
 from tmcodec.evaluation.report import EQUAL, Report
-from tmcodec.evaluation.scenes import Reading, read_scene
+from tmcodec.evaluation.scenes import Reading, find_rasters, read_scene, short_names
 from tmcodec.modalities import MODALITIES
 
 MakeScene = Callable[..., Path]
@@ -130,6 +131,50 @@ def test_other_modalities(
     score = report.mean(f"tiny-{modality.lower()}@1", report.score)
     assert score.mean is not None and score.low is None  # one scene has no interval
     assert "n/a" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_scenes_of_the_same_folder_and_file_name_are_told_apart(
+    make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    for year, side in (("p2020", 64), ("p2021", 32)):
+        (tmp_path / year / "NDVI").mkdir(parents=True)
+        make_scene("NDVI", side, side, seed=side).rename(tmp_path / year / "NDVI" / "T32.tif")
+        (tmp_path / year / "NDVI" / "bad.tif").write_bytes(b"II*\0 not a raster")
+    # The first folder a second time: each file counts once.
+    folders = [tmp_path / "p2020", tmp_path / "p2020" / "NDVI", tmp_path / "p2021"]
+    report = tmcodec.evaluate(folders, tokenizers=[str(tiny_tokenizer("NDVI"))], steps=(1, 3),
+                              baselines=("none",), skip_bad=True)
+    assert [s.name for s in report.scenes] == ["p2020/NDVI/T32", "p2021/NDVI/T32"]
+    assert sorted(report.skipped) == ["p2020/NDVI/bad.tif", "p2021/NDVI/bad.tif"]
+    one, three = ([e.values["psnr"] for e in report.of(f"tiny-ndvi@{n}")] for n in (1, 3))
+    assert report.difference("tiny-ndvi@1", "tiny-ndvi@3", "psnr").mean == pytest.approx(
+        (one[0] - three[0] + one[1] - three[1]) / 2
+    )
+    assert [row["size"] for row in scenes_table(report)["rows"]] == ["64 × 64", "32 × 32"]
+    seconds = sum(e.encode_seconds or 0 for e in report.of("tiny-ndvi@1"))
+    assert seconds_per_megapixel(report, report.methods[0], "encode_seconds") == pytest.approx(
+        seconds / (64 * 64 + 32 * 32) * 1e6
+    )
+
+
+def test_names_have_as_many_folders_as_tell_them_apart() -> None:
+    given = ["/d/a/x/T.tif", "/d/b/x/T.tif", "/d/b/x/U.tif", "/d/x/T.tif", "/d/y/V.tif", "/d/y/V.jp2"]
+    names = short_names(map(Path, given))
+    assert list(names.values()) == ["a/x/T", "b/x/T", "x/U", "d/x/T", "y/V.tif", "y/V.jp2"]
+    files = list(short_names(map(Path, given), suffix=True).values())
+    assert files == ["a/x/T.tif", "b/x/T.tif", "x/U.tif", "d/x/T.tif", "y/V.tif", "y/V.jp2"]
+
+
+def test_a_raster_is_found_once(folder: Path) -> None:
+    (folder.parent / "linked").symlink_to(folder)
+    everything = [folder, folder / "0.tif", folder.parent / "linked" / "1.tif"]
+    assert find_rasters(everything) == [folder / "0.tif", folder / "1.tif"]
+
+
+def test_a_report_with_scenes_of_one_name_is_refused(evaluated: Evaluated) -> None:
+    plain = evaluated[0].to_dict()
+    with pytest.raises(EvaluationError, match="2 scenes of the name val/0"):
+        Report.from_dict({**plain, "scenes": [plain["scenes"][0]] * 2})
 
 
 # --------------------------------------------------------------------------- bad input

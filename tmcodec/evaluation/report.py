@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,7 @@ class Report:
         Raises
         ------
         EvaluationError
-            If it is none.
+            If it is none, or scenes in it share a name.
         """
         if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
             raise EvaluationError(f"not a report of schema {SCHEMA}; evaluate again")
@@ -260,9 +261,13 @@ class Report:
         try:
             for key, kind in lists.items():
                 own[key] = tuple(kind(**_numbered(item)) for item in own[key])
-            return cls(**{**own, "notes": tuple(own["notes"])})
-        except (KeyError, TypeError, AttributeError) as err:
+            report = cls(**{**own, "notes": tuple(own["notes"])})
+            name, count = Counter(s.name for s in report.scenes).most_common(1)[0]
+        except (KeyError, TypeError, AttributeError, IndexError) as err:
             raise EvaluationError(f"the report is damaged ({err}); evaluate again") from err
+        if count > 1:  # differences are taken by name
+            raise EvaluationError(f"the report has {count} scenes of the name {name}; evaluate again")
+        return report
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:

@@ -35,7 +35,7 @@ from tmcodec.evaluation.measures import beyond_sigma, measure, score, torchmetri
 from tmcodec.evaluation.perception import NO_COMPOSITE, NO_WEIGHTS
 from tmcodec.evaluation.report import EQUAL, Entry, Method, Report, SceneFacts
 from tmcodec.evaluation.request import Job, check_steps, load_perception, load_tokenizers
-from tmcodec.evaluation.scenes import MAX_PIXELS, Reading, Scene, find_rasters, read_scene
+from tmcodec.evaluation.scenes import MAX_PIXELS, Reading, Scene, find_rasters, read_scene, short_names
 from tmcodec.evaluation.tiles import KEPT, Tile, add_picture, worst_tile
 from tmcodec.evaluation.tokens import TokenCount
 from tmcodec.fsq import codebook_size
@@ -134,9 +134,10 @@ def evaluate(
         toks, row, reading, check_steps(steps, row), check_baselines(baselines, bool(train)), device,
         batch_size, seed, load_perception(lpips, row),
     )
-    run = Run(job, skip_bad)
-    if "kmeans" in job.baselines:
-        run.learn_floors(find_rasters(train))
+    lessons = find_rasters(train) if "kmeans" in job.baselines else []
+    run = Run(job, skip_bad, short_names(paths), short_names([*paths, *lessons], suffix=True))
+    if lessons:
+        run.learn_floors(lessons)
     run.warm_up(paths)
     for done, path in enumerate(paths, 1):
         run.add(path)
@@ -167,10 +168,21 @@ class Through:
 
 
 class Run:
-    """Collects what is found, scene by scene."""
+    """Collects what is found, scene by scene.
 
-    def __init__(self, job: Job, skip_bad: bool) -> None:
+    Parameters
+    ----------
+    job, skip_bad
+        What to do, and whether to go on without rasters that cannot be used.
+    names, files
+        What scenes and skipped files are called, by absolute path.
+    """
+
+    def __init__(
+        self, job: Job, skip_bad: bool, names: Mapping[Path, str], files: Mapping[Path, str]
+    ) -> None:
         self.job, self.skip_bad = job, skip_bad
+        self.names, self.files = names, files
         self.methods = [
             Method(f"{t.name}@{s}", f"{t.name}, {plural(s, 'step')}", "tokenizer", t.name, steps=s)
             for t in job.tokenizers for s in job.steps
@@ -239,7 +251,7 @@ class Run:
 
     def _read(self, path: Path) -> Scene | None:
         try:
-            return read_scene(path, self.job.reading)
+            return read_scene(path, self.job.reading, self.names.get(path.absolute()))
         except EvaluationError as err:
             self._bad(path, str(err), err)
             return None
@@ -247,7 +259,7 @@ class Run:
     def _bad(self, path: Path, message: str, err: BaseException) -> None:
         if not self.skip_bad:
             raise EvaluationError(f"{message}; --skip-bad leaves such rasters out") from err
-        self.skipped[f"{path.parent.name}/{path.name}"] = message.removeprefix(f"{path}: ")
+        self.skipped[self.files[path.absolute()]] = message.removeprefix(f"{path}: ")
 
     def _through(self, scene: Scene, tok: Tokenizer, window: tuple[int, int, int, int] | None) -> Through:
         """Encode to a real file and decode it in each step count."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -61,7 +62,7 @@ class Scene:
     Attributes
     ----------
     name
-        Folder and file name without suffix.
+        Folder and file name without suffix; what `short_names` says where there are several.
     path
         The file.
     values, valid
@@ -100,6 +101,8 @@ class Scene:
 def find_rasters(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Return the rasters in the folders and below them, sorted; a file stands for itself.
 
+    A raster that several of the folders have, or that a link leads to again, is returned once.
+
     Raises
     ------
     EvaluationError
@@ -114,11 +117,38 @@ def find_rasters(folders: Sequence[str | os.PathLike[str]]) -> list[Path]:
     if not found:
         names = ", ".join(str(f) for f in folders) or "no folder"
         raise EvaluationError(f"{names}: no raster ({', '.join(SUFFIXES)}); give a folder that has some")
-    return found
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return list(once.values())
 
 
-def read_scene(path: Path, how: Reading) -> Scene:
-    """Read a raster whole.
+def short_names(paths: Iterable[Path], suffix: bool = False) -> dict[Path, str]:
+    """Return a name for each raster, by its absolute path: folder and file name.
+
+    Where two would have the same, they get as many folders more in front as tell them apart.
+
+    Parameters
+    ----------
+    paths
+        The rasters.
+    suffix
+        Keep the files' suffixes. Otherwise they are kept only in a folder where the names need them, as of
+        ``a.tif`` and ``a.jp2``.
+    """
+    whole = list(dict.fromkeys(p.absolute() for p in paths))
+    stems = Counter((p.parent, p.stem) for p in whole)
+    kept = {folder for (folder, _), count in stems.items() if suffix or count > 1}
+    parts = {p: (*p.parts[1:-1], p.name if p.parent in kept else p.stem) for p in whole}
+    names = {p: "/".join(parts[p][-2:]) for p in whole}
+    for depth in range(3, max(map(len, parts.values()), default=0) + 1):
+        count = Counter(names.values())
+        names = {p: name if count[name] == 1 else "/".join(parts[p][-depth:]) for p, name in names.items()}
+    return names
+
+
+def read_scene(path: Path, how: Reading, name: str | None = None) -> Scene:
+    """Read a raster whole; without a name it has its folder's and its own.
 
     Raises
     ------
@@ -141,11 +171,8 @@ def read_scene(path: Path, how: Reading) -> Scene:
     if not valid.any():
         raise EvaluationError(f"{path}: no pixel is valid; leave it out, or skip bad rasters")
     filled = fill_invalid(values, valid, how.modality.mean)
-    return Scene(_short(path), path, values, valid, filled, values.size * dtype.itemsize, step, origin)
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.stem}" if path.parent.name else path.stem
+    name = short_names([path])[path.absolute()] if name is None else name
+    return Scene(name, path, values, valid, filled, values.size * dtype.itemsize, step, origin)
 
 
 def _named(path: Path, err: BaseException) -> str:
