@@ -220,21 +220,43 @@ def test_whose_tokens_it_decodes_is_verified_again(tmp_path: Path) -> None:
         assert ("also decodes tokens of" in (out / "README.md").read_text()) == bool(expected)
 
 
-def test_figures_of_an_evaluation_come_before_the_runs(run: Path, tmp_path: Path) -> None:
+def write_report(path: Path, sha256: str, modality: str = "NDVI") -> Path:
+    """Write a report on the weights `sha256` under another name, on other weights, and on a codec."""
     rows = [
         {"method": "my@1", "measure": "psnr", "mean": 29.5, "low": 28.0, "high": 31.0, "count": 7},
+        {"method": "other@1", "measure": "psnr", "mean": 33.0, "low": 32.0, "high": 34.0, "count": 7},
         {"method": "jp2", "measure": "psnr", "mean": 27.0, "low": None, "high": None, "count": 7},
     ]
-    methods = [{"key": "my@1", "kind": "tokenizer"}, {"key": "jp2", "kind": "codec"}]
-    report = tmp_path / "report.json"
-    report.write_text(json.dumps({"modality": "NDVI", "methods": methods, "summary": rows}))
+    methods = [
+        {"key": "my@1", "kind": "tokenizer", "tokenizer": "my"},
+        {"key": "other@1", "kind": "tokenizer", "tokenizer": "other"},
+        {"key": "jp2", "kind": "codec", "tokenizer": "my"},
+    ]
+    use = [{"tokenizer": "my", "weights_sha256": sha256}, {"tokenizer": "other", "weights_sha256": "0b" * 32}]
+    plain = {"modality": modality, "methods": methods, "summary": rows, "token_use": use}
+    path.write_text(json.dumps(plain))
+    return path
+
+
+def test_figures_of_an_evaluation_come_before_the_runs(run: Path, tmp_path: Path) -> None:
+    sha256 = export_run(run, "my-model", tmp_path / "first").facts.sha256
+    report = write_report(tmp_path / "report.json", sha256)
     done = export_run(run, "my-model", tmp_path / "out", report=report)
     assert [(f.name, f.value) for f in done.facts.figures] == [("psnr (my@1)", 29.5)]
     assert "7 scenes, 95 % interval 28 to 31" in (tmp_path / "out" / "README.md").read_text()
-    report.write_text(json.dumps({"modality": "DEM", "methods": methods, "summary": rows}))
     with pytest.raises(ConfigError, match="a report on DEM"):
-        export_run(run, "my-model", tmp_path / "out2", report=report)
+        export_run(run, "my-model", tmp_path / "out2", report=write_report(report, sha256, "DEM"))
     assert not (tmp_path / "out2").exists()
+
+
+def test_a_report_on_other_weights_is_refused(run: Path, tmp_path: Path) -> None:
+    report = write_report(tmp_path / "report.json", "0a" * 32)
+    result = export(str(run), "--name", "my-model", "-o", str(tmp_path / "out"), "--report", str(report))
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    own = export_run(run, "my-model", tmp_path / "first").facts.sha256
+    for sha256 in (own, "0a" * 32, "0b" * 32):
+        assert sha256 in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_half_folder_is_left(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

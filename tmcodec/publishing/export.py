@@ -70,14 +70,15 @@ def export_run(
     out
         The folder to make; None is `name`, here. It must not exist.
     report
-        ``report.json`` of `tmcodec evaluate`; without it the run's last validation is told.
+        ``report.json`` of `tmcodec evaluate` on these weights, whatever their name was there; without it the
+        run's last validation is told.
     licence
         SPDX identifier or text; None is the one that the run's callback WeightsFile was given.
 
     Raises
     ------
     ConfigError
-        If the name is no good, or the run or report cannot be read.
+        If the name is no good, the run or report cannot be read, or the report is on other weights.
     WeightsError
         If the checkpoint is damaged or not of a run.
     TargetExistsError, TargetFolderError
@@ -120,7 +121,10 @@ def write_weights(
     net, sha256, origins = write_run(saved, path, name, notes, overwrite=False)
     config = json.loads(json.dumps(net.cfg.to_dict()))
     modality = make_modality(config)
-    figures = figures_of_run(saved.metrics) if report is None else figures_of_report(Path(report), modality)
+    if report is None:
+        figures = figures_of_run(saved.metrics)
+    else:
+        figures = figures_of_report(Path(report), modality, sha256.hex())
     return Facts(
         name=name,
         layout=saved.layout,

@@ -132,28 +132,35 @@ def figures_of_run(metrics: Mapping[str, float]) -> tuple[Figure, ...]:
     )
 
 
-def figures_of_report(path: Path, modality: Modality) -> tuple[Figure, ...]:
-    """Return the tokenizer's figures in an evaluation's ``report.json``, means over scenes.
+def figures_of_report(path: Path, modality: Modality, sha256: str) -> tuple[Figure, ...]:
+    """Return the figures of the weights `sha256` in an evaluation's ``report.json``, means over scenes.
 
     Raises
     ------
     ConfigError
-        If it is no such report, or of another modality.
+        If it is no such report, or of another modality or other weights.
     """
     try:
         if path.stat().st_size > MAX_REPORT:
             raise ValueError("too large")
         raw = json.loads(path.read_text(encoding="utf-8"))
-        kinds = {m["key"]: m["kind"] for m in raw["methods"]}
         of = str(raw["modality"])
-        rows = [r for r in raw["summary"] if kinds[r["method"]] == "tokenizer" and r["mean"] is not None]
+        weights = {str(u["tokenizer"]): str(u["weights_sha256"]) for u in raw["token_use"]}
+        own = {
+            m["key"] for m in raw["methods"]
+            if m["kind"] == "tokenizer" and weights[m["tokenizer"]] == sha256
+        }
         found = tuple(
-            Figure(f"{r['measure']} ({r['method']})", float(r["mean"]), _interval(r)) for r in rows
+            Figure(f"{r['measure']} ({r['method']})", float(r["mean"]), _interval(r))
+            for r in raw["summary"] if r["method"] in own and r["mean"] is not None
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise ConfigError(f"{path}: not a report of tmcodec evaluate; give its report.json") from err
     if of != modality.name:
         raise ConfigError(f"{path}: a report on {of}, but the tokenizer is for {modality.name}")
+    if not own:
+        others = " and ".join(weights.values())
+        raise ConfigError(f"{path}: a report on weights {others}, but the run's are {sha256}; evaluate these")
     return found
 
 
