@@ -305,6 +305,21 @@ def test_bad_runs_are_refused(tmp_path: Path, run: Path) -> None:
     assert find_run(tmp_path / "lightning_logs" / "version_1").checkpoint.name == "last.ckpt"
 
 
+@pytest.mark.parametrize("place", ["", "checkpoints", "lightning_logs/version_3/checkpoints"])
+def test_a_folder_that_two_fits_wrote_to_is_refused(place: str, tmp_path: Path) -> None:
+    """Lightning writes last-v1.ckpt beside the last.ckpt of another fit; which one is meant is not known."""
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "last-v1.ckpt").touch()
+    (folder / "epoch=0-step=8.ckpt").touch()
+    assert find_run(tmp_path).checkpoint == folder / "last-v1.ckpt"
+    (folder / "last.ckpt").touch()
+    with pytest.raises(ConfigError, match=r"last-v1\.ckpt, .*last\.ckpt") as caught:
+        find_run(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert find_run(folder / "last.ckpt").checkpoint == folder / "last.ckpt"
+
+
 def test_recipes_survive_odd_configurations() -> None:
     for odd in ({}, {"model": None}, {"model": {"losses": 3}}, {"trainer": {"callbacks": "x"}}, {"data": []}):
         assert isinstance(recipe_of(odd), dict)

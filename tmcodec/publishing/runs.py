@@ -58,8 +58,9 @@ def find_run(path: Path) -> RunFiles:
 
 def _in_folder(folder: Path) -> Path:
     """Return the last checkpoint of the only run in a folder, or its only checkpoint."""
-    found = sorted(folder.glob("last.ckpt")) or sorted(folder.glob("checkpoints/last.ckpt"))
-    found = found or sorted(folder.glob("**/last.ckpt")) or sorted(folder.glob("**/*.ckpt"))
+    # Where a fit finds another's last.ckpt, Lightning writes last-v1.ckpt beside it.
+    patterns = ("last*.ckpt", "checkpoints/last*.ckpt", "**/last*.ckpt", "**/*.ckpt")
+    found = next((paths for p in patterns if (paths := sorted(folder.glob(p)))), [])
     if not found:
         raise ConfigError(f"{folder}: no checkpoint in it; train with ModelCheckpoint, or give a .ckpt file")
     if len(found) > 1:
