@@ -17,8 +17,9 @@ from PIL import Image
 import tmcodec
 from tmcodec.errors import EvaluationError, MissingDependencyError, TargetExistsError, TargetFolderError
 from tmcodec.evaluation.folder import report_folder
-from tmcodec.evaluation.page import scenes_table, seconds_per_megapixel
-from tmcodec.evaluation.report import EQUAL, Report
+from tmcodec.evaluation.page import means_table, missing, scenes_table, seconds_per_megapixel, sentences
+from tmcodec.evaluation.plots import mean_rate
+from tmcodec.evaluation.report import EQUAL, Entry, Method, Report, SceneFacts
 from tmcodec.evaluation.scenes import Reading, find_rasters, read_scene, short_names
 from tmcodec.modalities import MODALITIES
 
@@ -102,6 +103,71 @@ def test_infinity_survives_json(evaluated: Evaluated) -> None:
     same = replace(report.entries[0], values={"psnr": math.inf, "rmse": 0.0})
     exact = replace(report, entries=(same, *report.entries[1:]))
     assert Report.from_dict(json.loads(exact.to_json())) == exact
+
+
+def report_of(report: Report, psnr: dict[str, tuple[float, ...]]) -> Report:
+    """Return a report of three scenes with these PSNRs of the tokenizer ``tok@1`` and of codecs."""
+    methods = tuple(
+        Method(key, key, "tokenizer" if key == "tok@1" else "codec", "tok", key.partition("@")[0], steps=1)
+        for key in psnr
+    )
+    scenes = tuple(SceneFacts(name, 100, 80, 1.0, 8000, None) for name in "abc")
+    entries = tuple(
+        Entry(scene, key, bytes=size, values={"psnr": value})
+        for key, values in psnr.items()
+        for scene, value, size in zip("abc", values, (1000, 2000, 60), strict=True)
+    )
+    return replace(report, methods=methods, scenes=scenes, entries=entries, token_use=())
+
+
+def test_an_exact_scene_counts_for_no_method(evaluated: Evaluated) -> None:
+    inf = math.inf
+    report = report_of(evaluated[0], {"tok@1": (30, 34, 60), "jp2": (28, 30, inf), "webp": (29, 31, 50)})
+    assert report.left_out("psnr") == {"c"}
+    found = {key: report.mean(key, "psnr") for key in ("tok@1", "jp2", "webp")}
+    assert {key: (i.mean, i.count) for key, i in found.items()} == {
+        "tok@1": (32, 2), "jp2": (29, 2), "webp": (30, 2)
+    }
+    for key in ("jp2", "webp"):
+        gap = report.difference("tok@1", key, "psnr")
+        assert (gap.mean, gap.count) == (32 - (found[key].mean or 0), 2)
+    best = report.best_codec("tok")
+    assert best is not None and best.key == "webp"
+    assert {r["method"]: r["infinite"] for r in report.summary()} == {"tok@1": 0, "jp2": 1, "webp": 0}
+    assert "PSNR 32.00 [30.00, 34.00] dB over 2 scenes; +2.00" in sentences(report)[0]
+    assert missing(report) == [
+        "PSNR is infinite, the picture exact, on 1 of 3 scenes (jp2: 1), "
+        "which its means and differences leave out for all methods."
+    ]
+    cells = [row["cells"][0] for row in means_table(report)["rows"]]
+    assert cells[1] == {"mean": "29.00", "ends": "28.00 … 30.00; ∞ on 1"}
+    rate = mean_rate(report, report.methods[0], report.left_out("psnr"))
+    assert rate == pytest.approx(8 * (1000 + 2000) / 2 / 8000)
+    assert Report.from_dict(json.loads(report.to_json())) == report
+
+
+def test_between_codecs_of_equal_means_the_exact_one_is_best(evaluated: Evaluated) -> None:
+    for rest in ((29, 31), (math.inf, math.inf)):
+        rows = {"tok@1": (30, 34, 60), "jp2": (*rest, 40), "webp": (*rest, math.inf)}
+        best = report_of(evaluated[0], rows).best_codec("tok")
+        assert best is not None and best.key == "webp"
+
+
+def test_scenes_without_a_finite_score(
+    make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    """Means of a raster of one value are exact: no mean is left, and the report is written nonetheless."""
+    import rasterio
+
+    path, out = make_scene("NDVI", 32, 32), tmp_path / "out"
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write(np.full((1, 32, 32), -0.5, np.float32))
+    report = tmcodec.evaluate(path, tokenizers=[str(tiny_tokenizer("NDVI"))], baselines=QUICK, report=out)
+    exact = [m for m in report.methods if m.title == "means of 16 x 16, unquantized"]
+    assert [report.of(m.key)[0].values["psnr"] for m in exact] == [math.inf]
+    assert report.mean("tiny-ndvi@1", "psnr").mean is None and report.differences() == []
+    page = (out / "report.html").read_text()
+    assert "PSNR is infinite, the picture exact, on 1 of 1 scene (" in page and "∞" in page
 
 
 def test_a_damaged_report_is_refused(

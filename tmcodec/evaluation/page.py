@@ -72,9 +72,9 @@ def sentences(report: Report) -> list[str]:
     for name in dict.fromkeys(m.tokenizer for m in report.tokenizer_methods()):
         own = report.tokenizer_methods(name)
         first = own[0]
-        mean = number(report.mean(first.key, report.score), measure.digits)
-        text = f"{first.title}: {measure.title} {mean} {measure.unit}".rstrip()
-        text += f" over {plural(len(report.of(first.key)), 'scene')}"
+        mean = report.mean(first.key, report.score)
+        text = f"{first.title}: {measure.title} {number(mean, measure.digits)} {measure.unit}".rstrip()
+        text += f" over {plural(mean.count, 'scene')}"
         best = report.best_codec(name)
         if best is not None:
             gap = report.difference(first.key, best.key, report.score)
@@ -137,7 +137,7 @@ def means_table(report: Report) -> dict[str, Any]:
             "title": method.title, "kind": method.kind, "tokenizer": method.tokenizer, "scenes": len(entries),
             "whole": len(entries) == len(report.scenes), "bytes": _mean_bytes(report, method),
             "rate": fixed(rate, 4) if not math.isnan(rate := mean_rate(report, method)) else "–",
-            "cells": [_cell(report.mean(method.key, m), MEASURES[m].digits) for m in used],
+            "cells": [_cell(report, method, m) for m in used],
         })
     return {"titles": titles, "rows": rows, "better": [MEASURES[m].more for m in used]}
 
@@ -147,11 +147,14 @@ def _title(title: str, unit: str, report: Report) -> str:
     return f"{title}, {unit}" if unit else title
 
 
-def _cell(value: Interval, digits: int) -> dict[str, str]:
+def _cell(report: Report, method: Method, measure: str) -> dict[str, str]:
+    value, digits = report.mean(method.key, measure), MEASURES[measure].digits
     both = value.low is not None and value.high is not None
     ends = f"{fixed(value.low or 0, digits)} … {fixed(value.high or 0, digits)}" if both else "n/a"
     mean = "–" if value.mean is None else fixed(value.mean, digits)
-    return {"mean": mean, "ends": ends if value.count else ""}
+    infinite = report.infinite(method.key, measure)
+    below = [ends] * bool(value.count) + [f"∞ on {infinite}"] * bool(infinite)
+    return {"mean": mean, "ends": "; ".join(below)}
 
 
 def _mean_bytes(report: Report, method: Method) -> str:
@@ -235,7 +238,7 @@ def seconds_per_megapixel(report: Report, method: Method, which: str) -> float:
 
 
 def missing(report: Report) -> list[str]:
-    """Say which codecs do not reach which sizes."""
+    """Say which codecs do not reach which sizes, and which means lack scenes where a measure is infinite."""
     lines = []
     for method in report.methods:
         failed = [e for e in report.entries if e.method == method.key and e.note]
@@ -244,4 +247,26 @@ def missing(report: Report) -> list[str]:
             span = f"{limits[0]}" if limits[0] == limits[-1] else f"{limits[0]} to {limits[-1]}"
             share = f"{len(failed)} of {plural(len(report.scenes), 'scene')}"
             lines.append(f"{method.title}: nothing fits {span} bytes on {share}.")
-    return list(dict.fromkeys(lines))
+    return [*dict.fromkeys(lines), *_infinite(report)]
+
+
+def _infinite(report: Report) -> list[str]:
+    """Say for each measure on how many scenes it is infinite, and by which methods."""
+    lines = []
+    for key, measure in MEASURES.items():
+        out = report.left_out(key)
+        if not out:
+            continue
+        by: dict[str, int] = {}
+        for method in report.methods:
+            size = "" if method.factor == EQUAL else f" at {method.factor:g} times the size"
+            if count := report.infinite(method.key, key):
+                title = f"{method.title}{size}"
+                by[title] = max(count, by.get(title, 0))  # a codec is there once for each tokenizer
+        share = f"{len(out)} of {plural(len(report.scenes), 'scene')}"
+        why = ", the picture exact," if key == "psnr" else ""
+        lines.append(
+            f"{measure.title} is infinite{why} on {share} ({', '.join(f'{t}: {n}' for t, n in by.items())}), "
+            "which its means and differences leave out for all methods."
+        )
+    return lines

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ def draw_all(folder: Path, report: Report, tiles: Sequence[Tile], modality: Moda
         )
     if _scenes(folder / "scenes.png", report):
         made["scenes.png"] = f"{score.title} of each scene at the token file's size."
+        if report.left_out(report.score):
+            made["scenes.png"] += " Exact pictures, whose PSNR is infinite, have no mark."
     if _bands(folder / "bands.png", report):
         what = "RMSE of each band, root of the mean square over scenes"
         made["bands.png"] = what + " that both have, at the token file's size."
@@ -80,13 +82,13 @@ def colour_of(report: Report, method: Method) -> str:
     return _TOKENIZERS[names.index(method.tokenizer) % len(_TOKENIZERS)]
 
 
-def mean_rate(report: Report, method: Method) -> float:
-    """Return the mean bits per pixel that count, NaN where there is no file."""
+def mean_rate(report: Report, method: Method, left_out: Collection[str] = ()) -> float:
+    """Return the mean bits per pixel that count, without some scenes; NaN where there is no file."""
     pixels = {s.name: s.width * s.height for s in report.scenes}
     rates = [
         8 * (e.bytes - e.forgiven_bytes) / pixels[e.scene]
         for e in report.of(method.key)
-        if e.bytes is not None
+        if e.bytes is not None and e.scene not in left_out
     ]
     return float(np.mean(rates)) if rates else math.nan
 
@@ -136,7 +138,8 @@ def _rate_distortion(path: Path, report: Report) -> bool:
 
 def _point(report: Report, method: Method) -> tuple[float, float]:
     mean = report.mean(method.key, report.score).mean
-    return mean_rate(report, method), math.nan if mean is None else mean
+    rate = mean_rate(report, method, report.left_out(report.score))
+    return rate, math.nan if mean is None else mean
 
 
 def _plain_ticks(axes: Any) -> None:

@@ -167,13 +167,32 @@ class Report:
         """Return the entries of a method that have values, in the order of the scenes."""
         return [e for e in self.entries if e.method == method and e.values]
 
+    def left_out(self, measure: str) -> set[str]:
+        """Return the scenes where a measure is infinite for some method, as an exact picture's PSNR is.
+
+        They count in no method's mean, and in no difference: a scene that counted for one method and not for
+        the other would speak for either of them.
+        """
+        return {e.scene for e in self.entries if math.isinf(e.values.get(measure, 0.0))}
+
+    def infinite(self, method: str, measure: str) -> int:
+        """Return on how many scenes a method's measure is infinite."""
+        return sum(math.isinf(e.values.get(measure, 0.0)) for e in self.of(method))
+
     def mean(self, method: str, measure: str) -> Interval:
-        """Return a measure's mean over scenes."""
-        return interval([e.values[measure] for e in self.of(method) if measure in e.values])
+        """Return a measure's mean over scenes, without those of `left_out`."""
+        out = self.left_out(measure)
+        return interval(
+            [e.values[measure] for e in self.of(method) if measure in e.values and e.scene not in out]
+        )
 
     def difference(self, first: str, second: str, measure: str) -> Interval:
-        """Return the mean of `first` minus `second` over the scenes that both have, pair by pair."""
-        other = {e.scene: e.values.get(measure, math.nan) for e in self.of(second)}
+        """Return the mean of `first` minus `second` over the scenes that both have, pair by pair.
+
+        Scenes of `left_out` do not count.
+        """
+        out = self.left_out(measure)
+        other = {e.scene: e.values.get(measure, math.nan) for e in self.of(second) if e.scene not in out}
         return interval(
             [e.values[measure] - other[e.scene] for e in self.of(first)
              if measure in e.values and e.scene in other]
@@ -191,7 +210,8 @@ class Report:
     def best_codec(self, tokenizer: str, headers: str = "counted") -> Method | None:
         """Return the codec of best score at the tokenizer's file size, over the scenes where it fits.
 
-        A codec that fits more scenes comes before one that fits fewer.
+        A codec that fits more scenes comes before one that fits fewer; at equal means, the one that is exact
+        on more scenes.
         """
         rivals = [
             m for m in self.methods
@@ -200,18 +220,28 @@ class Report:
         ]
         if not rivals:
             return None
-        means = {m.key: self.mean(m.key, self.score).mean for m in rivals}
-        return max(rivals, key=lambda m: (len(self.of(m.key)), means[m.key] or -math.inf))
+
+        def rank(method: Method) -> tuple[int, float, int]:
+            mean = self.mean(method.key, self.score).mean
+            exact = self.infinite(method.key, self.score)
+            return len(self.of(method.key)), -math.inf if mean is None else mean, exact
+
+        return max(rivals, key=rank)
 
     # ----------------------------------------------------------------------- plain data
 
     def summary(self) -> list[dict[str, Any]]:
-        """Return ``{method, measure, mean, low, high, count}`` of everything."""
+        """Return ``{method, measure, mean, low, high, count, infinite}`` of everything.
+
+        `count` scenes are in the mean; `infinite` ones, where the method's measure is infinite, are not.
+        """
         rows = []
         for method in self.methods:
             measures = dict.fromkeys(m for e in self.of(method.key) for m in e.values)
             rows += [
-                {"method": method.key, "measure": m, **asdict(self.mean(method.key, m))} for m in measures
+                {"method": method.key, "measure": m, **asdict(self.mean(method.key, m)),
+                 "infinite": self.infinite(method.key, m)}
+                for m in measures
             ]
         return rows
 
