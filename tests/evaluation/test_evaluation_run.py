@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import tmcodec
+from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import EvaluationError, MissingDependencyError, TargetExistsError, TargetFolderError
 from tmcodec.evaluation.folder import report_folder
 from tmcodec.evaluation.page import means_table, missing, scenes_table, seconds_per_megapixel, sentences
@@ -285,6 +286,29 @@ def test_a_bad_raster_is_named_or_skipped(
     report = quick(folder, tokenizer, skip_bad=True, report=out)
     assert len(report.scenes) == 2 and list(report.skipped) == ["val/bad.tif"]
     assert "val/bad.tif" in (out / "report.html").read_text()
+
+
+def test_a_scene_that_one_tokenizer_cannot_take_counts_nowhere(
+    make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tmcodec.evaluation import run
+
+    real = run.encode
+
+    def encode(path: Path, *args: object, tokenizer: Tokenizer, **options: object) -> object:
+        if path.stem == "bad" and tokenizer.name == "mini-ndvi-v2" and options["window"] is None:
+            raise EvaluationError("no")
+        return real(path, *args, tokenizer=tokenizer, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run, "encode", encode)
+    paths = [make_scene("NDVI", 32, 48, name=name) for name in ("bad.tif", "good.tif")]
+    tokenizers = [str(tiny_tokenizer("NDVI")), "mini-ndvi-v2"]
+    report = tmcodec.evaluate(paths, tokenizers=tokenizers, baselines=QUICK, skip_bad=True)
+    assert [s.name.rpartition("/")[2] for s in report.scenes] == ["good"]
+    assert {e.scene for e in report.entries} == {report.scenes[0].name}
+    for use in report.token_use:  # patches of the one scene, and its file alone
+        size = report.of(f"{use.tokenizer}@1")[0].bytes or 0
+        assert (use.tokens, use.file_bits) == (2 * 3, pytest.approx(8 * size / 6))
 
 
 def test_what_cannot_be_evaluated(

@@ -163,6 +163,7 @@ class Through:
 
     file_bytes: int
     payload_bytes: int
+    tokens: npt.NDArray[np.int32]
     encode_seconds: float
     pictures: dict[int, tuple[Float, float]] = field(default_factory=dict)
 
@@ -241,8 +242,9 @@ class Run:
         )
         first = next(iter(through.values())).pictures[self.job.steps[0]][0]
         tile = worst_tile(scene, first, modality)
-        for tok in self.job.tokenizers:
-            self._tokenizer_entries(scene, tok.name, through[tok.name], tile)
+        for name, found in through.items():
+            self.counts[name].add(found.tokens, found.payload_bytes, found.file_bytes)
+            self._tokenizer_entries(scene, name, found, tile)
         searches = make_searches(scene, modality, self.job.baselines)
         for tok in self.job.tokenizers:
             for method in (m for m in self.methods if m.kind != "tokenizer" and m.tokenizer == tok.name):
@@ -275,10 +277,8 @@ class Run:
             seconds = time.perf_counter() - begin
             with TokenFile.open(file) as opened:
                 layer = opened[next(iter(opened))]
-                meta, payload = layer.meta, layer.payload_bytes
-                if window is None:
-                    self.counts[tok.name].add(layer, done.file_bytes)
-            found = Through(done.file_bytes, payload, seconds)
+                meta, tokens = layer.meta, layer.tokens()[~layer.empty()]
+                found = Through(done.file_bytes, layer.payload_bytes, tokens, seconds)
             for steps in job.steps:
                 begin = time.perf_counter()
                 array, _ = decode_array(

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.evaluation.report import TokenUse
 from tmcodec.fsq import codebook_size
-from tmcodec.tokenfile import Layer
 
 
 def entropy(counts: npt.NDArray[np.int64]) -> float:
@@ -28,11 +27,10 @@ class TokenCount:
         self.counts = np.zeros(codebook_size(tokenizer.levels), np.int64)
         self.payload = self.file = 0
 
-    def add(self, layer: Layer, file_bytes: int) -> None:
-        """Count one file; tokens of empty chunks are not there and do not count."""
-        tokens = layer.tokens()[~layer.empty()]
+    def add(self, tokens: npt.NDArray[np.int32], payload_bytes: int, file_bytes: int) -> None:
+        """Count one file's tokens, without those of empty chunks, which are not there."""
         self.counts += np.bincount(tokens.ravel(), minlength=len(self.counts))
-        self.payload += layer.payload_bytes
+        self.payload += payload_bytes
         self.file += file_bytes
 
     def result(self) -> TokenUse:
