@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,13 +14,21 @@ from hypothesis import strategies as st
 
 from tmcodec.errors import EvaluationError
 from tmcodec.evaluation.baselines import (
+    Lessons,
     baseline_methods,
     check_baselines,
     floor_picture,
     make_searches,
-    train_floor,
 )
-from tmcodec.evaluation.blocks import common_patterns, from_patterns, kmeans, majority, patch_means, quarters
+from tmcodec.evaluation.blocks import (
+    count_patterns,
+    from_patterns,
+    kmeans,
+    majority,
+    patch_means,
+    quarters,
+    spectra,
+)
 from tmcodec.evaluation.codecs import CODECS, imagecodecs
 from tmcodec.evaluation.components import fit_components
 from tmcodec.evaluation.scenes import Scene
@@ -174,7 +183,7 @@ def test_class_maps_are_stored_exactly(smooth_scene: MakeScene, key: str) -> Non
 
 def test_patterns_of_the_same_map_come_back() -> None:
     ids = np.repeat(np.repeat(np.random.default_rng(2).integers(1, 9, (8, 6)), 8, 0), 8, 1).astype(np.uint8)
-    book = common_patterns([ids], 1000, 10)
+    book = np.array(list(count_patterns(ids, 10)), np.uint8)
     assert np.array_equal(from_patterns(ids, book, 10), ids)
     assert quarters(ids, 10).shape == (4, 3, 4)
 
@@ -190,7 +199,9 @@ def test_kmeans_finds_separate_clusters() -> None:
 
 def test_a_floor_learnt_on_the_scene_itself_is_block_means(smooth_scene: MakeScene) -> None:
     scene, row = smooth_scene("S1GRD", 64, 64), MODALITIES["S1GRD"]
-    floor = train_floor([scene], row, 100_000)
+    lessons = Lessons(row)
+    lessons.add(scene)
+    floor = lessons.learn(100_000)
     assert floor is not None
     from tmcodec.evaluation.baselines import unquantized_blocks
 
@@ -198,6 +209,35 @@ def test_a_floor_learnt_on_the_scene_itself_is_block_means(smooth_scene: MakeSce
     blocks, found = unquantized_blocks(scene, row), floor_picture(scene, row, floor)
     far = np.s_[:, 40:, 40:]  # patches without hole are among the training patches
     assert hole.any() and np.allclose(found[far], blocks[far], atol=1e-3)
+
+
+def test_rasters_are_learnt_from_one_by_one(smooth_scene: MakeScene) -> None:
+    """All spectra together below the cap; above it an even sample of them, whatever raster they come from."""
+    scenes = [smooth_scene("S1GRD", 64, 64, seed) for seed in range(12)]
+    points = np.concatenate([spectra(s.filled, s.valid) for s in scenes])
+    few, many = Lessons(MODALITIES["S1GRD"], len(points) // 4), Lessons(MODALITIES["S1GRD"], len(points))
+    for scene in scenes:
+        few.add(scene)
+        many.add(scene)
+        assert sum(map(len, few.spectra)) <= 2 * few.most
+    floor = many.learn(40)
+    assert floor is not None and np.array_equal(floor.book, kmeans(points, 40))
+    assert few.learn(10_000_000) is not None
+    places = [int(np.flatnonzero((points == p).all(axis=1))[0]) for p in np.concatenate(few.spectra)]
+    assert len(places) == few.most and places == sorted(set(places))
+    thirds = np.bincount(np.array(places) * 3 // len(points))
+    assert (np.abs(thirds - few.most / 3) < 3 * math.sqrt(few.most / 3)).all()
+
+
+def test_patterns_are_counted_over_all_maps(smooth_scene: MakeScene) -> None:
+    row, scene = MODALITIES["LULC"], smooth_scene("LULC", 32, 32)
+    lessons = Lessons(row)
+    assert lessons.learn(5) is None
+    for ids in ((1, 1), (2, 3), (2, 4)):  # left and right half, two patches each
+        halves = np.repeat(np.float32(ids), 16)[None, None].repeat(32, axis=1)
+        lessons.add(replace(scene, filled=halves))
+    floor = lessons.learn(2)
+    assert floor is not None and floor.book.tolist() == [[1] * 4, [2] * 4]
 
 
 def test_names_of_baselines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from tmcodec.errors import EvaluationError
 from tmcodec.evaluation.blocks import (
-    common_patterns,
+    count_patterns,
     enlarge,
     from_codebook,
     from_patterns,
@@ -35,6 +36,9 @@ BASELINES = (*CODECS, "blocks", "kmeans")
 
 CURVE = (2.0, 4.0)
 """Multiples of the token file's size at which codecs are also tried, for the rate-distortion plot."""
+
+MOST_SPECTRA = 2**21
+"""Mean spectra of training patches that are kept: 100 MB of twelve bands. A chip of 264 pixels has 4,400."""
 
 
 class Search(Protocol):
@@ -113,13 +117,50 @@ def baseline_methods(modality: Modality, names: Sequence[str], tokenizer: str) -
     return methods
 
 
-def train_floor(scenes: Sequence[Scene], modality: Modality, count: int) -> Floor | None:
-    """Learn a codebook of as many entries as there are tokens; None without a whole patch."""
-    if modality.categorical:
-        maps = [s.filled[0].round().astype(np.uint8) for s in scenes]
-        return Floor(common_patterns(maps, count, len(modality.classes)))
-    points = np.concatenate([spectra(s.filled, s.valid) for s in scenes])
-    return Floor(kmeans(points, count)) if len(points) else None
+class Lessons:
+    """What codebooks are learnt from, gathered raster by raster: mean spectra, or counts of class patterns.
+
+    Parameters
+    ----------
+    modality
+        Row of the table.
+    most
+        Spectra that are kept; of more, an even sample is, drawn with a fixed seed. `kmeans` draws far fewer.
+    """
+
+    def __init__(self, modality: Modality, most: int = MOST_SPECTRA) -> None:
+        self.modality, self.most = modality, most
+        self.patterns: Counter[tuple[int, ...]] = Counter()
+        self.spectra: list[Float] = []
+        self._draws: list[npt.NDArray[np.float64]] = []
+        self._rng = np.random.default_rng(0)
+
+    def add(self, scene: Scene) -> None:
+        """Take what is needed of a training raster."""
+        if self.modality.categorical:
+            ids = scene.filled[0].round().astype(np.uint8)
+            self.patterns.update(count_patterns(ids, len(self.modality.classes)))
+            return
+        self.spectra.append(spectra(scene.filled, scene.valid))
+        self._draws.append(self._rng.random(len(self.spectra[-1])))
+        if sum(map(len, self.spectra)) > 2 * self.most:
+            self._thin()
+
+    def learn(self, count: int) -> Floor | None:
+        """Return a codebook of as many entries as there are tokens; None without a whole patch."""
+        if self.modality.categorical:
+            book = np.array([p for p, _ in self.patterns.most_common(count)], np.uint8)
+            return Floor(book) if len(book) else None
+        if sum(map(len, self.spectra)) > self.most:
+            self._thin()
+        points = np.concatenate(self.spectra) if self.spectra else np.empty((0, 1), np.float32)
+        return Floor(kmeans(points, count)) if len(points) else None
+
+    def _thin(self) -> None:
+        """Keep the spectra with the smallest draws, in their order: each has the same chance at any time."""
+        points, draws = np.concatenate(self.spectra), np.concatenate(self._draws)
+        kept = np.sort(np.argpartition(draws, self.most)[: self.most])
+        self.spectra, self._draws = [points[kept]], [draws[kept]]
 
 
 def floor_picture(scene: Scene, modality: Modality, floor: Floor) -> Float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -110,10 +109,9 @@ def quarters(ids: Ids, classes: int) -> Ids:
     return halves.reshape(rows, 2, cols, 2).transpose(0, 2, 1, 3).reshape(rows, cols, 4)
 
 
-def common_patterns(maps: Sequence[Ids], count: int, classes: int) -> Ids:
-    """Return the commonest patterns ``(at most count, 4)`` of patches of several maps."""
-    seen = Counter(tuple(p) for ids in maps for p in quarters(ids, classes).reshape(-1, 4).tolist())
-    return np.array([p for p, _ in seen.most_common(count)], np.uint8)
+def count_patterns(ids: Ids, classes: int) -> Counter[tuple[int, ...]]:
+    """Return how often each pattern, the classes of a patch's quarters, is in a map."""
+    return Counter(tuple(p) for p in quarters(ids, classes).reshape(-1, 4).tolist())
 
 
 def from_patterns(ids: Ids, book: Ids, classes: int) -> Ids:

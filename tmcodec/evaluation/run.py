@@ -21,12 +21,12 @@ from tmcodec.errors import EvaluationError, TmcodecError
 from tmcodec.evaluation.baselines import (
     BASELINES,
     Floor,
+    Lessons,
     baseline_methods,
     check_baselines,
     codebook_bytes,
     floor_picture,
     make_searches,
-    train_floor,
     unquantized_blocks,
 )
 from tmcodec.evaluation.folder import check_folder, report_folder
@@ -134,10 +134,10 @@ def evaluate(
         toks, row, reading, check_steps(steps, row), check_baselines(baselines, bool(train)), device,
         batch_size, seed, load_perception(lpips, row),
     )
-    lessons = find_rasters(train) if "kmeans" in job.baselines else []
-    run = Run(job, skip_bad, short_names(paths), short_names([*paths, *lessons], suffix=True))
-    if lessons:
-        run.learn_floors(lessons)
+    learnt = find_rasters(train) if "kmeans" in job.baselines else []
+    run = Run(job, skip_bad, short_names(paths), short_names([*paths, *learnt], suffix=True))
+    if learnt:
+        run.learn_floors(learnt)
     run.warm_up(paths)
     for done, path in enumerate(paths, 1):
         run.add(path)
@@ -202,9 +202,13 @@ class Run:
 
     def learn_floors(self, paths: Sequence[Path]) -> None:
         """Learn a codebook for each size that the tokenizers have."""
-        scenes = [s for s in map(self._read, paths) if s is not None]
+        lessons = Lessons(self.job.modality)
+        for path in paths:
+            scene = self._read(path)
+            if scene is not None:
+                lessons.add(scene)
         for size in {codebook_size(t.levels) for t in self.job.tokenizers}:
-            floor = train_floor(scenes, self.job.modality, size)
+            floor = lessons.learn(size)
             if floor is None:
                 self.notes.append("k-means left out: no training raster has a whole valid patch")
             else:
