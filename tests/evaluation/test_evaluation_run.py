@@ -6,9 +6,11 @@ import json
 import math
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -309,6 +311,34 @@ def test_a_scene_that_one_tokenizer_cannot_take_counts_nowhere(
     for use in report.token_use:  # patches of the one scene, and its file alone
         size = report.of(f"{use.tokenizer}@1")[0].bytes or 0
         assert (use.tokens, use.file_bits) == (2 * 3, pytest.approx(8 * size / 6))
+
+
+def test_one_decoded_picture_at_a_time_is_in_memory(
+    make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tmcodec.evaluation import run
+
+    real_measure, real_decode = run.measure, run.decode_array
+    measured: list[weakref.ref[np.ndarray]] = []
+    alive: list[int] = []
+
+    def measure(reference: np.ndarray, values: np.ndarray, *rest: Any) -> Any:
+        measured.append(weakref.ref(values))
+        return real_measure(reference, values, *rest)
+
+    def decode_array(*args: Any, **options: Any) -> Any:
+        alive.append(sum(picture() is not None for picture in measured))
+        return real_decode(*args, **options)
+
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run, "decode_array", decode_array)
+    tokenizers = [str(tiny_tokenizer("NDVI")), "mini-ndvi-v2"]
+    report = tmcodec.evaluate(
+        make_scene("NDVI", 32, 48), tokenizers=tokenizers, steps=(1, 2), baselines=("none",)
+    )
+    assert [e.method for e in report.entries] == ["tiny-ndvi@1", "tiny-ndvi@2", "mini-ndvi-v2@1",
+                                                  "mini-ndvi-v2@2"]
+    assert (len(measured), alive) == (4, [0] * 8)  # decoded twice: to warm up, and to measure
 
 
 def test_what_cannot_be_evaluated(

@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tmcodec.codec.decode import decode_array
 from tmcodec.codec.encode import encode
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import EvaluationError, TmcodecError
+from tmcodec.errors import EvaluationError, MissingDependencyError, TmcodecError
 from tmcodec.evaluation.baselines import (
     BASELINES,
     Floor,
@@ -42,7 +42,7 @@ from tmcodec.fsq import codebook_size
 from tmcodec.metrics import PEAKS
 from tmcodec.modalities import get_modality
 from tmcodec.texts import plural
-from tmcodec.tokenfile import TokenFile
+from tmcodec.tokenfile import LayerMeta, TokenFile
 
 Progress = Callable[[int, int], None]
 PathLike = str | os.PathLike[str]
@@ -157,15 +157,16 @@ def evaluate(
     return found
 
 
-@dataclass
-class Through:
-    """One scene through one tokenizer's file."""
+@dataclass(frozen=True)
+class Encoded:
+    """One scene's token file by one tokenizer; `path` is there no longer than its temporary folder."""
 
+    path: Path
+    meta: LayerMeta
     file_bytes: int
     payload_bytes: int
     tokens: npt.NDArray[np.int32]
-    encode_seconds: float
-    pictures: dict[int, tuple[Float, float]] = field(default_factory=dict)
+    seconds: float
 
 
 class Run:
@@ -220,8 +221,12 @@ class Run:
             try:
                 scene = read_scene(path, self.job.reading)
                 height, width = (min(n, 64) for n in scene.values.shape[1:])
-                for tok in self.job.tokenizers:
-                    self._through(scene, tok, (0, 0, width, height))
+                with tempfile.TemporaryDirectory() as folder:
+                    for number, tok in enumerate(self.job.tokenizers):
+                        target = Path(folder) / f"{number}.tmc"
+                        file = self._encode(scene, tok, target, (0, 0, width, height))
+                        for steps in self.job.steps:
+                            self._decode(file, tok, steps)
                 return
             except TmcodecError:
                 continue  # the loop over all scenes will say it
@@ -234,7 +239,9 @@ class Run:
         if scene is None:
             return
         try:
-            through = {t.name: self._through(scene, t, None) for t in self.job.tokenizers}
+            files, entries, tile = self._tokenizers(scene)
+        except MissingDependencyError:
+            raise  # no raster is better
         except TmcodecError as err:
             self._bad(path, f"{path}: {err}", err)
             return
@@ -244,15 +251,13 @@ class Run:
         self.scenes.append(
             SceneFacts(scene.name, width, height, float(scene.valid.mean()), scene.raw_bytes, sigma)
         )
-        first = next(iter(through.values())).pictures[self.job.steps[0]][0]
-        tile = worst_tile(scene, first, modality)
-        for name, found in through.items():
-            self.counts[name].add(found.tokens, found.payload_bytes, found.file_bytes)
-            self._tokenizer_entries(scene, name, found, tile)
+        self.entries += entries
+        for name, file in files.items():
+            self.counts[name].add(file.tokens, file.payload_bytes, file.file_bytes)
         searches = make_searches(scene, modality, self.job.baselines)
         for tok in self.job.tokenizers:
             for method in (m for m in self.methods if m.kind != "tokenizer" and m.tokenizer == tok.name):
-                self._baseline_entry(scene, method, through[tok.name], searches, tile)
+                self._baseline_entry(scene, method, files[tok.name].file_bytes, searches, tile)
         self.tiles = sorted([*self.tiles, tile], key=lambda t: -t.error)[:KEPT]
 
     def _read(self, path: Path) -> Scene | None:
@@ -267,43 +272,59 @@ class Run:
             raise EvaluationError(f"{message}; --skip-bad leaves such rasters out") from err
         self.skipped[self.files[path.absolute()]] = message.removeprefix(f"{path}: ")
 
-    def _through(self, scene: Scene, tok: Tokenizer, window: tuple[int, int, int, int] | None) -> Through:
-        """Encode to a real file and decode it in each step count."""
-        reading, job = self.job.reading, self.job
+    def _tokenizers(self, scene: Scene) -> tuple[dict[str, Encoded], list[Entry], Tile]:
+        """Take a scene through all tokenizers; one picture at a time is in memory."""
+        files, entries, tiles = {}, [], list[Tile]()
         with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "scene.tmc"
-            begin = time.perf_counter()
-            done = encode(
-                scene.path, file, modality=job.modality.name, tokenizer=tok, window=window,
-                s2_offset=reading.offset_of(scene.path), scale=reading.scale, class_map=reading.class_map,
-                batch_size=job.batch_size,
-            )
-            seconds = time.perf_counter() - begin
-            with TokenFile.open(file) as opened:
-                layer = opened[next(iter(opened))]
-                meta, tokens = layer.meta, layer.tokens()[~layer.empty()]
-                found = Through(done.file_bytes, layer.payload_bytes, tokens, seconds)
-            for steps in job.steps:
-                begin = time.perf_counter()
-                array, _ = decode_array(
-                    file, tokenizer=tok, steps=steps, seed=job.seed, batch_size=job.batch_size
-                )
-                values = array.astype(np.float32) * np.float32(meta.scale) + np.float32(meta.offset)
-                found.pictures[steps] = values, time.perf_counter() - begin
-        return found
+            for number, tok in enumerate(self.job.tokenizers):
+                files[tok.name] = file = self._encode(scene, tok, Path(folder) / f"{number}.tmc", None)
+                for steps in self.job.steps:
+                    entries.append(self._tokenizer_entry(scene, tok, file, steps, tiles))
+        return files, entries, tiles[0]
 
-    def _tokenizer_entries(self, scene: Scene, name: str, through: Through, tile: Tile) -> None:
-        for steps, (values, seconds) in through.pictures.items():
-            key = f"{name}@{steps}"
-            whole, bands = measure(scene.values, values, scene.valid, self.job.modality, self.job.perception)
-            self.entries.append(Entry(
-                scene.name, key, None, through.file_bytes, through.payload_bytes,
-                encode_seconds=through.encode_seconds, decode_seconds=seconds, values=whole, bands=bands,
-            ))
-            add_picture(tile, key, values)
+    def _encode(
+        self, scene: Scene, tok: Tokenizer, file: Path, window: tuple[int, int, int, int] | None
+    ) -> Encoded:
+        """Encode to a real file."""
+        reading = self.job.reading
+        begin = time.perf_counter()
+        done = encode(
+            scene.path, file, modality=self.job.modality.name, tokenizer=tok, window=window,
+            s2_offset=reading.offset_of(scene.path), scale=reading.scale, class_map=reading.class_map,
+            batch_size=self.job.batch_size,
+        )
+        seconds = time.perf_counter() - begin
+        with TokenFile.open(file) as opened:
+            layer = opened[next(iter(opened))]
+            tokens = layer.tokens()[~layer.empty()]
+            return Encoded(file, layer.meta, done.file_bytes, layer.payload_bytes, tokens, seconds)
+
+    def _decode(self, file: Encoded, tok: Tokenizer, steps: int) -> tuple[Float, float]:
+        """Return the picture, physical units, and the seconds that it took."""
+        job, begin = self.job, time.perf_counter()
+        array, _ = decode_array(
+            file.path, tokenizer=tok, steps=steps, seed=job.seed, batch_size=job.batch_size
+        )
+        values = array.astype(np.float32) * np.float32(file.meta.scale) + np.float32(file.meta.offset)
+        return values, time.perf_counter() - begin
+
+    def _tokenizer_entry(
+        self, scene: Scene, tok: Tokenizer, file: Encoded, steps: int, tiles: list[Tile]
+    ) -> Entry:
+        """Decode and measure; the first picture decides which tile is shown of all."""
+        job, key = self.job, f"{tok.name}@{steps}"
+        values, seconds = self._decode(file, tok, steps)
+        whole, bands = measure(scene.values, values, scene.valid, job.modality, job.perception)
+        if not tiles:
+            tiles.append(worst_tile(scene, values, job.modality))
+        add_picture(tiles[0], key, values)
+        return Entry(
+            scene.name, key, None, file.file_bytes, file.payload_bytes, encode_seconds=file.seconds,
+            decode_seconds=seconds, values=whole, bands=bands,
+        )
 
     def _baseline_entry(
-        self, scene: Scene, method: Method, through: Through, searches: Mapping[str, Any], tile: Tile
+        self, scene: Scene, method: Method, token_bytes: int, searches: Mapping[str, Any], tile: Tile
     ) -> None:
         modality, entry = self.job.modality, Entry(scene.name, method.key)
         if method.headers == "none":
@@ -313,7 +334,7 @@ class Run:
             size = self._floor_bytes(scene, method)
             entry = replace(entry, bytes=size, payload_bytes=size)
         else:
-            limit = int(through.file_bytes * method.factor)
+            limit = int(token_bytes * method.factor)
             entry = replace(entry, size_limit=limit)
             found = searches[method.baseline].best(limit, method.headers == "free")
             if found is None:
