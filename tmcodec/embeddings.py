@@ -185,8 +185,9 @@ def _summed(
     import torch
 
     from tmcodec.generation.conditions import image_inputs
+    from tmcodec.networks.precision import inference
 
-    with torch.inference_mode():
+    with inference(loaded.device):
         parts = [image.part() for image in image_inputs(loaded, inputs).values()]
         features, padding = loaded.net.features(parts)
         values = features[layer].double()

@@ -379,6 +379,16 @@ def test_tokenizers_check_what_they_are_given(weights: Path) -> None:
         tmcodec.load_tokenizer("mini-nothing-v9")
 
 
+def test_mixed_precision_around_a_tokenizer_changes_nothing() -> None:
+    tok = tmcodec.load_tokenizer("mini-s2l2a-v2", device="cpu")
+    x = 2000 + 1500 * torch.rand(1, 12, 96, 96, generator=torch.Generator().manual_seed(0))
+    tokens = tok.encode(x)
+    pictures = [tok.decode(tokens, steps) for steps in (1, 3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tok.encode(x), tokens)
+        assert all(torch.equal(tok.decode(tokens, n), y) for n, y in zip((1, 3), pictures, strict=True))
+
+
 def test_small_helpers_by_hand() -> None:
     assert neutral_token((8, 8, 8, 6, 5)) == 4 + 4 * 8 + 4 * 64 + 3 * 512 + 2 * 3072
     assert [side_of_batch(n, 256, 1024) for n in (1, 3, 4, 9, 16, 100)] == [256, 256, 512, 768, 1024, 1024]

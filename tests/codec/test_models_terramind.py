@@ -305,6 +305,21 @@ def test_precisions_differ_a_little(write: Write) -> None:
         load(S1, path, tile=200)
 
 
+def test_mixed_precision_around_it_changes_nothing(write: Write) -> None:
+    """A trainer's autocast is about its own network: bits are those of the precision asked for."""
+    for precision in ("fp32", "bf16"):
+        tok = load(S1, write(), precision=precision)
+        x = physical(tok, 2, 64, 64)
+        z, tokens = tok.latents(x), tok.encode(x)
+        picture = tok.decode(tokens, steps=2)
+        whole = tok.decode_context(tokens[:1], 2, 0, (0, 0), (4, 4))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(tok.latents(x), z)
+            assert torch.equal(tok.encode(x), tokens)
+            assert torch.equal(tok.decode(tokens, steps=2), picture)
+            assert torch.equal(tok.decode_context(tokens[:1], 2, 0, (0, 0), (4, 4)), whole)
+
+
 # --------------------------------------------------------------------------- rasters
 
 

@@ -117,6 +117,24 @@ def test_equal_inputs_think_alike(generator: LoadedGenerator) -> None:
     assert not torch.allclose(ThinkingEncoder(generator, ["LULC"], seed=9)({"S2L2A": tokens()})[-1], first)
 
 
+def test_mixed_precision_is_the_encoders_alone(generator: LoadedGenerator) -> None:
+    """Under a trainer's autocast the thoughts stay those of the generator's own precision."""
+    inputs = {"S1GRD": pixels()}
+    settings = {"decoding_steps": 4, "seed": 3}
+    net = ThinkingEncoder(generator, ["LULC"], **settings)
+    plain = generator.generate(inputs, ["LULC", "DEM"], choice="mean", **settings)
+    exact, thought = net(inputs)[-1].detach(), net._thoughts(inputs)["LULC"]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = generator.generate(inputs, ["LULC", "DEM"], choice="mean", **settings)
+        rough, again = net(inputs)[-1].detach(), net._thoughts(inputs)["LULC"]
+        assert net.encoder.encoder[0].attn.qkv(torch.zeros(1, 32)).dtype == torch.bfloat16
+    for name, tokens in plain.tokens.items():
+        assert torch.equal(mixed.tokens[name], tokens)
+        assert torch.equal(mixed.log_probabilities[name], plain.log_probabilities[name])
+    assert torch.equal(again, thought)
+    assert 0 < float((rough - exact).abs().max()) < 0.2
+
+
 def test_standardised_pixels_are_the_physical_ones(generator: LoadedGenerator) -> None:
     """What TerraTorch's data modules give."""
     row = get_modality("S1GRD")

@@ -24,6 +24,7 @@ from tmcodec.codec.tokenizer import Tokenizer, pick_device
 from tmcodec.errors import ShapeError
 from tmcodec.fsq import FSQ
 from tmcodec.modalities import get_modality
+from tmcodec.networks.precision import inference
 from tmcodec.networks.terramind.compiled import check_compiler, compile_half
 from tmcodec.networks.terramind.inference import pick_dtype, prepare
 from tmcodec.networks.terramind.net import DecoderHalf, EncoderHalf
@@ -140,7 +141,7 @@ class TerraMindTokenizer(Tokenizer):
 
     def latents(self, x: Tensor) -> Tensor:
         """Return what is quantized, float32 ``(B, rows, cols, d)``; takes what `encode` takes."""
-        with torch.inference_mode():
+        with inference(self.device):
             z = self._normalise(x.to(self.device, torch.float32))
             return torch.cat([self.encoder.latents(part) for part in z.split(self._batch(z))])
 
@@ -317,7 +318,7 @@ class TerraMindTokenizer(Tokenizer):
             drawn = self._draw(tiles, steps, [s] * len(at), at, sampler)
             return self._finish(self._blend(drawn, places, tokens.shape[1:], sampler))
 
-        with torch.inference_mode():
+        with inference(self.device):
             return self._average(blended, steps, seed, samples)
 
     def _inside(self, count: int, first: int, size: int, sampler: str) -> Iterator[int]:

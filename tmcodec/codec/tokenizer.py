@@ -21,6 +21,7 @@ from tmcodec.fsq import codebook_size
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.networks.height import HeightDecoder
 from tmcodec.networks.mini import PATCH, MiniNet
+from tmcodec.networks.precision import inference
 from tmcodec.rasters.windows import Window, align_out
 from tmcodec.samplers.noise import block_noise
 from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
@@ -157,7 +158,7 @@ class Tokenizer(ABC):
         x = x.to(self.device, torch.float32)
         if not bool(torch.isfinite(x.sum())):  # one NaN or infinity spoils the sum
             raise ShapeError("values are not finite; fill nodata before encoding")
-        with torch.inference_mode():
+        with inference(self.device):
             return self._encode(x)
 
     def decode(
@@ -202,7 +203,7 @@ class Tokenizer(ABC):
             If the sampler is unknown, or `samples` lies outside 1..64.
         """
         tokens = self._checked(tokens, steps, samples)
-        with torch.inference_mode():
+        with inference(self.device):
             return self._average(
                 lambda s: self._decode(tokens, steps, s, origin, sampler), steps, seed, samples
             )

@@ -17,6 +17,7 @@ from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings, conditi
 from tmcodec.generation.texts import write_texts
 from tmcodec.generation.tokenizers import numbered, tokenizer_of
 from tmcodec.networks.generator.config import SEQUENCES
+from tmcodec.networks.precision import inference
 
 if TYPE_CHECKING:
     from tmcodec.codec.tokenizer import Tokenizer
@@ -154,7 +155,7 @@ def generate(
     conditions = [condition_name(name) for name in inputs]
     plans = settings.plans(loaded.cfg, images_to, conditions, bool(texts_to), numbered(loaded))
     sequences = [target_spec(loaded.cfg, name) for name in texts_to]
-    with torch.inference_mode():
+    with inference(loaded.device):
         images = image_inputs(loaded, inputs)
         batch, at = _sizes(loaded, images, inputs, grid)
         words = sequence_inputs(loaded, inputs, batch)

@@ -27,6 +27,7 @@ from tmcodec.generation.sources import MapGrid, Source, some_valid
 from tmcodec.generation.texts import write_texts
 from tmcodec.generation.tiles import Strip, tile_count, tile_starts, tile_windows
 from tmcodec.networks.generator.config import ModalitySpec
+from tmcodec.networks.precision import inference
 from tmcodec.rasters import Window
 from tmcodec.rasters.windows import IDENTITY
 from tmcodec.tokenfile import LayerMeta, TokenFileWriter
@@ -158,7 +159,7 @@ class Tiler:
         windows, self.waiting = self.waiting, []
         if not windows:
             return
-        with torch.inference_mode():
+        with inference(self.job.loaded.device):
             with self.watch("read"):
                 request, known = self.job.request(windows), self._known(windows)
             with self.watch("network"):
@@ -232,7 +233,7 @@ def write_tile_texts(job: TileJob, specs: Sequence[ModalitySpec], sampling: Samp
     (rows, cols), tile = job.grid, job.loaded.cfg.grid
     height, width = min(rows, tile), min(cols, tile)
     window = Window((cols - width) // 2, (rows - height) // 2, width, height)
-    with torch.inference_mode():
+    with inference(job.loaded.device):
         request = replace(job.request([window]), plans=(), samples=1)
         streams = [Stream(job.seed, window.row, window.col)]
         texts = write_texts(job.loaded, request, specs, sampling, streams, {})

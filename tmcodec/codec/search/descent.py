@@ -86,12 +86,14 @@ def search(
     padded = (np.pad(v, short)[None] for v in (values, valid))
     picture, mask = (torch.from_numpy(v).to(tokenizer.device) for v in padded)
     price = tokenizer.modality.bit_price if price is None else price
-    if isinstance(tokenizer.net.decoder, HeightDecoder):
-        return search_heights(tokenizer.net.decoder, tokenizer.sha256, tokens, picture, mask, effort, price)
-    error = TokenError(tokenizer.net, picture, mask)
-    bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
-    planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(tokenizer.device, torch.int64)
-    found = Descent(error, bits, price).run(planes.permute(1, 2, 0)[None], effort)[0]
+    with torch.autocast(tokenizer.device.type, enabled=False):  # the caller's; the decoders have their own
+        if isinstance(tokenizer.net.decoder, HeightDecoder):
+            decoder, weights = tokenizer.net.decoder, tokenizer.sha256
+            return search_heights(decoder, weights, tokens, picture, mask, effort, price)
+        error = TokenError(tokenizer.net, picture, mask)
+        bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
+        planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(picture.device, torch.int64)
+        found = Descent(error, bits, price).run(planes.permute(1, 2, 0)[None], effort)[0]
     return digits_to_tokens(found.permute(2, 0, 1).to(torch.uint8).cpu().numpy(), tokenizer.levels)
 
 

@@ -87,7 +87,8 @@ class Generator(nn.Module):
     cfg
         Sizes and modalities.
     autocast
-        Data type that `encode` and the predictions compute products in, or None: as the weights are.
+        Data type that `encode` and the predictions compute products in, or None: as the weights are, and as
+        an autocast around the call says.
 
     Notes
     -----
