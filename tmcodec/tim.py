@@ -13,6 +13,7 @@ that is fine-tuned, sees inputs and tokens together. Importing this module after
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ class ThinkingEncoder(nn.Module):
     ----------
     generator
         From `tmcodec.load_generator`. It stays frozen, and is no submodule: its weights are neither trained
-        nor saved with the encoder's.
+        nor saved with the encoder's, and copies share it.
     think
         Modalities whose tokens are generated where they are not among the inputs, each a condition of the
         next.
@@ -108,6 +109,14 @@ class ThinkingEncoder(nn.Module):
     def generator(self) -> LoadedGenerator:
         """The frozen generator."""
         return self._generator[0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ThinkingEncoder:
+        """Copy the encoder; the generator, which never changes, is shared."""
+        memo[id(self.generator)] = self.generator
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _keys(self) -> list[str]:
         """Return the keys of the inputs' and thoughts' embeddings."""

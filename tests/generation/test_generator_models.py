@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,7 @@ def test_words_by_an_imported_vocabulary(tmp_path: Path) -> None:
     assert words.coordinates([5, 7, 8, 6]) == (8.5, 47.5)
     assert words.coordinates([9, 9]) is None
     assert words.decode("caption", [5, 9, 10, 6, 7]) == "a lake"
+    assert pickle.loads(pickle.dumps(words)).encode("coords", (8.54, 47.38)) == [7, 8, 3]
 
 
 def test_a_vocabulary_that_is_not_there_or_none(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +90,36 @@ def test_gradients_reach_the_encoder_alone(generator: LoadedGenerator) -> None:
             parameter.add_(1)
     assert all(torch.equal(v, generator.net.state_dict()[k]) for k, v in before.items())
     assert all(p.grad is None for p in generator.net.parameters())
+
+
+def test_copies_and_pickles_answer_alike(generator: LoadedGenerator) -> None:
+    """Moving averages copy the backbone, spawned processes pickle it; copies share the generator alone."""
+    net = ThinkingEncoder(generator, ["LULC"]).eval()
+    with torch.no_grad():
+        expected = net({"S2L2A": tokens()})[-1]
+        again = copy.deepcopy(net)
+        assert again.generator is generator
+        for other in (again, pickle.loads(pickle.dumps(net))):
+            assert torch.equal(other({"S2L2A": tokens()})[-1], expected)
+            for parameter in other.parameters():
+                parameter.zero_()
+        assert torch.equal(net({"S2L2A": tokens()})[-1], expected)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_put_in_unseen_are_used(generator: LoadedGenerator, frozen: bool) -> None:
+    """Moving averages swap weights through ``.data``, which counts no version."""
+    net = ThinkingEncoder(generator, ["LULC"]).eval().requires_grad_(not frozen)
+    other = ThinkingEncoder(generator, ["LULC"]).eval()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+        first = net({"S2L2A": tokens()})[-1].clone()
+        for parameter in net.parameters():
+            parameter.data.mul_(0.5)
+        found = net({"S2L2A": tokens()})[-1]
+        assert not torch.allclose(found, first, atol=0.1)
+        torch.testing.assert_close(found, other({"S2L2A": tokens()})[-1])
 
 
 def test_what_is_given_is_not_thought(generator: LoadedGenerator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -355,6 +357,26 @@ def test_kept_table_equals_the_computed_one_and_follows_the_weights() -> None:
         table.bias.add_(1)
         assert not torch.equal(table.table(), kept)
     assert table.table().requires_grad  # gradients are wanted: nothing kept
+
+
+def test_a_weight_changed_unseen_changes_the_kept_table() -> None:
+    """Through ``.data``, which counts no version; twice the last layer is twice its share."""
+    table = CodeTable((7, 5, 5), 8, 16).eval()
+    with torch.no_grad():
+        table.linear.zero_()
+        kept = table.table()
+        table.leave.data.mul_(2)
+        torch.testing.assert_close(table.table(), 2 * kept)
+
+
+def test_tables_are_copied_and_pickled_without_their_locks() -> None:
+    """Before and after a table is kept."""
+    table = CodeTable((7, 5, 5), 8, 16).eval()
+    with torch.no_grad():
+        for _ in range(2):
+            for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
+                assert other._kept is None
+                assert torch.equal(other.table(), table.table())
 
 
 def test_threads_share_one_kept_table() -> None:

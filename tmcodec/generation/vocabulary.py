@@ -66,6 +66,13 @@ class Vocabulary:
         self._read: dict[str, Any] = {}
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
     def encode(self, modality: str, value: tuple[float, float] | str) -> list[int]:
         """Return the words of (longitude, latitude) or of a caption.
 

@@ -3,7 +3,8 @@
 PyTorch's ``F.linear`` in float32 is MKL's, which is slow on other makers' processors: on an AMD EPYC
 (Zen 5) oneDNN's product is 2.3 times as fast, and takes the GELU in the same pass. The operators are
 those that ``torch.compile`` emits for frozen CPU models. Where this PyTorch has not got them, or while a
-gradient, autocast, another device or data type is at work, the layer is `torch.nn.Linear`.
+gradient, autocast, another device or data type is at work, or the weight is one that is trained, the layer
+is `torch.nn.Linear`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Linear(nn.Linear):
             plain_inference(x)
             and plain_inference(self.weight)
             and x.numel() > 0
+            and not self.weight.requires_grad  # an optimizer or a moving average may change it unseen
             and not self.weight.is_inference()  # has no version to tell that it changed
             and _available()
         )
@@ -59,15 +61,20 @@ class Linear(nn.Linear):
         return out.view(*x.shape[:-1], self.out_features)
 
 
-_packs: weakref.WeakKeyDictionary[Linear, tuple[tuple[int, int], Tensor]] = weakref.WeakKeyDictionary()
+_packs: weakref.WeakKeyDictionary[Linear, tuple[tuple[float, ...], Tensor]] = weakref.WeakKeyDictionary()
+
+SAMPLE = 16
+"""Values of a weight by which a change through ``.data``, which counts no version, is noticed."""
 
 
 def _packed(layer: Linear) -> Tensor:
     """Return the layer's weight in oneDNN's layout; packed again after it has changed."""
-    state = layer.weight.data_ptr(), layer.weight._version
+    weight = layer.weight
+    some = weight.diagonal()[:: max(1, min(weight.shape) // SAMPLE)].tolist()
+    state = weight.data_ptr(), weight._version, *some
     known = _packs.get(layer)
     if known is None or known[0] != state:
-        packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS_HINT)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS_HINT)
         known = _packs[layer] = state, packed
     return known[1]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -209,7 +210,7 @@ class CodeTable(nn.Module):
     a few times or never. Digits are shared by thousands of tokens.
 
     The whole table is computed once in evaluation without gradients, and kept until a weight changes; any
-    number of threads may ask for it.
+    number of threads may ask for it. Copies and pickles are without it.
     """
 
     digits: Tensor
@@ -223,8 +224,19 @@ class CodeTable(nn.Module):
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.leave = nn.Parameter(fresh(dim, hidden, std=std * hidden**-0.5))
         self.make_digits()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without a table."""
         self._lock = threading.Lock()
-        self._kept: tuple[tuple[int, ...], Tensor] | None = None
+        self._kept: tuple[list[Tensor], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def make_digits(self) -> None:
         """Compute, per token, the rows of its digits; `linear` and `enter` have a row for each digit."""
@@ -243,22 +255,27 @@ class CodeTable(nn.Module):
         if not self._keeps():
             return self._vectors(self.digits)
         weights = (self.linear, self.enter, self.bias, self.leave)
-        state = tuple(n for w in weights for n in (w.data_ptr(), w._version))
         with self._lock:
-            if self._kept is None or self._kept[0] != state:
+            # Their values are compared, for moving averages are put in through `.data`, which counts no
+            # version; they are few.
+            if self._kept is None or not all(map(_same, self._kept[0], weights)):
                 with torch.autocast(self.linear.device.type, enabled=False):
-                    self._kept = state, self._vectors(self.digits)
+                    self._kept = [w.detach().clone() for w in weights], self._vectors(self.digits)
             return self._kept[1]
 
     def _keeps(self) -> bool:
         """Tell whether the table may be kept: nothing trains, differentiates or compiles."""
-        idle = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        return idle and not self.linear.is_inference()  # such a weight has no version
+        return not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
 
     def _vectors(self, digits: Tensor) -> Tensor:
         """Return the vectors ``(..., D)`` of digits ``(..., d)``."""
         hidden = F.gelu(_sum_rows(self.enter, digits) + self.bias)
         return _sum_rows(self.linear, digits) + F.linear(hidden, self.leave)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors of one shape are equal, in type and place, too."""
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _sum_rows(table: Tensor, rows: Tensor) -> Tensor:

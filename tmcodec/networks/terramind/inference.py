@@ -109,6 +109,17 @@ class FastLinear(nn.Module):
         if self.packed:
             self.weight = _pack_linear(self.weight)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: oneDNN's layout has no storage that could be."""
+        weight = self.weight.to_dense().to(self.weight.dtype) if self.packed else self.weight
+        return {**self.__dict__, "weight": weight}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.packed = self.packed and packs(self.weight.dtype)
+        if self.packed:
+            self.weight = _pack_linear(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         if self.packed:
