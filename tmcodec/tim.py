@@ -63,6 +63,8 @@ class ThinkingEncoder(nn.Module):
         Channels of each layer, as TerraTorch expects.
     feature_info
         The same as timm has it: ``num_chs``, ``reduction`` and ``module`` of each layer.
+    patch_size
+        Side of a token in pixels; TerraTorch pads inputs to multiples of it.
 
     Raises
     ------
@@ -99,6 +101,7 @@ class ThinkingEncoder(nn.Module):
         if merge == "concat" and inputs is None:
             raise GenerationError("merge 'concat' needs to know the modalities; give inputs")
         width = cfg.dim * (len(images) if merge == "concat" else 1)
+        self.patch_size = cfg.patch
         self.out_channels = [width] * cfg.encoder_depth
         self.feature_info = [
             {"num_chs": width, "reduction": cfg.patch, "module": f"encoder.encoder.{i}"}

@@ -75,6 +75,7 @@ def test_merges(generator: LoadedGenerator) -> None:
     torch.testing.assert_close(found["concat"], torch.cat(parts, -1))
     assert kinds["concat"].out_channels == [64] * 3 and kinds["mean"].out_channels == [32] * 3
     assert kinds["mean"].feature_info[0] == {"num_chs": 32, "reduction": 16, "module": "encoder.encoder.0"}
+    assert kinds["mean"].patch_size == 16  # by which TerraTorch pads
 
 
 def test_gradients_reach_the_encoder_alone(generator: LoadedGenerator) -> None:
