@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from tmcodec.errors import ConditionError, GenerationError, MissingDependencyError
+from tmcodec.errors import ConditionError, GenerationError, MissingDependencyError, TargetError
 from tmcodec.modalities import get_modality
 from tmcodec.networks.generator.config import SEQUENCES
 from tmcodec.networks.generator.model import Part
@@ -41,8 +41,8 @@ class ThinkingEncoder(nn.Module):
         From `tmcodec.load_generator`. It stays frozen, and is no submodule: its weights are neither trained
         nor saved with the encoder's, and copies share it.
     think
-        Modalities whose tokens are generated where they are not among the inputs, each a condition of the
-        next.
+        Modalities whose tokens are generated where they are not given, each a condition of the next; images,
+        and none of `inputs`.
     inputs
         Modalities that will be given, images and ``"coords"`` or ``"caption"``; embeddings of others are
         dropped. None keeps all.
@@ -68,8 +68,9 @@ class ThinkingEncoder(nn.Module):
 
     Raises
     ------
-    GenerationError, ConditionError, TargetError
-        If the generator does not know a modality, or `merge` is unknown.
+    GenerationError, ConditionError, TargetError, ModalityError
+        If the generator does not know a modality, a thought is an input, too, or no image, or `merge` is
+        unknown.
     """
 
     def __init__(
@@ -88,16 +89,18 @@ class ThinkingEncoder(nn.Module):
         super().__init__()
         if merge not in MERGES:
             raise GenerationError(f"unknown merge {merge!r}; use {', '.join(map(str, MERGES))}")
-        self.think, self.merge, self.standardized = tuple(think), merge, standardized
+        self.merge, self.standardized = merge, standardized
         self.settings = {"decoding_steps": decoding_steps, "temperature": temperature, "top_p": top_p,
                          "seed": seed}  # fmt: skip
         # In a tuple, a module is no submodule.
         self._generator = (generator,)
         cfg = generator.cfg
         self.inputs = tuple(_name(n) for n in inputs) if inputs is not None else None
+        self.think = tuple(_name(n) for n in think)
+        _check_thoughts(self.think, self.inputs or ())
         self.encoder = generator.trainable()
         self.encoder.keep_encoder(self._keys())
-        images = [n for n in dict.fromkeys((*(self.inputs or ()), *think)) if n not in SEQUENCES]
+        images = [n for n in dict.fromkeys((*(self.inputs or ()), *self.think)) if n not in SEQUENCES]
         if merge == "concat" and inputs is None:
             raise GenerationError("merge 'concat' needs to know the modalities; give inputs")
         width = cfg.dim * (len(images) if merge == "concat" else 1)
@@ -222,6 +225,17 @@ class ThinkingEncoder(nn.Module):
 
 def _name(name: str) -> str:
     return name.lower() if name.lower() in SEQUENCES else get_modality(name).name
+
+
+def _check_thoughts(think: Sequence[str], inputs: Sequence[str]) -> None:
+    """Refuse thoughts that are no images, or named twice."""
+    for name in think:
+        if name in SEQUENCES:
+            raise TargetError(f"{name} cannot be thought of; think of images, and give {name} as an input")
+        if name in inputs:
+            raise ConditionError(f"{name} is among the inputs and the thoughts; name it once")
+    if len(set(think)) < len(think):
+        raise TargetError(f"thoughts {', '.join(think)}; name each once")
 
 
 def _count(part: Part, patch: int) -> int:

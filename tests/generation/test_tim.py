@@ -140,6 +140,17 @@ def test_what_is_given_is_not_thought(generator: LoadedGenerator, monkeypatch: p
     assert list(found[0]) == ["S2L2A", "LULC", "DEM"]
 
 
+def test_names_are_those_of_the_table_however_written(generator: LoadedGenerator) -> None:
+    """In lower case as in capitals, among thoughts as among inputs."""
+    net = ThinkingEncoder(generator, ["lulc"], inputs=["s2l2a"], merge="dict")
+    expected = ThinkingEncoder(generator, ["LULC"], inputs=["S2L2A"], merge="dict")({"S2L2A": tokens()})[-1]
+    found = net({"s2l2a": tokens()})[-1]
+    assert list(found) == ["S2L2A", "LULC"]
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    given = net({"s2l2a": tokens(), "lulc": torch.zeros(2, 4, 4, dtype=torch.int64)})[-1]
+    assert list(given) == ["S2L2A", "LULC"]
+
+
 def test_equal_inputs_think_alike(generator: LoadedGenerator) -> None:
     """By the seed, whatever the global random state."""
     net = ThinkingEncoder(generator, ["LULC"])
@@ -187,6 +198,11 @@ def test_what_does_not_fit_is_refused(generator: LoadedGenerator) -> None:
         ThinkingEncoder(generator, ["NDVI"])
     with pytest.raises(ConditionError, match="NDVI"):
         ThinkingEncoder(generator, inputs=["NDVI"])
+    for thoughts in (["coords"], ["Coords"], ["LULC", "lulc"]):
+        with pytest.raises(TargetError):
+            ThinkingEncoder(generator, thoughts)
+    with pytest.raises(ConditionError, match="LULC is among the inputs and the thoughts"):
+        ThinkingEncoder(generator, ["lulc"], inputs=["S2L2A", "LULC"])
     with pytest.raises(ConditionError, match="dictionary"):
         ThinkingEncoder(generator)(tokens())
 
