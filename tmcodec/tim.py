@@ -47,8 +47,9 @@ class ThinkingEncoder(nn.Module):
         Modalities that will be given, images and ``"coords"`` or ``"caption"``; embeddings of others are
         dropped. None keeps all.
     merge
-        How images' embeddings become one: ``"mean"`` or ``"max"`` over modalities, ``"concat"`` along
-        channels, ``"dict"`` for none and one entry a modality, None for all tokens one after the other.
+        How images' embeddings become one: ``"mean"`` or ``"max"`` over the modalities that show something
+        at a place, ``"concat"`` along channels, ``"dict"`` for none and one entry a modality, None for all
+        tokens one after the other. The order is that of `inputs`, then `think`.
     decoding_steps, temperature, top_p
         Of the generation; see `tmcodec.generation.generate.generate`.
     seed
@@ -100,7 +101,7 @@ class ThinkingEncoder(nn.Module):
         _check_thoughts(self.think, self.inputs or ())
         self.encoder = generator.trainable()
         self.encoder.keep_encoder(self._keys())
-        images = [n for n in dict.fromkeys((*(self.inputs or ()), *self.think)) if n not in SEQUENCES]
+        images = self._images()
         if merge == "concat" and inputs is None:
             raise GenerationError("merge 'concat' needs to know the modalities; give inputs")
         width = cfg.dim * (len(images) if merge == "concat" else 1)
@@ -123,6 +124,10 @@ class ThinkingEncoder(nn.Module):
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
+
+    def _images(self) -> list[str]:
+        """Return the images of the inputs and thoughts, in their order."""
+        return [n for n in dict.fromkeys((*(self.inputs or ()), *self.think)) if n not in SEQUENCES]
 
     def _keys(self) -> list[str]:
         """Return the keys of the inputs' and thoughts' embeddings."""
@@ -153,6 +158,7 @@ class ThinkingEncoder(nn.Module):
         -------
         list
             For each block ``(B, N, D)``, the last one normalised; with merge ``"dict"`` a dictionary each.
+            Zeros where nothing is known: at tokens of -1, and patches with a pixel that is not finite.
 
         Raises
         ------
@@ -164,29 +170,37 @@ class ThinkingEncoder(nn.Module):
                 raise ConditionError("a tensor alone needs the constructor's inputs; give a dictionary")
             inputs = {self.inputs[0]: inputs}
         given = self._tokenized({_name(k): v for k, v in {**inputs, **more}.items()})
-        parts = self._parts({**given, **self._thoughts(given)})
+        parts = self._parts(self._ordered({**given, **self._thoughts(given)}))
         features, padding = self.encoder.features(list(parts.values()))
         sizes = {name: _count(part, self.generator.cfg.patch) for name, part in parts.items()}
         if padding is not None:
             features = [layer * ~padding[..., None] for layer in features]
-        return [self._merged(layer, sizes) for layer in features]
+        return [self._merged(layer, sizes, padding) for layer in features]
 
     def _tokenized(self, given: dict[str, Any]) -> dict[str, Any]:
         """Return the inputs in physical units, pixels that the model takes as tokens alone encoded once."""
-        from tmcodec.generation.tokenizers import tokenizer_of
+        from tmcodec.generation.conditions import encoder_spec, image_input
 
         ready = dict(given)
         for name, value in given.items():
-            if name in SEQUENCES or not isinstance(value, Tensor) or value.ndim != 4:
+            if name in SEQUENCES:
                 continue
-            row = get_modality(name)
-            if self.standardized and not row.categorical:
-                mean, std = (torch.tensor(v, device=value.device).view(-1, 1, 1) for v in (row.mean, row.std))
-                ready[name] = value = value * std + mean
-            if self.generator.cfg.find(name, "pixels") is None:
+            if self.standardized:
+                ready[name] = value = _physical(name, value)
+            pixels = getattr(value, "ndim", 0) == 4
+            if pixels and encoder_spec(self.generator.cfg, name, "pixels") is None:
                 with torch.no_grad():
-                    ready[name] = tokenizer_of(self.generator, name).encode(value).clone()
+                    image = image_input(self.generator, name, value)
+                ready[name] = image.known().unflatten(1, image.grid)
         return ready
+
+    def _ordered(self, seen: dict[str, Any]) -> dict[str, Any]:
+        """Return what the encoder sees in the order of the constructor's inputs and thoughts."""
+        if self.merge == "concat" and not seen.keys() >= {*self._images()}:
+            missing = ", ".join(n for n in self._images() if n not in seen)
+            raise ConditionError(f"{missing} is not given; merge 'concat' needs all inputs")
+        known = () if self.inputs is None else (*self.inputs, *self.think)
+        return {name: seen[name] for name in dict.fromkeys((*known, *seen)) if name in seen}
 
     def _thoughts(self, given: Mapping[str, Any]) -> dict[str, Tensor]:
         """Generate what is missing, without gradients."""
@@ -209,8 +223,8 @@ class ThinkingEncoder(nn.Module):
         device = self.encoder.encoder_norm.weight.device
         return {name: _moved(part, device) for name, part in parts.items()}
 
-    def _merged(self, layer: Tensor, sizes: dict[str, int]) -> Any:
-        """Merge the embeddings ``(B, N, D)`` of all parts."""
+    def _merged(self, layer: Tensor, sizes: dict[str, int], padding: Tensor | None) -> Any:
+        """Merge the embeddings ``(B, N, D)`` of all parts, zeros where `padding` ``(B, N)`` is True."""
         if self.merge is None:
             return layer
         split = dict(zip(sizes, layer.split(list(sizes.values()), 1), strict=True))
@@ -220,11 +234,27 @@ class ThinkingEncoder(nn.Module):
         if self.merge == "concat":
             return torch.cat(images, -1)
         stacked = torch.stack(images, 1)
-        return stacked.mean(1) if self.merge == "mean" else stacked.amax(1)
+        if padding is None:
+            return stacked.mean(1) if self.merge == "mean" else stacked.amax(1)
+        gaps = zip(sizes, padding.split(list(sizes.values()), 1), strict=True)
+        hidden = torch.stack([gap for name, gap in gaps if name not in SEQUENCES], 1)[..., None]
+        if self.merge == "mean":
+            return stacked.sum(1) / (~hidden).sum(1).clamp_min(1)
+        return stacked.masked_fill(hidden, -torch.inf).amax(1).masked_fill(hidden.all(1), 0)
 
 
 def _name(name: str) -> str:
     return name.lower() if name.lower() in SEQUENCES else get_modality(name).name
+
+
+def _physical(name: str, value: Any) -> Any:
+    """Return standardised pixels ``(B, C, H, W)`` in physical units; tokens and classes as they are."""
+    row = get_modality(name)
+    pixels = torch.as_tensor(value)
+    if row.categorical or pixels.ndim != 4:
+        return value
+    mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (row.mean, row.std))
+    return pixels.float() * std + mean
 
 
 def _check_thoughts(think: Sequence[str], inputs: Sequence[str]) -> None:

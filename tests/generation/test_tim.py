@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from generation_helpers import tokenizer_refs
 from torch import Tensor
 
 from tmcodec.errors import ConditionError, GenerationError, MissingDependencyError, TargetError
@@ -186,6 +188,51 @@ def test_standardised_pixels_are_the_physical_ones(generator: LoadedGenerator) -
     physical = ThinkingEncoder(generator, inputs=["S1GRD"])(pixels())
     standard = ThinkingEncoder(generator, inputs=["S1GRD"], standardized=True)((pixels() - mean) / std)
     torch.testing.assert_close(physical[-1], standard[-1], atol=1e-3, rtol=1e-3)
+    net = ThinkingEncoder(generator, inputs=["S1GRD"], standardized=True)
+    array = ((pixels() - mean) / std).numpy()
+    torch.testing.assert_close(net({"S1GRD": array})[-1], standard[-1])
+
+
+def test_hidden_places_count_nothing(generator: LoadedGenerator) -> None:
+    """Mean and maximum are over what is seen at a place; where nothing is, they are zero."""
+    some, land = tokens(), torch.arange(32).view(2, 4, 4)
+    some[:, :2], land[:, 1:3] = -1, -1  # rows 0 to 3 show: land alone, nothing, S2L2A alone, both
+    found = {merge: ThinkingEncoder(generator, ["LULC"], merge=merge)({"S2L2A": some, "LULC": land})[-1]
+             for merge in ("dict", "mean", "max")}  # fmt: skip
+    s2, lulc = (part.unflatten(1, (4, 4)) for part in found["dict"].values())
+    for merge, both in (("mean", (s2 + lulc) / 2), ("max", torch.maximum(s2, lulc))):
+        merged = found[merge].unflatten(1, (4, 4))
+        for row, expected in enumerate((lulc, torch.zeros_like(s2), s2, both)):
+            torch.testing.assert_close(merged[:, row], expected[:, row])
+    assert not s2[:, 0].any() and bool((lulc[:, 0] < 0).any())
+
+
+def test_pixels_with_gaps_are_taken(weights: Path, tiny_tokenizer: Callable[[str], Path]) -> None:
+    """As `generate` takes them: a patch with a pixel that is not finite is not seen."""
+    generator = load_generator(str(weights), "cpu", precision="fp32")
+    generator.tokenizers.update(tokenizer_refs({"S2L2A": tiny_tokenizer("S2L2A")}))
+    x = 2000 + 500 * torch.rand(1, 12, 64, 64, generator=torch.Generator().manual_seed(0))
+    x[0, 3, 20, 40] = torch.nan
+    net = ThinkingEncoder(generator, ["LULC"], inputs=["S2L2A"], merge="dict")
+    found = net({"S2L2A": x})[-1]["S2L2A"].unflatten(1, (4, 4))
+    seen = torch.ones(4, 4, dtype=torch.bool)
+    seen[1, 2] = False
+    assert torch.equal(found[0].any(-1), seen)
+    thought = generator.generate({"S2L2A": x}, ["LULC"], decoding_steps=1, seed=0).tokens["LULC"]
+    assert torch.equal(net._thoughts(net._tokenized({"S2L2A": x}))["LULC"], thought)
+
+
+def test_channels_lie_in_the_order_of_the_inputs(generator: LoadedGenerator) -> None:
+    """However the caller's dictionary is ordered; one that is missing is named."""
+    net = ThinkingEncoder(generator, ["LULC"], inputs=["S2L2A", "DEM"], merge="concat")
+    split = ThinkingEncoder(generator, ["LULC"], inputs=["S2L2A", "DEM"], merge="dict")
+    one, two = tokens(), tokens(1)
+    found = net({"DEM": two, "S2L2A": one})[-1]
+    parts = split({"S2L2A": one, "DEM": two})[-1]
+    expected = torch.cat([parts[name] for name in ("S2L2A", "DEM", "LULC")], -1)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConditionError, match="DEM is not given"):
+        net({"S2L2A": one})
 
 
 def test_what_does_not_fit_is_refused(generator: LoadedGenerator) -> None:
