@@ -154,6 +154,21 @@ def test_a_window_decodes_to_the_window_of_the_whole(tokens: Path, weights: Path
         assert inner["transform"] == (a, 0, c + 37 * a, 0, e, f + 21 * e)
 
 
+def test_noise_of_steps_lies_in_place() -> None:
+    """DDPM adds noise in each step: a window decodes as the whole, and an item of a batch as alone."""
+    tok = tmcodec.load_tokenizer("mini-s1grd-v2", device="cpu")
+    halo = tok.decoder_halo(3)
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, tok.codebook_size, (1, 2, 2 * halo + 4), generator=draw)
+    whole = tok.decode(tokens, 3, 7, sampler="DDPM")
+    part = tok.decode(tokens[:, :, 3:], 3, 7, origin=(0, 3), sampler="DDPM")
+    inner = slice((3 + halo) * tok.patch, None)
+    assert torch.allclose(part[..., halo * tok.patch :], whole[..., inner], atol=1e-3)
+    both = tok.decode(tokens.expand(2, -1, -1), 3, 7, sampler="DDPM")
+    assert torch.allclose(both, whole.expand(2, -1, -1, -1), atol=1e-3)
+    assert not torch.allclose(tok.decode(tokens, 3, 8, sampler="DDPM"), whole, atol=0.1)
+
+
 def test_bounds_choose_the_same_window(tokens: Path, weights: Path) -> None:
     # 10 m pixels from (500000, 5000000): columns 10..29, rows 20..49
     by_bounds, _ = tmcodec.decode_array(tokens, tokenizer=weights, bounds=(500100, 4999500, 500300, 4999800))

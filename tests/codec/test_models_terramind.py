@@ -376,11 +376,11 @@ def test_tokens_do_not_depend_on_the_batch(write: Write, tmp_path: Path) -> None
 def test_windows_decode_as_the_whole(write: Write, tmp_path: Path) -> None:
     tok = load(S1, write(), precision="fp32")
     path, _ = rasterio_round_trip(tmp_path, tok)
-    for sampler in ("ddim", "official"):
-        whole, _ = tmcodec.decode_array(path, tokenizer=tok, steps=2, sampler=sampler)
+    for sampler, steps in (("ddim", 2), ("official", 2), ("DDPM", 3)):
+        whole, _ = tmcodec.decode_array(path, tokenizer=tok, steps=steps, sampler=sampler)
         window = (201, 90, 150, 70)
         part, _ = tmcodec.decode_array(
-            path, tokenizer=tok, steps=2, window=window, sampler=sampler, batch_size=1
+            path, tokenizer=tok, steps=steps, window=window, sampler=sampler, batch_size=1
         )
         assert np.allclose(part, whole[:, 90:160, 201:351], atol=1e-3)
 

@@ -59,6 +59,13 @@ def test_noise_is_standard_normal_and_differs_by_seed_and_place() -> None:
     assert not np.array_equal(noise[:, :BLOCK, :BLOCK], noise[:, BLOCK : 2 * BLOCK, :BLOCK])
 
 
+def test_each_step_has_noise_of_its_own_by_the_same_rule() -> None:
+    first, later = (block_noise(2, 0, 0, 256, 256, 5, step) for step in (1, 2))
+    assert abs(float((first * later).mean())) < 0.01  # uncorrelated
+    assert abs(float((first * block_noise(2, 0, 0, 256, 256, 5)).mean())) < 0.01
+    assert np.array_equal(block_noise(2, 70, 30, 20, 90, 5, 2), later[:, 70:90, 30:120])
+
+
 def test_noise_is_box_muller_of_philox_words() -> None:
     # Written out once more: a promise, since a seed is stored in files.
     words = np.random.Philox(key=[9, 0x746D636F646563], counter=[0, 1, 2, 0]).random_raw(4)

@@ -88,18 +88,47 @@ def test_official_clamps_after_the_direction_is_taken() -> None:
 def test_a_perfect_denoiser_gives_the_truth_with_every_sampler() -> None:
     truth = noise(1)
     for name in ("ddim", "ddim-packed", "DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete", "DDPM"):
-        found = sample(lambda x, t: truth, noise(), 6, name, torch.Generator().manual_seed(0))
+        found = sample(lambda x, t: truth, noise(), 6, name, noise)
         assert torch.allclose(found, truth, atol=2e-2), name
 
 
-def test_stochastic_schedulers_take_their_noise_from_the_generator() -> None:
-    def draw(seed: int) -> Tensor:
-        return sample(wavy, noise(), 4, "DDPM", torch.Generator().manual_seed(seed))
+@pytest.mark.parametrize("name", ["DDPM", "DDPMParallelScheduler"])
+@pytest.mark.parametrize("steps", [1, 3, 7, 20])
+def test_ddpm_is_that_of_diffusers_with_noise_from_outside(name: str, steps: int) -> None:
+    """The same numbers as diffusers' own scheduler, where each step is given what that one draws."""
+    generator, drawn = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
+    scheduler, x = named_scheduler("DDPM", steps), noise()
+    for t in scheduler.timesteps:
+        x = scheduler.step(wavy(x, t), t, x, generator=generator, return_dict=False)[0]
+    state, asked = torch.get_rng_state(), []
 
-    state = torch.get_rng_state()
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
+    def added(step: int) -> Tensor:
+        asked.append(step)
+        return torch.randn(noise().shape, generator=drawn)
+
+    torch.testing.assert_close(sample(wavy, noise(), steps, name, added), x, atol=1e-4, rtol=1e-4)
+    assert asked == list(range(1, steps))  # the last step leads to the clean picture
     assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(SamplerError, match="adds noise at each step"):
+        sample(wavy, noise(), steps, name)
+
+
+@pytest.mark.parametrize("name", ["LCM", "TCD", "SASolver"])
+def test_schedulers_that_draw_noise_of_their_own_are_refused(name: str) -> None:
+    """Before anything is sampled: no window could see the noise of the whole."""
+    for refused in (lambda: check_sampler(name), lambda: sample(wavy, noise(), 1, name, noise)):
+        with pytest.raises(SamplerError, match="draws noise of its own"):
+            refused()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["DDIM", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete",
+     "DEISMultistep", "UniPCMultistep"],
+)  # fmt: skip
+def test_schedulers_that_draw_none_sample(name: str) -> None:
+    assert check_sampler(name + "Scheduler") == name + "Scheduler"
+    assert torch.isfinite(sample(wavy, noise(), 4, name + "Scheduler")).all()
 
 
 def test_names() -> None:
@@ -109,7 +138,10 @@ def test_names() -> None:
     assert type(named_scheduler("unipcmultistep", 3)).__name__ == "UniPCMultistepScheduler"
 
 
-@pytest.mark.parametrize("name", ["magic", "", "FlowMatchEulerDiscrete", "EulerAncestralDiscrete"])
+UNFIT = ["magic", "", "FlowMatchEulerDiscrete", "EulerAncestralDiscrete", "CogVideoXDPM", "ScoreSdeVp"]
+
+
+@pytest.mark.parametrize("name", UNFIT)
 def test_samplers_that_cannot_work_are_refused_in_one_line(name: str) -> None:
     with pytest.raises(SamplerError) as caught:
         sample(wavy, noise(), 3, name)

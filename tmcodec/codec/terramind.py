@@ -9,7 +9,7 @@ so that tile borders do not show.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -221,15 +221,27 @@ class TerraMindTokenizer(Tokenizer):
         step = max(1, BATCH_PIXELS // (even.shape[1] * even.shape[2] * self.patch**2))
         parts = []
         for i in range(0, len(even), step):
-            codes = net.codes(even[i : i + step])
+            some = slice(i, i + step)
+            codes = net.codes(even[some])
             if noise is None:
                 parts.append(net.logits(codes))
                 continue
-            generator = torch.Generator().manual_seed(seeds[i] % 2**63)
-            parts.append(
-                sample(_bound(net, codes), noise[i : i + step].to(self.device), steps, sampler, generator)
-            )
+            parts.append(self._sample(net, codes, noise[some], steps, seeds[some], origins[some], sampler))
         return torch.cat(parts)[..., :height, :width]
+
+    def _sample(
+        self, net: DecoderHalf, codes: Tensor, noise: Tensor, steps: int, seeds: list[int],
+        origins: list[tuple[int, int]], sampler: str,
+    ) -> Tensor:  # fmt: skip
+        """Return normalised bands drawn from one batch's noise."""
+
+        def added(step: int) -> Tensor:
+            return self._noise(codes.shape, seeds, origins, sampler, step).to(self.device)
+
+        def denoise(noisy: Tensor, times: Tensor) -> Tensor:
+            return net.denoise(noisy, times, codes)
+
+        return sample(denoise, noise.to(self.device), steps, sampler, added)
 
     def _pad_grid(self, tokens: Tensor) -> Tensor:
         """Repeat the last row and column up to a size that the decoder takes."""
@@ -242,9 +254,9 @@ class TerraMindTokenizer(Tokenizer):
         return padded[:, 0].to(tokens.dtype)
 
     def _noise(
-        self, grid: torch.Size, seeds: list[int], origins: list[tuple[int, int]], sampler: str
+        self, grid: torch.Size, seeds: list[int], origins: list[tuple[int, int]], sampler: str, step: int = 0
     ) -> Tensor:
-        """Return the initial noise on the CPU: TerraTorch's for `OFFICIAL`, else addressed by place."""
+        """Return a step's noise on the CPU: TerraTorch's for `OFFICIAL`, else addressed by place."""
         height, width = grid[-2] * self.patch, grid[-1] * self.patch
         shape = (self.cfg.channels, height, width)
         if sampler == OFFICIAL and len(set(zip(seeds, origins, strict=True))) == 1:
@@ -258,7 +270,7 @@ class TerraMindTokenizer(Tokenizer):
             else:
                 corner = (row * self.patch, col * self.patch)
                 pictures[seed, (row, col)] = torch.from_numpy(
-                    block_noise(shape[0], *corner, height, width, seed)
+                    block_noise(shape[0], *corner, height, width, seed, step)
                 )
         return torch.stack([pictures[key] for key in zip(seeds, origins, strict=True)])
 
@@ -376,8 +388,3 @@ def place_seed(seed: int, row: int, col: int) -> int:
 
 def _cut(x: Tensor, row: int, col: int, tile: int, patch: int) -> Tensor:
     return x[..., row * patch : row * patch + tile, col * patch : col * patch + tile]
-
-
-def _bound(net: DecoderHalf, codes: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the denoiser of these codes."""
-    return lambda noisy, times: net.denoise(noisy, times, codes)

@@ -349,8 +349,12 @@ class MiniTokenizer(Tokenizer):
         self.check_sampler(sampler)
         batch, _, height, width = shape
         row, col = (n * self.patch for n in origin)
-        noise = torch.from_numpy(block_noise(self.net.cfg.residual_channels, row, col, height, width, seed))
+        channels = self.net.cfg.residual_channels
         levels = terramind_alpha_bar()
+
+        def noise(step: int) -> Tensor:  # 0: what sampling begins with
+            drawn = torch.from_numpy(block_noise(channels, row, col, height, width, seed, step))
+            return drawn.to(self.device).expand(batch, -1, -1, -1)
 
         def denoise(noisy: Tensor, times: Tensor) -> Tensor:
             signal = levels[times.long().cpu()].sqrt().to(self.device)
@@ -358,9 +362,7 @@ class MiniTokenizer(Tokenizer):
                 return torch.zeros_like(noisy)
             return denoiser(noisy, features, times.expand(batch), signal.expand(batch))
 
-        start = noise.to(self.device).expand(batch, -1, -1, -1)
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        parts = denoiser.strengthen(sample(denoise, start, steps, sampler, generator), features)
+        parts = denoiser.strengthen(sample(denoise, noise(0), steps, sampler, noise), features)
         return self.net.from_components(parts)
 
 

@@ -1,7 +1,7 @@
 """Gaussian noise addressed by place: any window of a picture sees the noise of the whole picture.
 
 Windows decoded apart must agree where they overlap, and a seed must mean the same on every machine
-and in every thread. So noise is a pure function of (seed, block): 64x64-pixel blocks, each from its
+and in every thread. So noise is a pure function of (seed, block, step): 64x64-pixel blocks, each from its
 own Philox counter stream (Salmon et al., 2011; NumPy guarantees the raw stream), turned normal by
 Box and Muller's transform. No global random state is touched.
 """
@@ -15,9 +15,9 @@ BLOCK = 64
 _KEY = 0x746D636F646563  # "tmcodec"
 
 
-def _one_block(channels: int, seed: int, row: int, col: int) -> npt.NDArray[np.float32]:
+def _one_block(channels: int, seed: int, row: int, col: int, step: int) -> npt.NDArray[np.float32]:
     """Return the noise ``(channels, 64, 64)`` of the block in block row `row`, block column `col`."""
-    counter = [0, row & 0xFFFFFFFF, col & 0xFFFFFFFF, 0]
+    counter = [0, row & 0xFFFFFFFF, col & 0xFFFFFFFF, step]
     bits = np.random.Philox(key=[seed & (2**64 - 1), _KEY], counter=counter)
     words = bits.random_raw(channels * BLOCK * BLOCK)
     # Two 32-bit halves of each word make two uniforms; the first must not be zero.
@@ -27,7 +27,7 @@ def _one_block(channels: int, seed: int, row: int, col: int) -> npt.NDArray[np.f
 
 
 def block_noise(
-    channels: int, row: int, col: int, height: int, width: int, seed: int
+    channels: int, row: int, col: int, height: int, width: int, seed: int, step: int = 0
 ) -> npt.NDArray[np.float32]:
     """Return standard normal noise ``(channels, height, width)`` of a window in pixels.
 
@@ -41,11 +41,13 @@ def block_noise(
         Size of the window in pixels.
     seed
         0..2**64-1.
+    step
+        Sampling step that adds it, from 1 on; 0 is the noise that sampling begins with.
     """
     first_row, first_col = row // BLOCK, col // BLOCK
     rows = range(first_row, (row + height - 1) // BLOCK + 1)
     cols = range(first_col, (col + width - 1) // BLOCK + 1)
-    bands = [np.concatenate([_one_block(channels, seed, r, c) for c in cols], axis=2) for r in rows]
+    bands = [np.concatenate([_one_block(channels, seed, r, c, step) for c in cols], axis=2) for r in rows]
     whole = np.concatenate(bands, axis=1)
     top, left = row - first_row * BLOCK, col - first_col * BLOCK
     return np.ascontiguousarray(whole[:, top : top + height, left : left + width])

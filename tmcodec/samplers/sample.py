@@ -6,7 +6,6 @@ threads do not disturb each other.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from tmcodec.errors import SamplerError
 from tmcodec.samplers.schedule import (
+    ANCESTRAL,
     TRAIN_STEPS,
     even_timesteps,
     named_scheduler,
@@ -25,6 +25,9 @@ from tmcodec.samplers.schedule import (
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """``(noisy, timesteps (1,))`` to the clean sample, float32, of the same shape."""
+
+AddedNoise = Callable[[int], Tensor]
+"""A step's number, from 1 on, to the noise that it adds."""
 
 DEFAULT = "ddim"
 OFFICIAL = "official"
@@ -50,7 +53,7 @@ def sample(
     noise: Tensor,
     steps: int,
     sampler: str = DEFAULT,
-    generator: torch.Generator | None = None,
+    added: AddedNoise | None = None,
 ) -> Tensor:
     """Turn `noise` into a clean sample.
 
@@ -66,14 +69,14 @@ def sample(
         ``"ddim"``: DDIM (arXiv 2010.02502) with eta 0, `steps` evenly spaced trailing timesteps, no clamp.
         ``"ddim-packed"``: the same at `packed_timesteps`.
         ``"official"``: TerraTorch's, operation by operation: its timesteps, clamp to -1..1.
-        Else the name of a diffusers scheduler.
-    generator
-        Source of the noise that some of diffusers' schedulers add at each step.
+        Else the name of a diffusers scheduler that draws no noise, or ``"DDPM"``, to which `added` gives it.
+    added
+        Standard normal noise of a step, from 1 on, of the shape of `noise`; the last step adds none.
 
     Raises
     ------
     SamplerError
-        If the sampler is unknown or cannot take so many steps.
+        If the sampler is unknown, cannot take so many steps, or draws noise of its own.
     """
     if not 1 <= steps <= TRAIN_STEPS:
         raise SamplerError(f"{steps} sampling steps; give 1 to {TRAIN_STEPS}")
@@ -84,19 +87,31 @@ def sample(
     if sampler in (DEFAULT, PACKED):
         times = packed_timesteps(steps) if sampler == PACKED else even_timesteps(steps)
         return ddim(denoise, noise, times, [*times[1:], -1], clamp=False)
-    return _with_diffusers(denoise, noise, named_scheduler(sampler, steps), generator)
+    scheduler = named_scheduler(sampler, steps)
+    if type(scheduler).__name__ in ANCESTRAL:
+        if added is None:
+            raise SamplerError(f"sampler {sampler} adds noise at each step; give it, or use ddim")
+        times = even_timesteps(steps)
+        return ddim(denoise, noise, times, [*times[1:], -1], clamp=False, added=added)
+    return _with_diffusers(denoise, noise, scheduler)
 
 
 def ddim(
-    denoise: Denoise, noise: Tensor, times: Sequence[int], following: Sequence[int], clamp: bool
+    denoise: Denoise,
+    noise: Tensor,
+    times: Sequence[int],
+    following: Sequence[int],
+    clamp: bool,
+    added: AddedNoise | None = None,
 ) -> Tensor:
     """Run DDIM with eta 0; `following` are the timesteps that each step leads to, below 0 the end.
 
-    As in TerraTorch, the direction to the noise comes from the estimate *before* it is clamped.
+    As in TerraTorch, the direction to the noise comes from the estimate *before* it is clamped. With `added`
+    eta is 1, which makes it DDPM: each step but the last replaces some of the noise by new.
     """
     signal = terramind_alpha_bar()
     x = noise
-    for t, after in zip(times, following, strict=True):
+    for step, (t, after) in enumerate(zip(times, following, strict=True), 1):
         now, then = signal[t], signal[after] if after >= 0 else torch.tensor(1.0)
         clean = denoise(x, torch.tensor([t], device=x.device))
         if after < 0:  # the noise's share is zero
@@ -104,21 +119,21 @@ def ddim(
         direction = (x - now.sqrt() * clean) / (1 - now).sqrt()
         if clamp:
             clean = clean.clamp(-1, 1)
-        x = then.sqrt() * clean + (1 - then).sqrt() * direction
+        fresh = (1 - then) / (1 - now) * (1 - now / then) if added else torch.tensor(0.0)
+        # The difference is zero after the first timestep, where there is no signal, and must not round below.
+        x = then.sqrt() * clean + (1 - then - fresh).clamp_min(0).sqrt() * direction
+        if added:
+            x = x + fresh.sqrt() * added(step)
     return x
 
 
-def _with_diffusers(
-    denoise: Denoise, noise: Tensor, scheduler: Any, generator: torch.Generator | None
-) -> Tensor:
+def _with_diffusers(denoise: Denoise, noise: Tensor, scheduler: Any) -> Tensor:
     """Run the loop that all of diffusers' schedulers share."""
-    draws = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if draws else {}
     x = noise * float(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
         clean = denoise(scheduler.scale_model_input(x, t), t.reshape(1).to(x.device))
         try:
-            x = scheduler.step(clean, t, x, return_dict=False, **extra)[0]
+            x = scheduler.step(clean, t, x, return_dict=False)[0]
         except (NotImplementedError, ValueError) as err:
             name = type(scheduler).__name__
             raise SamplerError(f"{name} cannot sample from clean predictions ({err}); use another") from err

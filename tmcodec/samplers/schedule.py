@@ -7,6 +7,7 @@ prediction of the clean sample, trailing timesteps; unlike TerraMind's, nothing 
 from __future__ import annotations
 
 import inspect
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAIN_STEPS = 1000
+
+ANCESTRAL = ("DDPMScheduler", "DDPMParallelScheduler")
+"""Their steps are DDIM's with eta 1 (arXiv 2010.02502, section 4.1), and need no scheduler to draw noise."""
 
 _SCHEDULE = {
     "num_train_timesteps": TRAIN_STEPS,
@@ -54,25 +58,66 @@ def named_scheduler(name: str, steps: int) -> Any:
     Raises
     ------
     SamplerError
-        If diffusers has no such class, or it cannot follow this noise schedule.
+        If diffusers has no such class, it cannot follow this noise schedule, or it draws noise of its own.
     """
     import diffusers.schedulers as found
 
     wanted = name.lower().removesuffix("scheduler") + "scheduler"
     known = {n.lower(): n for n in dir(found) if n.endswith("Scheduler") and not n.startswith(("Flax", "_"))}
-    if wanted not in known:
+    cls = getattr(found, known.get(wanted, ""), None)  # some that are listed are no longer there
+    if cls is None:
         raise SamplerError(f"unknown sampler {name!r}; use ddim, official or a diffusers scheduler's name")
-    cls = getattr(found, known[wanted])
-    accepted = inspect.signature(cls.__init__).parameters
-    missing = {"prediction_type", "beta_schedule"} - accepted.keys()
+    missing = {"prediction_type", "beta_schedule"} - inspect.signature(cls.__init__).parameters.keys()
     if missing:
         raise SamplerError(f"sampler {name} has no {' and no '.join(sorted(missing))}; choose another")
     try:
-        scheduler = cls(**{k: v for k, v in _SCHEDULE.items() if k in accepted})
-        scheduler.set_timesteps(steps)
-    except (ValueError, TypeError, NotImplementedError, IndexError, ImportError) as err:
+        scheduler = _scheduler(cls, steps)
+    except _REFUSALS as err:
         raise SamplerError(f"sampler {name} cannot take {steps} steps of this schedule ({err})") from err
+    if cls.__name__ not in ANCESTRAL and _draws(cls):
+        raise SamplerError(
+            f"sampler {name} draws noise of its own at each step, in which windows and tiles would differ; "
+            "use ddim, DDPM, DPMSolverMultistep or UniPCMultistep"
+        )
     return scheduler
+
+
+_REFUSALS = (ValueError, TypeError, NotImplementedError, IndexError, ImportError)
+
+
+def _scheduler(cls: Any, steps: int) -> Any:
+    """Return a scheduler of a class on this noise schedule."""
+    accepted = inspect.signature(cls.__init__).parameters
+    scheduler = cls(**{k: v for k, v in _SCHEDULE.items() if k in accepted})
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@lru_cache(maxsize=64)
+def _draws(cls: Any) -> bool:
+    """Tell whether a scheduler draws noise, by taking three steps.
+
+    Many take a generator that they use only with other settings than these.
+
+    Raises
+    ------
+    SamplerError
+        If it cannot step from clean predictions.
+    """
+    import torch
+
+    generator, x = torch.Generator(), torch.zeros(1, 1, 8, 8)
+    before = generator.get_state()
+    try:
+        scheduler = _scheduler(cls, 3)
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        extra = {"generator": generator} if draws else {}
+        for t in scheduler.timesteps:
+            x = scheduler.step(torch.zeros_like(x), t, x, return_dict=False, **extra)[0]
+    except _REFUSALS as err:
+        name = cls.__name__
+        raise SamplerError(f"{name} cannot sample from clean predictions ({err}); use another") from err
+    return not torch.equal(generator.get_state(), before)
 
 
 def alpha_bar() -> Tensor:
