@@ -41,8 +41,7 @@ class ThinkingEncoder(nn.Module):
         From `tmcodec.load_generator`. It stays frozen, and is no submodule: its weights are neither trained
         nor saved with the encoder's, and copies share it.
     think
-        Modalities whose tokens are generated where they are not given, each a condition of the next; images,
-        and none of `inputs`.
+        Images whose tokens are generated where they are not given, each a condition of the next.
     inputs
         Modalities that will be given, images and ``"coords"`` or ``"caption"``; embeddings of others are
         dropped. None keeps all.
@@ -70,7 +69,7 @@ class ThinkingEncoder(nn.Module):
     Raises
     ------
     GenerationError, ConditionError, TargetError, ModalityError
-        If the generator does not know a modality, a thought is an input, too, or no image, or `merge` is
+        If the generator does not know a modality, a thought is no image, or `merge` is
         unknown.
     """
 
@@ -98,7 +97,7 @@ class ThinkingEncoder(nn.Module):
         cfg = generator.cfg
         self.inputs = tuple(_name(n) for n in inputs) if inputs is not None else None
         self.think = tuple(_name(n) for n in think)
-        _check_thoughts(self.think, self.inputs or ())
+        _check_thoughts(self.think)
         self.encoder = generator.trainable()
         self.encoder.keep_encoder(self._keys())
         images = self._images()
@@ -257,13 +256,11 @@ def _physical(name: str, value: Any) -> Any:
     return pixels.float() * std + mean
 
 
-def _check_thoughts(think: Sequence[str], inputs: Sequence[str]) -> None:
+def _check_thoughts(think: Sequence[str]) -> None:
     """Refuse thoughts that are no images, or named twice."""
     for name in think:
         if name in SEQUENCES:
             raise TargetError(f"{name} cannot be thought of; think of images, and give {name} as an input")
-        if name in inputs:
-            raise ConditionError(f"{name} is among the inputs and the thoughts; name it once")
     if len(set(think)) < len(think):
         raise TargetError(f"thoughts {', '.join(think)}; name each once")
 

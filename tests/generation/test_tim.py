@@ -248,10 +248,17 @@ def test_what_does_not_fit_is_refused(generator: LoadedGenerator) -> None:
     for thoughts in (["coords"], ["Coords"], ["LULC", "lulc"]):
         with pytest.raises(TargetError):
             ThinkingEncoder(generator, thoughts)
-    with pytest.raises(ConditionError, match="LULC is among the inputs and the thoughts"):
-        ThinkingEncoder(generator, ["lulc"], inputs=["S2L2A", "LULC"])
     with pytest.raises(ConditionError, match="dictionary"):
         ThinkingEncoder(generator)(tokens())
+
+
+def test_what_may_be_given_may_be_thought(generator: LoadedGenerator) -> None:
+    """Land cover is an input where it is there, and a thought where it is not."""
+    net = ThinkingEncoder(generator, ["lulc"], inputs=["S2L2A", "LULC"], merge="dict").eval()
+    with torch.no_grad():
+        alone, both = net({"S2L2A": tokens()}), net({"S2L2A": tokens(), "LULC": tokens() % 100})
+    assert list(alone[-1]) == list(both[-1]) == ["S2L2A", "LULC"]
+    assert not torch.equal(alone[-1]["LULC"], both[-1]["LULC"])
 
 
 # --------------------------------------------------------------------------- TerraTorch
