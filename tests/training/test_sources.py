@@ -102,6 +102,43 @@ def test_a_file_cut_short_is_found_when_it_is_read(corpus: Corpus) -> None:
     assert list(source.bad) == [str(path)]
 
 
+def cut_in_the_middle(path: Path) -> Path:
+    """Write floats in tiles, which tell nothing of their scale unread, and cut the file after some."""
+    values = rng(7).uniform(-1, 1, (1, 128, 128)).astype(np.float32)
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, width=128, height=128, dtype="float32", tiled=True,
+        blockxsize=64, blockysize=64,
+    ) as dataset:  # fmt: skip
+        dataset.write(values)
+    path.write_bytes(path.read_bytes()[: 64 * 64 * 4 * 5 // 2])
+    return path
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_a_file_cut_short_whose_scale_cannot_be_told_is_bad(by_size: bool, corpus: Corpus) -> None:
+    folder = corpus("NDVI")
+    path = cut_in_the_middle(folder / "cut.tif")
+    with pytest.raises(CorpusError, match=r"cut\.tif: cannot be read .*complete; mend it, or set skip_bad"):
+        RasterFolder(str(path), "NDVI").draw(rng(), 32)
+    source = RasterFolder(str(folder), "NDVI", skip_bad=True, by_size=by_size)
+    for i in range(20):
+        source.draw(rng(i), 32)
+    assert list(source.bad) == [str(path)]
+    assert band_statistics([source]).items == 3
+
+
+def test_complex_values_are_bad(corpus: Corpus) -> None:
+    folder = corpus("S1GRD")
+    path = folder / "complex.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", count=2, width=96, height=96, dtype="complex64"
+    ) as dataset:
+        dataset.write(np.full((2, 96, 96), -12 + 5j, np.complex64))
+    with pytest.raises(CorpusError, match=r"complex\.tif: the values are complex; convert them"):
+        RasterFolder(str(path), "S1GRD")
+    assert list(RasterFolder(str(folder), "S1GRD", skip_bad=True).bad) == [str(path)]
+
+
 def test_nan_is_nodata(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", "S1GRD", nodata=float("nan"))
     values, valid = RasterFolder(str(path), "S1GRD").draw(rng(), 96)

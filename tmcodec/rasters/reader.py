@@ -366,8 +366,7 @@ def open_raster(
     dataset, owned = _open_dataset(src)
     try:
         with gdal_env():
-            _refuse_subdatasets(dataset)
-            _refuse_complex(dataset)
+            refuse_unusable(dataset)
             row = named or infer_modality(dataset)
             return RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
                                 window=window, owned=owned)
@@ -426,6 +425,20 @@ def _common_dtype(dataset: Dataset, indexes: list[int]) -> str:
         raise BandError(f"{dataset.name}: has {dtype} values, which token files do not store; convert them "
                         "with gdal_translate -ot Int32")
     return dtype
+
+
+def refuse_unusable(dataset: Dataset) -> None:
+    """Refuse what no modality's values can be read from, before anything else is asked of a dataset.
+
+    Raises
+    ------
+    RasterOpenError
+        If it has subdatasets and no bands of its own.
+    UnitsError
+        If its values are complex.
+    """
+    _refuse_subdatasets(dataset)
+    _refuse_complex(dataset)
 
 
 def _refuse_subdatasets(dataset: Dataset) -> None:

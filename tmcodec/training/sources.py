@@ -18,7 +18,14 @@ from tmcodec.modalities import S2_OFFSET, Modality, canonical_band, get_modality
 from tmcodec.rasters.arrays import Dataset
 from tmcodec.rasters.fill import fill_invalid
 from tmcodec.rasters.product import parse_class_map
-from tmcodec.rasters.reader import GDAL_ERRORS, RasterSource, gdal_env, one_line, open_quietly
+from tmcodec.rasters.reader import (
+    GDAL_ERRORS,
+    RasterSource,
+    gdal_env,
+    one_line,
+    open_quietly,
+    refuse_unusable,
+)
 from tmcodec.rasters.windows import Window
 
 Values = npt.NDArray[np.float32]
@@ -276,20 +283,32 @@ class _Opened:
         except GDAL_ERRORS as error:
             raise CorpusError(f"{path}: cannot be opened ({one_line(error)})") from error
         try:
-            self.row = self._bands_there(self.dataset)
-            offset = "present" if folder.s2_offset == "darkest" else folder.s2_offset
-            self.raster = RasterSource(
-                self.dataset,
-                self.row,
-                s2_offset=offset if self.row.optical else "auto",
-                scale=folder.scale,
-                class_map=folder.class_map,
-                owned=True,
-            )
-            self.lift, self.stretch = self._look()
-        except TmcodecError as error:
+            with gdal_env():
+                refuse_unusable(self.dataset)
+                self.row = self._bands_there(self.dataset)
+                self.raster = self._source()
+                self.lift, self.stretch = self._look()
+        except BaseException as error:
             self.dataset.close()
-            raise CorpusError(f"{path}: {error}") from error
+            if isinstance(error, TmcodecError):
+                raise CorpusError(f"{path}: {error}") from error
+            if isinstance(error, GDAL_ERRORS):  # what scaling is told from could not be read
+                raise CorpusError(
+                    f"{path}: cannot be read ({one_line(error)}); check that the file is complete"
+                ) from error
+            raise
+
+    def _source(self) -> RasterSource:
+        folder = self.folder
+        offset = "present" if folder.s2_offset == "darkest" else folder.s2_offset
+        return RasterSource(
+            self.dataset,
+            self.row,
+            s2_offset=offset if self.row.optical else "auto",
+            scale=folder.scale,
+            class_map=folder.class_map,
+            owned=True,
+        )
 
     def close(self) -> None:
         self.raster.close()
