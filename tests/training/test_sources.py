@@ -102,22 +102,22 @@ def test_a_file_cut_short_is_found_when_it_is_read(corpus: Corpus) -> None:
     assert list(source.bad) == [str(path)]
 
 
-def cut_in_the_middle(path: Path) -> Path:
-    """Write floats in tiles, which tell nothing of their scale unread, and cut the file after some."""
-    values = rng(7).uniform(-1, 1, (1, 128, 128)).astype(np.float32)
+def cut_short(path: Path, values: np.ndarray, rows: int) -> Path:
+    """Write ``(1, H, W)`` row by row and cut off the last ones."""
+    _, height, width = values.shape
     with rasterio.open(
-        path, "w", driver="GTiff", count=1, width=128, height=128, dtype="float32", tiled=True,
-        blockxsize=64, blockysize=64,
-    ) as dataset:  # fmt: skip
+        path, "w", driver="GTiff", count=1, width=width, height=height, dtype=values.dtype, blockysize=1
+    ) as dataset:
         dataset.write(values)
-    path.write_bytes(path.read_bytes()[: 64 * 64 * 4 * 5 // 2])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - rows * width * values.itemsize])
     return path
 
 
 @pytest.mark.parametrize("by_size", [True, False])
 def test_a_file_cut_short_whose_scale_cannot_be_told_is_bad(by_size: bool, corpus: Corpus) -> None:
     folder = corpus("NDVI")
-    path = cut_in_the_middle(folder / "cut.tif")
+    path = cut_short(folder / "cut.tif", rng(7).uniform(-1, 1, (1, 128, 128)).astype(np.float32), 50)
     with pytest.raises(CorpusError, match=r"cut\.tif: cannot be read .*complete; mend it, or set skip_bad"):
         RasterFolder(str(path), "NDVI").draw(rng(), 32)
     source = RasterFolder(str(folder), "NDVI", skip_bad=True, by_size=by_size)
@@ -130,9 +130,7 @@ def test_a_file_cut_short_whose_scale_cannot_be_told_is_bad(by_size: bool, corpu
 def test_complex_values_are_bad(corpus: Corpus) -> None:
     folder = corpus("S1GRD")
     path = folder / "complex.tif"
-    with rasterio.open(
-        path, "w", driver="GTiff", count=2, width=96, height=96, dtype="complex64"
-    ) as dataset:
+    with rasterio.open(path, "w", driver="GTiff", count=2, width=96, height=96, dtype="complex64") as dataset:
         dataset.write(np.full((2, 96, 96), -12 + 5j, np.complex64))
     with pytest.raises(CorpusError, match=r"complex\.tif: the values are complex; convert them"):
         RasterFolder(str(path), "S1GRD")
@@ -183,6 +181,23 @@ def test_modalities_are_derived_and_missing_bands_masked(tmp_path: Path) -> None
     picture, _ = RasterFolder(str(path), "S2RGB", derive="S2L2A").draw(rng(), 96)
     assert picture.min() == 0
     assert picture.max() == 255
+
+
+def test_the_share_of_valid_pixels_is_of_the_bands_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    stored = rng(3).integers(1100, 3000, (1, 96, 96)).astype(np.uint16)
+    stored[:, :48] = 0
+    with rasterio.open(
+        path, "w", driver="GTiff", count=1, width=96, height=96, dtype="uint16", nodata=0
+    ) as dataset:
+        dataset.write(stored)
+        dataset.descriptions = ("B02",)
+    source = RasterFolder(str(path), "S2L2A", s2_offset="present", missing_bands="invalid", min_valid=0.7)
+    b02 = MODALITIES["S2L2A"].bands.index("B02")
+    for i in range(5):
+        _, valid = source.draw(rng(i), 32)
+        assert valid[b02].mean() >= 0.7  # of twelve bands a twelfth would be too few
+        assert not np.delete(valid, b02, 0).any()
 
 
 # --------------------------------------------------------------------------- the stream
@@ -249,6 +264,46 @@ def test_small_rasters_are_mirrored(tmp_path: Path) -> None:
     crop = Crops([RasterFolder(str(path), "NDVI")], 32, 0)[0]["values"]
     assert crop.shape == (1, 32, 32)
     assert torch.equal(crop[:, 20:], crop[:, 8:20].flip(1))
+
+
+def test_crops_do_not_depend_on_who_has_met_a_bad_file(corpus: Corpus) -> None:
+    folder = corpus("DEM")
+    write_raster(folder / "empty.tif", "DEM", nodata=-32768)
+    with rasterio.open(folder / "empty.tif", "r+") as dataset:
+        dataset.write(np.full((1, 96, 96), -32768, np.int16))
+    # So large that what tells its units is sampled, in rows up to 1009, and the loss is found later.
+    rows = np.broadcast_to(np.arange(5000, 6100, dtype=np.int16)[:, None], (1, 1100, 1100))
+    cut_short(folder / "cut.tif", rows, 90)
+    (folder / "broken.tif").write_bytes(b"II*\0 no raster")
+
+    def fresh(by_size: bool = True) -> Crops:
+        return Crops([RasterFolder(str(folder), "DEM", skip_bad=True, by_size=by_size)], 96, 0)
+
+    measured, whole = fresh(), fresh()
+    band_statistics(measured.sources)
+    assert len(measured.sources[0].bad) == 2
+    stream = [whole[n]["values"] for n in range(60)]
+    assert {Path(name).name for name in whole.sources[0].bad} == {"broken.tif", "cut.tif", "empty.tif"}
+    assert all(torch.equal(fresh()[n]["values"], stream[n]) for n in range(0, 60, 3))
+    assert all(torch.equal(measured[n]["values"], stream[n]) for n in range(60))
+    lazy = fresh(by_size=False)
+    ordered = [lazy[n]["values"] for n in range(10)]
+    assert all(torch.equal(fresh(by_size=False)[n]["values"], ordered[n]) for n in range(10))
+    # What can be read is used.
+    assert any(int(values.min()) >= 5000 and int(values.max()) <= 6009 for values in stream)
+
+
+def test_a_raster_is_searched_once_for_valid_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_raster(tmp_path / "a.tif", "DEM", 256, nodata=-32768)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write(np.full((1, 240, 256), -32768, np.int16), window=((0, 240), (0, 256)))
+    source = RasterFolder(str(path), "DEM", min_valid=0.4)
+    searched, windows = [], source.windows
+    monkeypatch.setattr(source, "windows", lambda item: searched.append(item) or windows(item))
+    for i in range(3):
+        _, valid = source.draw(rng(i), 32)
+        assert valid.mean() >= 0.4
+    assert searched == [0]
 
 
 # --------------------------------------------------------------------------- statistics

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.errors import CorpusError
+from tmcodec.errors import CorpusError, UnitsError
 from tmcodec.modalities import S2_OFFSET
 from tmcodec.training.sources import Crop, CropSource, random_window
 from tmcodec.training.zarr_zip import MAX_BYTES, read_array
@@ -111,7 +111,7 @@ class TerraMeshShards(CropSource):
         return values
 
     def physical(self, stored: npt.NDArray[np.float32]) -> Crop:
-        """Return physical values and validity of one time, ``(C, H, W)``."""
+        """Return physical values and validity of one time, ``(C, H, W)``; UnitsError for unknown classes."""
         valid = np.isfinite(stored)
         values = np.where(valid, stored, np.float32(0))
         if self.modality.optical:
@@ -119,7 +119,7 @@ class TerraMeshShards(CropSource):
             if self._lacks_offset(values, valid):
                 values = values + np.float32(S2_OFFSET)
         elif self.modality.categorical and not self._known(values):
-            raise CorpusError(f"class ids outside 0..{len(self.modality.classes) - 1}")
+            raise UnitsError(f"class ids outside 0..{len(self.modality.classes) - 1}")
         return values, valid
 
     def _lacks_offset(self, values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> bool:

@@ -52,7 +52,8 @@ class CropSource(ABC):
     skip_bad
         Whether a bad file is left out and counted; else it is an error that names it.
     bad
-        What was left out, and why, by name.
+        What was left out, wholly or where it could not be read, and why, by name: a record, which decides on
+        no crop.
     """
 
     def __init__(self, modality: str, weight: float, skip_bad: bool, min_valid: float) -> None:
@@ -61,6 +62,8 @@ class CropSource(ABC):
         self.modality, self.weight = get_modality(modality), weight
         self.skip_bad, self.min_valid = skip_bad, min_valid
         self.bad: dict[str, str] = {}
+        self._useless: set[int] = set()
+        self._searched: set[int] = set()
 
     @property
     @abstractmethod
@@ -73,11 +76,23 @@ class CropSource(ABC):
 
     @abstractmethod
     def read(self, item: int, rng: np.random.Generator, side: int) -> Crop:
-        """Read a window of at most `side` pixels a side anywhere; TmcodecError if it cannot be read."""
+        """Read a window of at most `side` pixels a side anywhere.
+
+        Raises
+        ------
+        CorpusError
+            If no window of the item can be read; before anything is drawn.
+        TmcodecError
+            If this one cannot.
+        """
 
     @abstractmethod
     def windows(self, item: int) -> Iterator[Crop]:
         """Yield all of an item, window by window."""
+
+    def bands_there(self, item: int) -> slice | list[int]:
+        """Return which bands an item has at all; all of them, unless a subclass knows better."""
+        return slice(None)
 
     def draw(self, rng: np.random.Generator, side: int) -> Crop:
         """Draw a crop: float32 ``(C, h, w)``, h and w at most `side`, invalid pixels filled, and its
@@ -99,26 +114,42 @@ class CropSource(ABC):
         raise CorpusError(f"no usable crop in 100 files ({few or 'too few valid pixels'}); check the data")
 
     def _try(self, item: int, rng: np.random.Generator, side: int) -> Crop | None:
-        """Read a crop of an item; None where it is to be left out."""
-        if self.name_of(item) in self.bad:
+        """Read a crop of an item; None where it is to be left out.
+
+        An item that is bad as a whole leaves `rng` as it was, met for the first time or known: else crops
+        would depend on who has met it before.
+        """
+        if item in self._useless:
             return None
+        before = rng.bit_generator.state
         try:
             for _ in range(TRIES):
                 values, valid = self.read(item, rng, side)
-                if valid.any() and valid.mean() >= self.min_valid:
+                if valid.any() and valid[self.bands_there(item)].mean() >= self.min_valid:
                     return fill_invalid(values, valid, self.modality.mean), valid
             self._require_valid(item)
-        except TmcodecError as error:
+        except CorpusError as error:
             self.refuse(item, error)
+            self._useless.add(item)
+            rng.bit_generator.state = before
+        except TmcodecError as error:  # this window alone: others may be whole
+            self.refuse(item, error)
+            self._searched.add(item)  # in vain: what cannot be read might be valid
         return None
 
     def _require_valid(self, item: int) -> None:
-        """Raise CorpusError where no pixel of an item is valid: unlucky windows are not the file's fault."""
+        """Raise CorpusError where no pixel of an item is valid: unlucky windows are not the file's fault.
+
+        Looked for once.
+        """
+        if item in self._searched:
+            return
         if not any(valid.any() for _, valid in self.windows(item)):
             raise CorpusError("it has no valid pixel")
+        self._searched.add(item)
 
     def refuse(self, item: int, error: TmcodecError) -> None:
-        """Leave a bad item out, or raise CorpusError that names it."""
+        """Note a bad item, to be left out, or raise CorpusError that names it."""
         name, reason = self.name_of(item), str(error)
         if not self.skip_bad:
             message = reason if name in reason else f"{name}: {reason}"
@@ -161,7 +192,8 @@ class RasterFolder(CropSource):
     missing_bands
         ``"error"``, or ``"invalid"``: a band that a file has not is masked there, and no loss sees it.
     skip_bad, min_valid
-        See `CropSource`; a window with a lower share of valid pixels than `min_valid` is not used.
+        See `CropSource`; a window with a lower share of valid pixels than `min_valid`, of the bands that the
+        file has, is not used.
     by_size
         Whether a file counts as the square root of its pixels, so that one large raster neither vanishes
         among chips nor drowns them; opens every file once. Else all count alike.
@@ -241,6 +273,10 @@ class RasterFolder(CropSource):
         opened = self.opened(item)
         return opened.read(random_window(opened.raster.width, opened.raster.height, side, rng))
 
+    def bands_there(self, item: int) -> slice | list[int]:
+        """See `CropSource`."""
+        return self.opened(item).there
+
     def windows(self, item: int) -> Iterator[Crop]:
         """See `CropSource`; windows of 512 pixels."""
         opened, side = self.opened(item), STATISTICS_WINDOW
@@ -312,6 +348,14 @@ class _Opened:
 
     def close(self) -> None:
         self.raster.close()
+
+    @property
+    def there(self) -> slice | list[int]:
+        """The bands of the folder's modality that the file gives."""
+        wanted = self.folder.modality
+        if wanted.name in ("NDVI", "S2RGB") or self.row.bands == wanted.bands:
+            return slice(None)
+        return [i for i, band in enumerate(wanted.bands) if band in self.row.bands]
 
     def _bands_there(self, dataset: Dataset) -> Modality:
         """Return the row of the table, less bands that are missing where that is allowed."""
