@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from rasterio.transform import Affine
 from training_helpers import write_raster
 
 pytest.importorskip("lightning")
@@ -27,17 +29,19 @@ from lightning.pytorch.strategies import DDPStrategy
 from tmcodec.cli import cli
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.search import search
-from tmcodec.errors import ConfigError, CorpusError, WeightsError
+from tmcodec.errors import ConfigError, CorpusError, RasterOpenError, WeightsError
 from tmcodec.generation.models import load_generator
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFile, TokenFileWriter
 from tmcodec.training.any2any import run as training
+from tmcodec.training.any2any.aligned import AlignedRasters
 from tmcodec.training.any2any.budgets import Budgets, Mixture
 from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
 from tmcodec.training.any2any.grids import read_corpus, token_validity
 from tmcodec.training.any2any.module import Any2AnyModule, Layout, find_unused_parameters
 from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.starting import generator_of_checkpoint
+from tmcodec.training.sources import RasterFolder
 
 Make = Callable[..., Path]
 EVERYTHING = {"S2L2A": 1.0, "NDVI": 1.0}
@@ -552,6 +556,91 @@ def test_rasters_of_one_name_must_be_of_one_size(plan: Make, tmp_path: Path) -> 
     write_raster(tmp_path / "DEM" / "1.tif", "DEM", 64)
     with pytest.raises(CorpusError, match=r"1\.tif: \(64, 64\) pixels, S2L2A has \(96, 96\)"):
         training.read_plan(["-c", str(path)])
+
+
+def aligned(folder: Path, **how: Any) -> AlignedRasters:
+    """Return a group of S2L2A and DEM below a folder."""
+    return AlignedRasters([RasterFolder(str(folder / m), m, **how) for m in ("S2L2A", "DEM")], side=64)
+
+
+def test_rasters_belong_together_by_their_paths(tmp_path: Path) -> None:
+    for name in ("S2L2A/2020/t", "S2L2A/2021/t", "DEM/2020/t", "S2L2A/flat", "DEM/flat"):
+        write_raster(tmp_path / f"{name}.tif", name.split("/")[0], 80)
+    group = aligned(tmp_path)
+    found = [{m: group.rasters[m].name_of(i) for m, i in place.items()} for place in group.places]
+    assert found == [
+        {m: str(tmp_path / m / name) for m in ("S2L2A", "DEM")} for name in ("2020/t.tif", "flat.tif")
+    ]
+    write_raster(tmp_path / "DEM" / "flat.tiff", "DEM", 80)
+    with pytest.raises(CorpusError, match=r"flat\.tif and .*flat\.tiff have one name"):
+        aligned(tmp_path)
+    (tmp_path / "DEM" / "2020").rename(tmp_path / "DEM" / "2022")
+    with pytest.raises(CorpusError, match="paths below the folders must be equal"):
+        AlignedRasters([RasterFolder(str(tmp_path / m), m) for m in ("S2L2A", "DEM")], names="t")
+
+
+@pytest.mark.parametrize(
+    ("crs", "east", "fits"),
+    [
+        ("EPSG:32633", 5e5, True),
+        ("EPSG:32633", 5e5 + 0.005, True),  # half of a thousandth of a pixel of 10 m
+        ("EPSG:32633", 5e5 + 0.02, False),
+        ("EPSG:32634", 5e5, False),
+        (None, None, True),
+    ],
+)
+def test_rasters_of_a_place_must_lie_on_the_same_pixels(
+    crs: str | None, east: float | None, fits: bool, tmp_path: Path
+) -> None:
+    write_raster(tmp_path / "S2L2A" / "a.tif", "S2L2A", 80)
+    place = {} if east is None else {"crs": crs, "transform": Affine(10, 0, east, 0, -10, 5e6)}
+    (tmp_path / "DEM").mkdir()
+    with rasterio.open(
+        tmp_path / "DEM" / "a.tif", "w", driver="GTiff", count=1, width=80, height=80, dtype="int16", **place
+    ) as dataset:
+        dataset.write(np.full((1, 80, 80), 300, np.int16))
+    if fits:
+        assert aligned(tmp_path).places == [{"S2L2A": 0, "DEM": 0}]
+        return
+    with pytest.raises(CorpusError, match=r"DEM.a\.tif: 80 x 80 pixels .* S2L2A has .* same pixels"):
+        aligned(tmp_path)
+
+
+def test_places_with_a_bad_file_are_left_out_where_asked(
+    plan: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = plan()
+    (tmp_path / "DEM" / "1.tif").write_bytes(b"II*\0garbage")
+    with pytest.raises(CorpusError, match=r"DEM.1\.tif: .*skip_bad"):
+        training.read_plan(["-c", str(path)])
+    sections = yaml.safe_load(path.read_text())
+    for source in sections["groups"][0]["rasters"]:
+        source["skip_bad"] = True
+    path.write_text(yaml.safe_dump(sections))
+    group = training.read_plan(["-c", str(path)]).groups[0]
+    assert (group.places, group.left_out) == ([{"S2L2A": 0, "DEM": 0}], ["1"])
+    with caplog.at_level("INFO"):
+        assert len(training.tokens(["-c", str(path)], (0, 2))) == 1
+    assert "1 places are left out, whose files are bad: 1" in caplog.text
+
+
+@pytest.mark.parametrize("skip_bad", [True, False])
+def test_windows_that_cannot_be_read_are_drawn_again_where_asked(
+    skip_bad: bool, plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan()
+    group = aligned(tmp_path, skip_bad=skip_bad)
+
+    def fail(_: Any) -> Any:
+        raise RasterOpenError("cannot read")
+
+    monkeypatch.setattr(group.rasters["DEM"].opened(1), "read", fail)
+    if not skip_bad:
+        with pytest.raises(CorpusError, match=r"DEM.1\.tif: cannot read; mend it, or set skip_bad"):
+            [group.draw(np.random.default_rng(i)) for i in range(20)]
+        return
+    assert all(group.draw(np.random.default_rng(i))["DEM"][0].shape == (1, 64, 64) for i in range(20))
+    assert list(group.rasters["DEM"].bad) == [str(tmp_path / "DEM" / "1.tif")]
 
 
 # --------------------------------------------------------------------------- what ships

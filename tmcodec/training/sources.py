@@ -226,7 +226,7 @@ class RasterFolder(CropSource):
             raise ConfigError(f"{self.source.name} has no {absent[0]}; set missing_bands to invalid")
         self.s2_offset, self.scale, self.missing_bands = s2_offset, scale, missing_bands
         self.class_map = parse_class_map(class_map) if class_map else None
-        self.files = list_rasters(Path(path))
+        self.path, self.files = Path(path), list_rasters(Path(path))
         self._open: OrderedDict[int, _Opened] = OrderedDict()
         self._process = os.getpid()
         sizes = self._sizes() if by_size else np.ones(len(self.files))
@@ -255,6 +255,12 @@ class RasterFolder(CropSource):
     def name_of(self, item: int) -> str:
         """Return the file's path."""
         return str(self.files[item])
+
+    def place_of(self, item: int) -> str:
+        """Return where a file lies below the folder, without its suffix; of a single file, its name."""
+        file = self.files[item]
+        below = Path(file.name) if file == self.path else file.relative_to(self.path)
+        return below.with_suffix("").as_posix()
 
     def opened(self, item: int) -> _Opened:
         """Return an open file; the last few stay open, in this process alone."""

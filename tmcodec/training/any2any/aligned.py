@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.crs import CRS
 
-from tmcodec.errors import ConfigError, CorpusError
+from tmcodec.errors import ConfigError, CorpusError, TmcodecError
+from tmcodec.generation.sources import MapGrid
 from tmcodec.modalities import MODALITIES, S2_OFFSET
 from tmcodec.rasters.fill import fill_invalid
 from tmcodec.training.corpus import AUGMENT, warp_crop
@@ -27,12 +31,13 @@ TRIES = 50
 class AlignedRasters:
     """Crops of the same ground in several modalities.
 
-    Rasters of different folders belong together where their file names are equal; they must have equal sizes.
+    Rasters of different folders belong together where their paths below the folders are equal, suffixes
+    aside; they must have equal sizes and, where both say where they lie, lie on the same pixels.
 
     Parameters
     ----------
     rasters
-        One folder a modality.
+        One folder a modality. With a folder's `skip_bad`, places whose file there is bad are left out.
     compute
         ``NDVI`` and ``S2RGB``, from the Sentinel-2 folder.
     names
@@ -47,6 +52,23 @@ class AlignedRasters:
         Chance of changing illumination, colours, backscatter and relief.
     min_valid
         Crops with a lower share of valid pixels are drawn again.
+
+    Attributes
+    ----------
+    places
+        Item of each folder, by modality.
+    sizes
+        Width and height of each place in pixels.
+    left_out
+        Names of places with a bad file.
+
+    Raises
+    ------
+    ConfigError
+        If folders, side or what is to be computed do not fit.
+    CorpusError
+        If no place is in all folders, two files of a folder have one name, rasters do not fit together, or a
+        file is bad and its folder's `skip_bad` is off.
     """
 
     def __init__(
@@ -74,7 +96,13 @@ class AlignedRasters:
             raise ConfigError(
                 f"{wrong[0]} cannot be computed here; a Sentinel-2 folder gives {' and '.join(COMPUTED)}"
             )
-        self.places = self._match(names)
+        self.places: list[dict[str, int]] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.left_out: list[str] = []
+        for name, place in self._match(names).items():
+            self._add(name, place)
+        if not self.places:
+            raise CorpusError(f"all places have bad files, {self.left_out[0]} first; mend them")
         self.chances = self._chances()
 
     @property
@@ -82,39 +110,59 @@ class AlignedRasters:
         """What a crop has, sorted."""
         return tuple(sorted((*self.rasters, *self.compute)))
 
-    def _match(self, names: str) -> list[dict[str, int]]:
-        """Return the items of each folder that belong together."""
-        stems = {m: {p.stem: i for i, p in enumerate(f.files)} for m, f in self.rasters.items()}
-        common = set.intersection(*(set(s) for s in stems.values()))
-        found = [
-            {m: s[stem] for m, s in stems.items()} for stem in sorted(common) if fnmatchcase(stem, names)
-        ]
-        if not found:
+    def _match(self, names: str) -> dict[str, dict[str, int]]:
+        """Return the items of each folder that belong together, by the place's name."""
+        items = {m: _items_by_place(folder) for m, folder in self.rasters.items()}
+        common = sorted(set.intersection(*(set(i) for i in items.values())))
+        common = [name for name in common if fnmatchcase(PurePosixPath(name).name, names)]
+        if not common:
             raise CorpusError(
-                f"no file {names!r} is in all of {', '.join(self.rasters)}; file names must be equal"
+                f"no file {names!r} is in all of {', '.join(self.rasters)}; "
+                "paths below the folders must be equal"
             )
-        for place in found:
-            self._size(place)
-        return found
+        return {name: {m: self._only(m, items[m][name]) for m in items} for name in common}
 
-    def _size(self, place: dict[str, int]) -> tuple[int, int]:
-        """Return width and height of a place; CorpusError where its rasters differ."""
-        sizes = {}
+    def _only(self, modality: str, items: list[int]) -> int:
+        """Return the one item of a place in a folder."""
+        if len(items) > 1:
+            one, two = (self.rasters[modality].name_of(i) for i in items[:2])
+            raise CorpusError(f"{one} and {two} have one name; keep one of them")
+        return items[0]
+
+    def _add(self, name: str, place: dict[str, int]) -> None:
+        """Take a place; leave it out where a file is bad, and raise CorpusError where they do not fit."""
+        grids = {}
         for modality, item in place.items():
-            raster = self.rasters[modality].opened(item).raster
-            sizes[modality] = (raster.width, raster.height)
-        first = next(iter(sizes))
-        for modality, size in sizes.items():
-            if size != sizes[first]:
-                name = self.rasters[modality].name_of(place[modality])
+            folder = self.rasters[modality]
+            try:
+                raster = folder.opened(item).raster
+            except TmcodecError as error:
+                folder.refuse(item, error)
+                self.left_out.append(name)
+                return
+            grids[modality] = MapGrid(raster.width, raster.height, raster.crs, raster.transform)
+        self._check_grids(place, grids)
+        self.places.append(place)
+        first = next(iter(grids.values()))
+        self.sizes.append((first.width, first.height))
+
+    def _check_grids(self, place: dict[str, int], grids: dict[str, MapGrid]) -> None:
+        """Raise CorpusError where the rasters of a place differ in size, or lie elsewhere."""
+        first = next(iter(grids))
+        located = [m for m, g in grids.items() if g.crs is not None and g.transform is not None]
+        for modality, grid in grids.items():
+            name, size = self.rasters[modality].name_of(place[modality]), (grid.width, grid.height)
+            wanted = (grids[first].width, grids[first].height)
+            if size != wanted:
+                raise CorpusError(f"{name}: {size} pixels, {first} has {wanted}; cut both to one extent")
+            if modality in located and not _same_pixels(grid, grids[located[0]]):
                 raise CorpusError(
-                    f"{name}: {size} pixels, {first} has {sizes[first]}; cut both to one extent"
+                    f"{name}: {grid}, but {located[0]} has {grids[located[0]]}; bring both to the same pixels"
                 )
-        return sizes[first]
 
     def _chances(self) -> npt.NDArray[np.float64]:
         """A place counts as the square root of its pixels."""
-        sizes = np.array([float(np.prod(self._size(place))) for place in self.places]) ** 0.5
+        sizes = np.array([float(np.prod(size)) for size in self.sizes]) ** 0.5
         return np.asarray(sizes / sizes.sum())
 
     def draw(self, rng: np.random.Generator) -> Place:
@@ -123,24 +171,36 @@ class AlignedRasters:
         Raises
         ------
         CorpusError
-            If a file is bad, or no crop has enough valid pixels.
+            If a file is bad and its folder's `skip_bad` is off, or no crop has enough valid pixels.
         """
         for _ in range(TRIES):
-            crops = self._turned(self._warped(self._read(rng), rng), rng)
+            read = self._read(rng)
+            if read is None:
+                continue
+            crops = self._turned(self._warped(read, rng), rng)
             if min(float(valid.mean()) for _, valid in crops.values()) >= self.min_valid:
                 return self._finished(crops, rng)
         raise CorpusError(
             f"{TRIES} crops in a row had too few valid pixels; lower min_valid or check the data"
         )
 
-    def _read(self, rng: np.random.Generator) -> tuple[Place, bool]:
-        """Read the same window of all rasters of a place; larger where it is to be warped."""
-        place = self.places[int(rng.choice(len(self.places), p=self.chances))]
+    def _read(self, rng: np.random.Generator) -> tuple[Place, bool] | None:
+        """Read the same window of all rasters of a place; larger where it is to be warped.
+
+        None where one cannot be read there and is to be left out.
+        """
+        number = int(rng.choice(len(self.places), p=self.chances))
         warped = bool(rng.random() < self.warp)
-        width, height = self._size(place)
-        window = random_window(width, height, self.side * 3 // 2 if warped else self.side, rng)
-        read = {m: self.rasters[m].opened(item).read(window) for m, item in place.items()}
-        return {m: self._filled(m, crop) for m, crop in read.items()}, warped
+        window = random_window(*self.sizes[number], self.side * 3 // 2 if warped else self.side, rng)
+        crops: Place = {}
+        for modality, item in self.places[number].items():
+            folder = self.rasters[modality]
+            try:
+                crops[modality] = self._filled(modality, folder.opened(item).read(window))
+            except TmcodecError as error:
+                folder.refuse(item, error)
+                return None
+        return crops, warped
 
     def _filled(self, modality: str, crop: Crop) -> Crop:
         values, valid = crop
@@ -191,6 +251,21 @@ class AlignedRasters:
             bands = MODALITIES[self.optical].bands
             out[modality] = computed(*out[self.optical], bands, modality)
         return out
+
+
+def _same_pixels(one: MapGrid, other: MapGrid) -> bool:
+    """Whether pixels coincide to a thousandth of one, in CRSs that may be spelt differently."""
+    if one.crs != other.crs and CRS.from_user_input(one.crs) == CRS.from_user_input(other.crs):
+        other = replace(other, crs=one.crs)
+    return one.same(other)
+
+
+def _items_by_place(folder: RasterFolder) -> dict[str, list[int]]:
+    """Return the items of a folder by their places."""
+    found: dict[str, list[int]] = {}
+    for item in range(len(folder.files)):
+        found.setdefault(folder.place_of(item), []).append(item)
+    return found
 
 
 def _mirrored(values: Values, valid: Mask, side: int) -> Crop:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from tmcodec.errors import ConfigError
 from tmcodec.training.any2any.callbacks import GeneratorFile
@@ -73,4 +74,21 @@ def tokens(args: Sequence[str], part: tuple[int, int], report: Report | None = N
     TmcodecError
         For what the user can mend.
     """
-    return write_corpus(read_plan(args), part, report)
+    plan = read_plan(args)
+    missed = {name for group in plan.groups for name in group.left_out}
+    if missed:
+        rank_zero_info(f"{len(missed)} places are left out, whose files are bad: {_some(missed)}")
+    known = _bad_files(plan)
+    paths = write_corpus(plan, part, report)
+    if found := _bad_files(plan) - known:
+        rank_zero_info(f"{len(found)} files could not be read everywhere: {_some(found)}")
+    return paths
+
+
+def _bad_files(plan: TokenPlan) -> set[str]:
+    return {name for group in plan.groups for folder in group.rasters.values() for name in folder.bad}
+
+
+def _some(names: set[str]) -> str:
+    shown = sorted(names)[:3]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
