@@ -201,6 +201,13 @@ def test_wrong_configurations_are_one_line(change: dict[str, Any], says: str, co
     assert says in message
 
 
+def test_class_weights_need_ids_that_stay(config: Config) -> None:
+    weighted = {"losses": [{"name": "cross_entropy", "options": {"class_weights": [1.0] * 9 + [2.0]}}]}
+    with pytest.raises(ConfigError, match=r"set data\.radiometry to false"):
+        fit(config("LULC", model=weighted))
+    fit(config("LULC", model=weighted, data={"radiometry": False}), "--trainer.max_steps=1")
+
+
 def test_data_of_another_modality_are_refused(config: Config, corpus: Callable[[str], Path]) -> None:
     path = config("NDVI")
     source = {"class_path": "RasterFolder", "init_args": {"path": str(corpus("DEM")), "modality": "DEM"}}

@@ -99,8 +99,18 @@ class TrainingModule(LightningModule):
             return
         if data.modality != self.modality.name:
             raise ConfigError(f"the data are {data.modality}, the tokenizer is for {self.modality.name}")
+        if stage == "fit":
+            self._check_class_weights(data)
         if stage == "fit" and not self.trainer.ckpt_path:
             self.measure(data)
+
+    def _check_class_weights(self, data: TokenizerData) -> None:
+        """Refuse weights of classes where the training crops' ids are permuted."""
+        weighted = any(term.options.get("class_weights") is not None for term in self.terms)
+        if weighted and self.modality.categorical and data.augmentation["radiometry"]:
+            raise ConfigError(
+                "class_weights go by class ids, which data.radiometry permutes; set data.radiometry to false"
+            )
 
     def figures(self) -> set[str]:
         """Return the names of what validation measures, without ``val/``."""
