@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +166,19 @@ def test_statistics_are_measured_once_and_kept(config: Config, tmp_path: Path) -
     assert str(list(module.net.cfg.mean))[1:8] in result.output
     saved = MiniConfig.from_dict(json.loads(load(tmp_path / "run" / "last.ckpt")["tokenizer_config"]))
     assert saved.mean == module.net.cfg.mean
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_measures_what_one_does(rank: int, config: Config, trained: Path) -> None:
+    model = {"net": None, "stage": "denoiser", "start": str(trained)}
+    built = training.build(["-c", str(config(model=model))], False)
+    data, module = built.datamodule, built.model
+    alone = module._residual_components(data)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+    assert [b["number"].tolist() for b in data.loader("train", 8, True)] == [
+        [4 * i + 2 * rank, 4 * i + 2 * rank + 1] for i in range(2)
+    ]
+    assert torch.equal(module._residual_components(data), alone)
 
 
 def test_validate_and_test_use_the_averaged_weights(config: Config, tmp_path: Path) -> None:

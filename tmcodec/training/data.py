@@ -125,11 +125,15 @@ class TokenizerData(LightningDataModule):
         """Go on where a checkpoint was saved."""
         self._given = int(state_dict["given"])
 
-    def loader(self, part: str, count: int, endless: bool) -> CropLoader:
-        """Return about `count` crops an epoch of ``"train"``, ``"val"`` or ``"test"``, for this process."""
+    def loader(self, part: str, count: int, endless: bool, alone: bool = False) -> CropLoader:
+        """Return about `count` crops an epoch of ``"train"``, ``"val"`` or ``"test"``, for this process.
+
+        `alone` gives each process all of them, as if it were the only one: for what all must agree on.
+        """
         changes = self.augmentation if endless else {}
         crops = Crops(self.sources[part], self.side, self.seed + (0 if endless else 1), **changes)
-        world = self.trainer.world_size if self.trainer is not None else 1
-        rank = self.trainer.global_rank if self.trainer is not None else 0
+        rank, world = 0, 1
+        if self.trainer is not None and not alone:
+            rank, world = self.trainer.global_rank, self.trainer.world_size
         batches = max(count // (self.batch * world), 1)
         return CropLoader(crops, self.batch, batches, self.workers, rank, world, endless)

@@ -133,7 +133,7 @@ class TokenizerModule(TrainingModule):
     def _residual_components(self, data: TokenizerData) -> Tensor:
         """Return principal components ``(K, C)`` of what the mean misses, each as long as its deviation."""
         channels, count = self.net.cfg.channels, self.net.cfg.residual_channels
-        loader = data.loader("train", BASIS_BATCHES * data.batch, endless=True)
+        loader = data.loader("train", BASIS_BATCHES * data.batch, endless=True, alone=True)
         total, weight = torch.zeros(channels, channels), torch.zeros(channels, channels)
         for batch in loader:
             z = self.net.compander.compress(batch["values"])
