@@ -167,13 +167,13 @@ class TokenizerModule(TrainingModule):
 
     # ----------------------------------------------------------------------- steps
 
-    def reconstruct(self, z: Tensor, generator: torch.Generator) -> Output:
+    def reconstruct(self, z: Tensor, valid: Tensor, generator: torch.Generator) -> Output:
         """Return what the stage makes of normalised pictures (one-hot classes) ``(B, C, H, W)``."""
         if self.stage in ("chain", "denoiser", "energy"):
             steps = self.chain_steps
             return Output(sampled_picture(self.net, z, steps, generator), z.new_zeros(()))
         better = None if self.better is None else partial(self.better, generator=generator)
-        return mean_picture(self.net, z, self.stage, self.hold, self.rate_model, better)
+        return mean_picture(self.net, z, valid, self.stage, self.hold, self.rate_model, better)
 
     def losses_of(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return weighted losses by name, and the picture where there is one."""
@@ -187,7 +187,7 @@ class TokenizerModule(TrainingModule):
             steps = self.chain_steps, self.teacher_steps
             student, teacher = distilled_pictures(self.net, self._teacher[0], z, *steps, generator)
             return self.compare(student, teacher, valid), student
-        out = self.reconstruct(z, generator)
+        out = self.reconstruct(z, valid, generator)
         with torch.autocast(self.device.type, enabled=False):
             guess = self._balanced(out.picture, z, valid, generator) if self.balance else out.picture
         found = self.compare(guess, values if self.modality.categorical else z, valid)

@@ -86,6 +86,7 @@ def codes_of(net: MiniNet, z: Tensor, trained: bool) -> tuple[Tensor, Tensor]:
 def mean_picture(
     net: MiniNet,
     z: Tensor,
+    valid: Tensor,
     stage: StageName,
     hold: float,
     rate: RateModel | None = None,
@@ -93,19 +94,39 @@ def mean_picture(
 ) -> Output:
     """Encode, quantize, decode the mean; count the bits of the tokens where there is a `rate` model.
 
-    `better` replaces the codes before they are decoded.
+    `better` replaces the codes before they are decoded. Tokens without a pixel that is `valid` in any band,
+    bool ``(B, C, H, W)``, are neither held nor counted.
 
     Latents far outside the outermost thresholds have no gradient left: beyond 4, `hold` pulls them back.
     """
     encodes = stage == "mean" and not isinstance(net.encoder, HeightEncoder)
     codes, latents = codes_of(net, z, encodes)
     mean, _ = net.decoder(codes if better is None else better(codes, z))
-    extra = hold * F.relu(latents.float().abs() - 4).square().mean() if encodes else mean.new_zeros(())
+    extra = hold * pull_back(latents, valid) if encodes else mean.new_zeros(())
     if rate is None:
         return Output(mean.float(), extra)
     with torch.autocast(z.device.type, enabled=False):
-        bits = rate(latents.float(), codes.float()).mean()
+        bits = mean_of_tokens(rate(latents.float(), codes.float()), valid)
     return Output(mean.float(), extra, bits)
+
+
+def pull_back(latents: Tensor, valid: Tensor) -> Tensor:
+    """Return how far latents ``(B, rows, cols, d)`` lie beyond 4, squared, on average over valid tokens."""
+    return mean_of_tokens(F.relu(latents.float().abs() - 4).square().mean(-1), valid)
+
+
+def mean_of_tokens(figures: Tensor, valid: Tensor) -> Tensor:
+    """Average figures of tokens ``(B, rows, cols)`` over those with a pixel valid in a band; 0 without any.
+
+    Parameters
+    ----------
+    figures
+        One a token.
+    valid
+        bool ``(B, C, H, W)``, H and W multiples of rows and columns.
+    """
+    seen = F.adaptive_max_pool2d(valid.any(1).float(), figures.shape[1:]) > 0
+    return torch.where(seen, figures, 0.0).sum() / seen.sum().clamp_min(1)
 
 
 def frozen_mean(net: MiniNet, z: Tensor) -> tuple[Tensor, Tensor]:

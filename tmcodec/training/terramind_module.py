@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tmcodec.codec.lineage import Lineage
@@ -20,6 +19,7 @@ from tmcodec.training.losses import LossTerm
 from tmcodec.training.mini import one_hot
 from tmcodec.training.optimizers import OptimizerOptions
 from tmcodec.training.resize import random_windows
+from tmcodec.training.stages import pull_back
 from tmcodec.training.terramind_net import (
     Stage,
     TerraMindNet,
@@ -155,7 +155,7 @@ class TerraMindModule(TrainingModule):
             found = self.compare(guess, truth, valid)
             picture = None if self.training else self._shown(codes, z, generator)
         if self.hold and self.stage == "full":
-            found["hold"] = self.hold * F.relu(latents.float().abs() - 4).square().mean()
+            found["hold"] = self.hold * pull_back(latents, valid)
         return found, picture
 
     def _guess(self, z: Tensor, codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
