@@ -29,11 +29,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from tmcodec.cli import cli
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.search import search
-from tmcodec.errors import ConfigError, CorpusError, RasterOpenError, WeightsError
+from tmcodec.errors import ConfigError, CorpusError, RasterOpenError, TargetExistsError, WeightsError
 from tmcodec.generation.models import load_generator
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFile, TokenFileWriter
 from tmcodec.training.any2any import run as training
+from tmcodec.training.any2any import tokens as token_corpora
 from tmcodec.training.any2any.aligned import AlignedRasters
 from tmcodec.training.any2any.budgets import Budgets, Mixture
 from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
@@ -41,6 +42,7 @@ from tmcodec.training.any2any.grids import read_corpus, token_validity
 from tmcodec.training.any2any.module import Any2AnyModule, Layout, find_unused_parameters
 from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.starting import generator_of_checkpoint
+from tmcodec.training.any2any.tokens import write_shard
 from tmcodec.training.sources import RasterFolder
 
 Make = Callable[..., Path]
@@ -556,6 +558,53 @@ def test_rasters_of_one_name_must_be_of_one_size(plan: Make, tmp_path: Path) -> 
     write_raster(tmp_path / "DEM" / "1.tif", "DEM", 64)
     with pytest.raises(CorpusError, match=r"1\.tif: \(64, 64\) pixels, S2L2A has \(96, 96\)"):
         training.read_plan(["-c", str(path)])
+
+
+def test_a_corpus_that_was_stopped_goes_on(
+    plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = str(plan(pixels=["NDVI"], shard=2)), tmp_path / "out"
+    training.tokens(["-c", path, "--out", str(tmp_path / "whole")], (0, 1))
+    written: list[str] = []
+
+    def write(target: Path, *rest: Any) -> None:
+        if len(written) == 1:
+            raise RuntimeError("stopped")
+        written.append(target.name)
+        write_shard(target, *rest)
+
+    monkeypatch.setattr(token_corpora, "write_shard", write)
+    with pytest.raises(RuntimeError, match="stopped"):
+        training.tokens(["-c", path], (0, 1))
+    assert written == ["group00-000000.tmc"]
+    np.save(out / "group00-000002.NDVI.npy", np.zeros(1))  # pixels come first: a kill may leave them alone
+    with pytest.raises(TargetExistsError, match=r"group00-000000\.tmc exists"):
+        training.tokens(["-c", path], (0, 1))
+    with pytest.raises(TargetExistsError, match=r"group00-000002\.NDVI\.npy exists"):
+        training.tokens(["-c", path], (1, 3))
+    monkeypatch.setattr(token_corpora, "write_shard", write_shard)
+    done: list[tuple[int, int]] = []
+    first = (out / "group00-000000.tmc").stat().st_mtime_ns
+    paths = training.tokens(["-c", path, "--resume", "true"], (0, 1), lambda *n: done.append(n))
+    assert done == [(2, 3), (3, 3)]
+    assert (out / "group00-000000.tmc").stat().st_mtime_ns == first
+    names = [f"group00-00000{n}.tmc" for n in (0, 2, 4)]
+    assert [p.name for p in paths] == names
+    for file in (tmp_path / "whole").iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"group": {"warp": 0.0}}, {"search": 1}])
+def test_a_corpus_does_not_go_on_by_another_plan(change: dict[str, Any], plan: Make, tmp_path: Path) -> None:
+    small = {"side": 32, "crops": 1}
+    training.tokens(["-c", str(plan(group=small))], (0, 1))
+    before = (tmp_path / "out" / "group00-000000.tmc").read_bytes()
+    path = plan(**{**change, "group": {**small, **change.get("group", {})}})
+    with pytest.raises(TargetExistsError, match=r"group00-000000\.tmc is of another plan"):
+        training.tokens(["-c", str(path), "--resume=true"], (0, 1))
+    with pytest.raises(ConfigError, match="give one of the two"):
+        training.tokens(["-c", str(path), "--resume=true", "--overwrite=true"], (0, 1))
+    assert (tmp_path / "out" / "group00-000000.tmc").read_bytes() == before
 
 
 def aligned(folder: Path, **how: Any) -> AlignedRasters:

@@ -110,6 +110,19 @@ class AlignedRasters:
         """What a crop has, sorted."""
         return tuple(sorted((*self.rasters, *self.compute)))
 
+    def describe(self) -> dict[str, object]:
+        """Return all that its crops follow from, but for the rasters' contents and folders; plain values."""
+        folders = {
+            m: [f.source.name, f.s2_offset, f.scale, f.missing_bands, sorted((f.class_map or {}).items())]
+            for m, f in self.rasters.items()
+        }
+        first = next(iter(self.rasters))
+        places = [self.rasters[first].place_of(place[first]) for place in self.places]
+        return {
+            "rasters": folders, "places": places, "sizes": self.sizes, "compute": self.compute,
+            "side": self.side, "warp": self.warp, "radiometry": self.radiometry, "min_valid": self.min_valid,
+        }  # fmt: skip
+
     def _match(self, names: str) -> dict[str, dict[str, int]]:
         """Return the items of each folder that belong together, by the place's name."""
         items = {m: _items_by_place(folder) for m, folder in self.rasters.items()}

@@ -9,7 +9,9 @@ token files of real places alike.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tmcodec.atomic import atomic_path
+from tmcodec.atomic import atomic_path, check_target
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.search import search
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import ConfigError
+from tmcodec.errors import ConfigError, TargetExistsError
 from tmcodec.modalities import get_modality
-from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
+from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFile, TokenFileWriter
 from tmcodec.training.any2any.aligned import AlignedRasters, Place
 from tmcodec.training.any2any.grids import pixel_file
 
@@ -60,6 +62,8 @@ class TokenPlan:
         Of the tokenizers.
     overwrite
         Whether shards that are there may be replaced.
+    resume
+        Whether to go on where a call with the same plan was stopped: shards that are there stay.
     """
 
     out: str
@@ -71,10 +75,13 @@ class TokenPlan:
     seed: int = 0
     device: str = "cpu"
     overwrite: bool = False
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if not self.groups or self.shard < 1:
             raise ConfigError("a token corpus needs at least one group, and shards of at least one crop")
+        if self.overwrite and self.resume:
+            raise ConfigError("overwrite writes all shards again, resume keeps them; give one of the two")
         if self.search < 0:
             raise ConfigError(f"search: {self.search} rounds; give 0 or more")
         known = {m for group in self.groups for m in group.modalities}
@@ -155,31 +162,60 @@ def write_corpus(plan: TokenPlan, part: tuple[int, int] = (0, 1), report: Report
     Raises
     ------
     TmcodecError
-        What a raster or tokenizer raises; TargetExistsError where a shard is there and `plan.overwrite` is
-        off. Shards that are finished stay.
+        What a raster or tokenizer raises; TargetExistsError, before anything is encoded, where a shard is
+        there and `plan.overwrite` and `plan.resume` are off, or it is of another plan. Shards that are
+        finished stay.
     """
     if not 0 <= part[0] < part[1]:
         raise ConfigError(f"part {part[0]}/{part[1]}: the first number counts from 0 and is below the second")
     tokenizers, out = plan.load_tokenizers(), Path(plan.out)
     out.mkdir(parents=True, exist_ok=True)
-    mine = shards_of(plan)[part[0] :: part[1]]
-    paths = []
-    for done, shard in enumerate(mine, 1):
-        paths.append(out / shard.name)
-        write_shard(paths[-1], plan, shard, tokenizers)
+    mine = {out / shard.name: shard for shard in shards_of(plan)[part[0] :: part[1]]}
+    missing = {p: s for p, s in mine.items() if not plan.resume or not is_written(p, plan, s, tokenizers)}
+    for path, shard in missing.items():
+        for target in (path, *(pixel_file(path, m) for m in kept_pixels(plan, shard))):
+            check_target(target, plan.overwrite or plan.resume)
+    for done, (path, shard) in enumerate(missing.items(), len(mine) - len(missing) + 1):
+        write_shard(path, plan, shard, tokenizers)
         if report is not None:
             report(done, len(mine))
-    return paths
+    return list(mine)
+
+
+def kept_pixels(plan: TokenPlan, shard: Shard) -> list[str]:
+    """Return the modalities of a shard whose pixels are kept."""
+    return [m for m in plan.pixels if m in plan.groups[shard.group].modalities]
+
+
+def meta_of(plan: TokenPlan, shard: Shard, tokenizers: Mapping[str, Tokenizer]) -> FileMeta:
+    """Return the metadata of a shard; its tags tell shards of different plans apart."""
+    group = plan.groups[shard.group]
+    told = json.dumps([group.describe(), plan.search], sort_keys=True)
+    tags = {
+        "corpus": "augmented crops, one a time step", "seed": str(plan.seed), "first": str(shard.first),
+        "plan": hashlib.sha256(told.encode()).hexdigest()[:16],
+    }  # fmt: skip
+    return FileMeta(tuple(layer_of(tokenizers[m], group.side, shard.count) for m in group.modalities), tags)
+
+
+def is_written(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[str, Tokenizer]) -> bool:
+    """Whether a shard is there with all that belongs to it; TargetExistsError if it is of another plan."""
+    if not path.exists():
+        return False
+    with TokenFile.open(path) as file:
+        found = file.meta
+    wanted = meta_of(plan, shard, tokenizers)
+    if found.layers != wanted.layers or any(found.tags.get(k) != v for k, v in wanted.tags.items()):
+        raise TargetExistsError(f"{path} is of another plan; pass overwrite, or name another folder with out")
+    return all(pixel_file(path, m).exists() for m in kept_pixels(plan, shard))
 
 
 def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[str, Tokenizer]) -> None:
     """Draw, encode and write the crops of one shard, and the pixels that are to be kept."""
     group = plan.groups[shard.group]
-    layers = tuple(layer_of(tokenizers[m], group.side, shard.count) for m in group.modalities)
-    tags = {"corpus": "augmented crops, one a time step", "seed": str(plan.seed), "first": str(shard.first)}
-    kept: dict[str, list[np.ndarray]] = {m: [] for m in plan.pixels if m in group.modalities}
-    rows = group.side // 16
-    with TokenFileWriter(path, FileMeta(layers, tags), plan.overwrite, coders=(0,)) as writer:
+    kept: dict[str, list[np.ndarray]] = {m: [] for m in kept_pixels(plan, shard)}
+    rows, overwrite = group.side // 16, plan.overwrite or plan.resume
+    with TokenFileWriter(path, meta_of(plan, shard, tokenizers), overwrite, coders=(0,)) as writer:
         time = 0
         for batch in batches(group, shard, plan.seed):
             for index, modality in enumerate(group.modalities):
@@ -195,7 +231,7 @@ def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[s
             time += len(batch)
         for modality, parts in kept.items():
             with (
-                atomic_path(pixel_file(path, modality), plan.overwrite) as temporary,
+                atomic_path(pixel_file(path, modality), overwrite) as temporary,
                 temporary.open("wb") as file,
             ):
                 np.save(file, np.concatenate(parts), allow_pickle=False)
