@@ -554,6 +554,29 @@ def test_a_token_file_is_not_called_like_a_raster(loaded: Loaded, folder: Path, 
         generate_files(loaded, folder / "S2L2A.tmc", folder / name, ["DEM"], settings=FAST)
 
 
+@pytest.mark.parametrize(
+    ("src", "out", "targets", "how"),
+    [
+        ("S2L2A.tmc", "S2L2A.tmc", ["DEM"], {}),
+        ("S2L2A=S2L2A.tif", "S2L2A.tif", ["DEM"], {}),
+        ("S2L2A=o_DEM.tif", "o.tif", ["DEM", "LULC"], {}),
+        ("S2L2A=o_DEM_std.tif", "o.tmc", ["DEM"], {"settings": Settings(samples=2)}),
+        ("S2L2A=DEM.tif", ".", ["DEM"], {"format": "tif"}),
+    ],
+)
+def test_no_output_replaces_its_source(
+    loaded: Loaded, make_scene: MakeScene, folder: Path, src: str, out: str, targets: list[str],
+    how: dict[str, Any],
+) -> None:  # fmt: skip
+    modality, equals, name = src.rpartition("=")
+    if not (folder / name).exists():
+        make_scene("S2L2A", 60, 40, name=name)
+    before, given = (folder / name).read_bytes(), f"{modality}{equals}{folder / name}"
+    with pytest.raises(TargetNameError, match=f"{name} is the source itself; choose another target"):
+        generate_files(loaded, given, folder / out, targets, overwrite=True, **how)
+    assert (folder / name).read_bytes() == before
+
+
 def test_sidecars_of_older_files_are_no_part_of_new_ones(loaded: Loaded, folder: Path) -> None:
     how: dict[str, Any] = {"settings": Settings(samples=2, decoding_steps=1), "format": "tif"}
     stray = [folder / f"o{kind}.tif.aux.xml" for kind in ("", "_DEM_mean", "_DEM_std")]

@@ -16,7 +16,7 @@ from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.ensemble import write_spread
 from tmcodec.generation.outputs import Outputs, plan_outputs, staging, target_layer
 from tmcodec.generation.settings import Settings, target_spec
-from tmcodec.generation.sources import Opener, Source
+from tmcodec.generation.sources import Opener, Source, split_modality
 from tmcodec.generation.tiles import default_overlap
 from tmcodec.generation.tiling import (
     Coordinates,
@@ -177,8 +177,9 @@ def generate_files(
     names, words = _targets(targets, out), list(texts)
     if not names and not words:
         raise TargetError("no target; name a modality, coords or caption")
-    outputs = plan_outputs(out if names else None, names, how.samples, format, overwrite)
     paths = [srcs] if isinstance(srcs, str | os.PathLike) else list(srcs)
+    read = [split_modality(path)[0] for path in paths]
+    outputs = plan_outputs(out if names else None, names, how.samples, format, overwrite, read)
     generator = _loaded(loaded, device)
     given = {tok.modality.name: tok for tok in tokenizers}
     specs = {name: target_spec(generator.cfg, name) for name in (*names, *words)}

@@ -11,7 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.atomic import GEOTIFF_SUFFIXES, SIDECARS, check_target, check_token_name, put_in_place
+from tmcodec.atomic import (
+    GEOTIFF_SUFFIXES,
+    SIDECARS,
+    check_geotiff_name,
+    check_target,
+    check_token_name,
+    put_in_place,
+)
 from tmcodec.codec.encode import chunk_of
 from tmcodec.errors import GenerationError
 from tmcodec.modalities import get_modality
@@ -64,6 +71,7 @@ def plan_outputs(
     samples: int,
     format: str | None,
     overwrite: bool,
+    sources: Sequence[str | os.PathLike[str]] = (),
 ) -> Outputs:
     """Settle names, before any work is done.
 
@@ -80,6 +88,8 @@ def plan_outputs(
         ``"tmc"``, ``"tif"``, or None: by the suffix of `out`, a token file where that says nothing.
     overwrite
         Whether files that exist may be replaced.
+    sources
+        Files that are read, which no output may replace.
 
     Raises
     ------
@@ -96,8 +106,6 @@ def plan_outputs(
         raise GenerationError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     if chosen == "tmc" and path.is_dir():
         raise GenerationError(f"{path} is a folder, and a token file holds all targets; name a file")
-    if chosen == "tmc":
-        check_token_name(path)
     folder = path if chosen == "tif" and not tiff else None
     stem = f"{path.stem}_" if folder is None else ""
     where, suffix = (path.parent, path.suffix if tiff else ".tif") if folder is None else (folder, ".tif")
@@ -113,7 +121,16 @@ def plan_outputs(
         spread[name] = (middle, wide)
     outputs = Outputs(path if chosen == "tmc" else None, rasters, spread, folder)
     check_outputs(outputs, overwrite)
+    check_names(outputs, sources)
     return outputs
+
+
+def check_names(outputs: Outputs, sources: Sequence[str | os.PathLike[str]]) -> None:
+    """Refuse names that say something else than what is written, and those of the sources."""
+    for path in outputs.paths:
+        check = check_token_name if path == outputs.tokens else check_geotiff_name
+        for source in sources or (None,):
+            check(path, source)
 
 
 def check_outputs(outputs: Outputs, overwrite: bool) -> None:
