@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -575,6 +577,27 @@ def test_no_output_replaces_its_source(
     with pytest.raises(TargetNameError, match=f"{name} is the source itself; choose another target"):
         generate_files(loaded, given, folder / out, targets, overwrite=True, **how)
     assert (folder / name).read_bytes() == before
+
+
+def test_files_are_made_on_the_disk_of_their_folder(
+    loaded: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may be a mount point, or a link to one: nothing is renamed into it from outside."""
+    disk, link = folder / "disk", folder / "link"
+    disk.mkdir()
+    link.symlink_to(disk)
+    replace = os.replace
+
+    def strict(one: Path, two: Path) -> None:
+        if (disk in Path(one).resolve().parents) != (disk in Path(two).resolve().parents):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(one), None, str(two))
+        replace(one, two)
+
+    monkeypatch.setattr(os, "replace", strict)
+    for out in (disk, link):
+        generate_files(loaded, folder / "S2L2A.tmc", out, ["DEM", "LULC"], settings=FAST, format="tif",
+                       overwrite=True)  # fmt: skip
+        assert listing(disk) == ["DEM.tif", "LULC.tif"]
 
 
 def test_sidecars_of_older_files_are_no_part_of_new_ones(loaded: Loaded, folder: Path) -> None:

@@ -146,10 +146,13 @@ def check_outputs(outputs: Outputs, overwrite: bool) -> None:
 def staging(outputs: Outputs, overwrite: bool) -> Iterator[Path]:
     """Yield a folder to write the files to, under their own names; they move at the end, if all went well.
 
-    It lies beside the targets, since a rename across file systems is not atomic.
+    It lies where the targets do, since a rename across file systems is not atomic: in their folder, which may
+    be a mount point or a link to another disk, or beside it where it is yet to be made.
     """
-    near = outputs.folder or next(iter(outputs.paths), None)
+    folder, near = outputs.folder, next(iter(outputs.paths), None)
     parent = None if near is None else near.parent
+    if folder is not None:
+        parent = folder.resolve() if folder.is_dir() else folder.parent
     stage = Path(tempfile.mkdtemp(prefix=".tmcodec-", suffix=".part", dir=parent))
     try:
         yield stage
