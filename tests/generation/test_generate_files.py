@@ -69,7 +69,9 @@ def encode(make_scene: MakeScene, tiny_tokenizer: Callable[[str], Path]) -> Call
     def call(modality: str = "S2L2A", width: int = 150, height: int = 90, **how: Any) -> Path:
         scene = make_scene(modality, width, height, name=f"{modality}.tif", **how)
         path = scene.with_suffix(".tmc")
-        tmcodec.encode(scene, path, modality=modality, tokenizer=tiny_tokenizer(modality), balance=False)
+        tmcodec.encode(
+            scene, path, modality=modality, tokenizer=tiny_tokenizer(modality), balance=False, exact=True
+        )
         return path
 
     return call
@@ -163,6 +165,17 @@ def test_tokens_and_the_raster_encoded_on_the_fly_give_the_same_bytes(
     generate_files(loaded, f"S2L2A={src.with_suffix('.tif')}", paths[1], ["DEM"], settings=FAST)
     generate_files(loaded, src, paths[2], ["DEM"], settings=FAST, batch_size=1)
     assert paths[0].read_bytes() == paths[1].read_bytes() == paths[2].read_bytes()
+
+
+def test_a_raster_goes_in_with_the_tokens_that_memory_gives(loaded: Loaded, make_scene: MakeScene) -> None:
+    """The encoder's own, which the generator was trained on, and not those that a search likes better."""
+    scene = make_scene(width=64, height=64)
+    with rasterio.open(scene) as dataset:
+        pixels = torch.from_numpy(dataset.read().astype(np.float32))[None]
+    out = scene.with_name("out.tmc")
+    generate_files(loaded, f"S2L2A={scene}", out, ["DEM"], settings=FAST)
+    made = generate(loaded, {"S2L2A": pixels + 1000}, ["DEM"], decoding_steps=2)  # with the offset
+    assert np.array_equal(tokens_of(out, "DEM"), made.tokens["DEM"][0].numpy())
 
 
 def test_all_layers_of_a_stack_and_several_files_are_conditions(
@@ -649,4 +662,18 @@ def test_a_modality_before_a_token_file_chooses_its_layers(
     assert alone.sources == ("DEM",)
     with pytest.raises(ConditionError, match="it holds DEM, S2L2A, not S1GRD; name one of these, or none"):
         generate_files(loaded, [f"S1GRD={both}"], tmp_path / "b.tmc", ["LULC"], settings=FAST)
+    assert not (tmp_path / "b.tmc").exists()
+
+
+def test_a_layer_and_a_modality_before_a_file_choose_together(
+    loaded: Loaded, encode: Callable[..., Path], tmp_path: Path
+) -> None:
+    s2, both = encode("S2L2A"), tmp_path / "both.tmc"
+    tmcodec.tokenfile.stack([encode("DEM"), encode("S1GRD")], both)
+    found = generate_files(
+        loaded, [s2, f"DEM={both}"], tmp_path / "a.tmc", ["LULC"], settings=FAST, layers=["S2L2A", "DEM"]
+    )
+    assert found.sources == ("S2L2A", "DEM")
+    with pytest.raises(ConditionError, match=r"both.tmc: --layer names none of its DEM layers \(DEM\)"):
+        generate_files(loaded, [s2, f"DEM={both}"], tmp_path / "b.tmc", ["LULC"], layers=["S2L2A"])
     assert not (tmp_path / "b.tmc").exists()

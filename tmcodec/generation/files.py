@@ -116,7 +116,7 @@ def generate_files(
     srcs
         Token files, of which all layers are taken, and rasters, on the same pixels. ``"S2L2A=scene.tif"``
         says what a raster is where its bands do not. A raster goes in as pixels where the generator has an
-        embedding for them, else it is encoded first.
+        embedding for them, else it is encoded first, to the encoder's own tokens.
     out
         A token file; a GeoTIFF; or a folder for several. See `format`.
         None where there are only texts.

@@ -218,10 +218,10 @@ def open_layers(
     *,
     name: str,
     max_pixels: int,
-    layers: Sequence[str] = (),
+    layers: Sequence[str] | None = None,
     time: int = 0,
 ) -> list[LayerSource]:
-    """Open the layers of a token file, all or those named, and check that the generator knows their tokens.
+    """Open the layers of a token file, all (None) or those named, and check the generator knows their tokens.
 
     Raises
     ------
@@ -235,9 +235,8 @@ def open_layers(
         If they have more than `max_pixels` pixels.
     """
     file = stack.enter_context(TokenFile.open(path, max_pixels=max_pixels))
-    chosen = [name for name in layers if name in file] or ([] if layers else list(file))
     found = []
-    for key in chosen:
+    for key in file if layers is None else [name for name in layers if name in file]:
         layer = file[key]
         spec = encoder_spec(loaded.cfg, layer.meta.modality, "tokens")
         if spec is None:
@@ -336,14 +335,19 @@ class Opener:
 
     def _layers(self, path: str, modality: str | None) -> list[LayerSource]:
         """Open the layers of a token file, those of one modality where it is named before the path."""
-        name, layers = Path(path).name, self.layers
+        name, layers = Path(path).name, self.layers or None
         if modality is not None:
             with TokenFile.open(path) as file:
                 layers = [key for key in file if file[key].meta.modality == modality]
                 held = ", ".join(sorted({layer.meta.modality for layer in file.layers.values()}))
             if not layers:
                 raise ConditionError(f"{name}: it holds {held}, not {modality}; name one of these, or none")
+            own = ", ".join(layers)
             layers = [key for key in layers if key in self.layers] if self.layers else layers
+            if not layers:
+                raise ConditionError(
+                    f"{name}: --layer names none of its {modality} layers ({own}); name one, or leave it out"
+                )
         return open_layers(
             self.loaded, path, self.stack, name=name, max_pixels=self.max_pixels, layers=layers,
             time=self.time,
@@ -364,6 +368,6 @@ class Opener:
         with self.watch("encode"):
             encode(
                 path, draft, modality=found, tokenizer=tokenizer_of(self.loaded, found, self.given),
-                s2_offset=self.s2_offset, scale=self.scale, balance=False, overwrite=True,
+                s2_offset=self.s2_offset, scale=self.scale, balance=False, exact=True, overwrite=True,
             )  # fmt: skip
         return open_layers(self.loaded, draft, self.stack, name=name, max_pixels=self.max_pixels)[0]
