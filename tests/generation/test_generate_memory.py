@@ -24,6 +24,7 @@ from tmcodec.errors import (
     TokenRangeError,
     VocabularyError,
 )
+from tmcodec.generation.conditions import image_input
 from tmcodec.generation.generate import generate
 from tmcodec.generation.weights import TokenizerRef
 
@@ -164,6 +165,43 @@ def test_pixels_without_an_embedding_go_through_the_tokenizer(
     assert from_tokens.rasters["DEM"].shape == (2, 1, 32, 48)
 
 
+def test_gaps_among_pixels_do_not_spoil_their_neighbours(
+    tiny_tokenizer: Callable[[str], Path],
+) -> None:
+    """They are hidden, and the tokenizer sees a smooth continuation, as that of a raster does."""
+    loaded = tiny_generator()
+    loaded.tokenizers = tokenizer_refs({"S2L2A": tiny_tokenizer("S2L2A")})
+    tok = load_tokenizer(str(tiny_tokenizer("S2L2A")))
+    flat = torch.full((2, 12, 48, 64), 2000.0)
+    holed = flat.clone()
+    holed[1, :, 16:32, 16:32] = math.nan
+    image = image_input(loaded, "S2L2A", holed)
+    assert image.hidden.sum() == 1 and bool(image.hidden[1, 5])  # row 1, column 1 of 3 x 4 tokens
+    assert torch.equal(image.values, tok.encode(flat).flatten(1).long())  # all flat: as if nothing lacked
+
+
+def test_masked_arrays_are_not_known_where_they_are_masked(tiny_tokenizer: Callable[[str], Path]) -> None:
+    loaded = tiny_generator()
+    mask = np.zeros((1, 4, 4), bool)
+    mask[0, 1, 2] = True
+    for dtype in (np.int32, np.uint16):
+        x = np.ma.MaskedArray(np.full((1, 4, 4), 5, dtype), mask)
+        known = image_input(loaded, "S2L2A", x).known()
+        assert known.tolist() == [[-1 if i == 6 else 5 for i in range(16)]]
+    pixels = np.ma.MaskedArray(np.full((1, 2, 32, 32), -10, np.int16), np.zeros((1, 2, 32, 32), bool))
+    pixels[:, :, 20, 3] = np.ma.masked
+    assert image_input(loaded, "S1RTC", pixels).hidden.tolist() == [[False, False, True, False]]
+
+
+@pytest.mark.parametrize("form", ["flipped", "big-endian", "list", "uint16"])
+def test_arrays_of_any_form_are_tokens(form: str) -> None:
+    x = tokens().numpy()
+    forms = {"flipped": x[::-1, :, ::-1].copy()[::-1, :, ::-1], "big-endian": x.astype(">i4"),
+             "list": x.tolist(), "uint16": x.astype(np.uint16)}  # fmt: skip
+    known = image_input(tiny_generator(), "S2L2A", forms[form]).known()
+    assert torch.equal(known, torch.tensor(x).flatten(1))
+
+
 def test_pixels_with_an_embedding_are_standardised() -> None:
     class Watching(SumNet):
         def encode(self, parts: Any) -> Any:
@@ -231,6 +269,10 @@ def test_images_from_coordinates_alone_have_the_models_grid() -> None:
         ({"S2L2A": tokens(2), "LULC": tokens(1) % 9}, ["DEM"], {}, GridMismatchError, "LULC 1 x"),
         ({"S2L2A": tokens(), "s2l2a": tokens()}, ["DEM"], {}, ConditionError, "twice"),
         ({"S2L2A": tokens().float()}, ["DEM"], {}, ConditionError, "tokens as integers"),
+        ({"S2L2A": [[[1, 2], [3]]]}, ["DEM"], {}, ConditionError, "S2L2A: list is no array of numbers"),
+        ({"S2L2A": "a.tmc"}, ["DEM"], {}, ConditionError, "S2L2A: str is no array of numbers"),
+        ({"S2L2A": None}, ["DEM"], {}, ConditionError, "S2L2A: NoneType is no array"),
+        ({"S2L2A": np.array(["1", "2"])}, ["DEM"], {}, ConditionError, "S2L2A: ndarray is no array"),
         ({"S2L2A": torch.zeros(1, 0, 4, dtype=torch.int64)}, ["DEM"], {}, ConditionError, "no tokens"),
         ({"S2L2A": torch.zeros(1, 65, 65, dtype=torch.int64)}, ["DEM"], {}, ConditionError, "in tiles"),
         ({"S1RTC": torch.zeros(1, 2, 30, 32)}, ["DEM"], {}, ConditionError, "multiples of 16"),

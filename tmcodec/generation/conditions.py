@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from tmcodec.generation.tokenizers import tokenizer_of
 from tmcodec.modalities import get_modality
 from tmcodec.networks.generator.config import SEQUENCES, GeneratorConfig, ModalitySpec
 from tmcodec.networks.generator.model import Part
+from tmcodec.rasters.fill import fill_invalid
 
 if TYPE_CHECKING:
     from tmcodec.generation.models import LoadedGenerator
@@ -114,7 +116,7 @@ def check_grids(found: Mapping[str, tuple[int, Grid]]) -> None:
 
 def image_input(loaded: LoadedGenerator, modality: str, value: Any) -> Image:
     """Return one image input; see `image_inputs`."""
-    tensor = torch.as_tensor(value)
+    tensor = as_tensor(modality, value)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise ConditionError(f"{modality}: {tensor.dtype} is neither tokens nor pixels")
     if tensor.ndim == 2:
@@ -127,6 +129,34 @@ def image_input(loaded: LoadedGenerator, modality: str, value: Any) -> Image:
         f"{modality}: give tokens as integers (B, rows, cols) or pixels (B, C, H, W), "
         f"not {tensor.dtype} {tuple(tensor.shape)}"
     )
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Return an input as a tensor, from arrays of any strides and byte order, too.
+
+    What a masked array hides is not known: `MISSING` among tokens, of two or three axes, NaN among pixels.
+
+    Raises
+    ------
+    ConditionError
+        If it is no array of numbers.
+    """
+    try:
+        if isinstance(value, np.ma.MaskedArray):
+            tokens = value.dtype.kind in "iu" and value.ndim < 4
+            value = value.astype(np.int64).filled(MISSING) if tokens else _nan_filled(value)
+        if isinstance(value, np.ndarray):
+            value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ConditionError(
+            f"{name}: {type(value).__name__} is no array of numbers; give a tensor or an array"
+        ) from None
+
+
+def _nan_filled(value: np.ma.MaskedArray[Any, Any]) -> np.ndarray[Any, Any]:
+    filled: np.ndarray[Any, Any] = value.astype(np.float32).filled(np.nan)
+    return filled
 
 
 def _tokens(loaded: LoadedGenerator, modality: str, tokens: Tensor) -> Image:
@@ -160,15 +190,24 @@ def _pixels(loaded: LoadedGenerator, modality: str, pixels: Tensor) -> Image:
     pixels = pixels.to(loaded.device)
     finite = torch.isfinite(pixels)
     hidden = F.max_pool2d((~finite).float().amax(1, keepdim=True), patch).flatten(1) > 0
-    pixels = pixels.masked_fill(~finite, 0)
     spec = encoder_spec(loaded.cfg, modality, "pixels")
     grid = (height // patch, width // patch)
     if spec is not None:
-        return Image(spec, normalise(modality, pixels), hidden, grid)
+        return Image(spec, normalise(modality, pixels.masked_fill(~finite, 0)), hidden, grid)
     spec = encoder_spec(loaded.cfg, modality, "tokens")
     assert spec is not None  # `check_taken`
-    tokens = tokenizer_of(loaded, modality).encode(pixels).to(pixels.device, torch.int64)
+    # The tokenizer looks beyond a patch: gaps are filled as a raster's are, or they would spoil neighbours.
+    tok = tokenizer_of(loaded, modality)
+    tokens = tok.encode(_filled(pixels, finite, row.mean)).to(pixels.device, torch.int64)
     return Image(spec, tokens.flatten(1), hidden, grid)
+
+
+def _filled(pixels: Tensor, finite: Tensor, mean: tuple[float, ...]) -> Tensor:
+    """Return the pixels with gaps filled, item by item."""
+    if bool(finite.all()):
+        return pixels
+    items = zip(pixels.detach().cpu().numpy(), finite.cpu().numpy(), strict=True)
+    return torch.from_numpy(np.stack([fill_invalid(values, valid, mean) for values, valid in items]))
 
 
 def normalise(modality: str, pixels: Tensor) -> Tensor:
