@@ -370,7 +370,7 @@ def test_a_geotiff_is_the_decoded_token_file(loaded: Loaded, encode: Callable[..
     src = encode()
     out, raster, decoded = (src.with_name(name) for name in ("o.tmc", "o.tif", "d.tif"))
     generate_files(loaded, src, out, ["DEM"], settings=FAST)
-    generate_files(loaded, src, raster, ["DEM"], settings=FAST)
+    generate_files(loaded, src, raster, "DEM", settings=FAST)
     tmcodec.decode(out, decoded, tokenizer=loaded.tokenizers["DEM"].name)
     assert raster.read_bytes() == decoded.read_bytes()
 

@@ -249,6 +249,15 @@ def test_images_from_coordinates_alone_have_the_models_grid() -> None:
     assert generate(loaded, {"coords": (8.5, 47.25)}, ["DEM"], grid=(2, 3)).tokens["DEM"].shape == (1, 2, 3)
 
 
+@pytest.mark.parametrize("form", [torch.tensor, np.array, np.float32, tuple, list])
+def test_one_place_is_one_item_whatever_holds_it(form: Callable[[Any], Any]) -> None:
+    loaded = tiny_generator()
+    loaded.vocabulary = Words()
+    one, two = (8, 47), [(8, 47), (9, 48)]
+    assert generate(loaded, {"coords": form(one)}, "DEM", decoding_steps=1).tokens["DEM"].shape == (1, 4, 4)
+    assert generate(loaded, {"coords": form(two)}, "DEM", decoding_steps=1).tokens["DEM"].shape == (2, 4, 4)
+
+
 # --------------------------------------------------------------------------- bad input
 
 
@@ -282,6 +291,7 @@ def test_images_from_coordinates_alone_have_the_models_grid() -> None:
         ({"S2L2A": tokens(), "caption": "a lake"}, ["DEM"], {}, VocabularyError, "vocabulary of caption"),
         ({"S2L2A": tokens(), "coords": (8, 47)}, ["DEM"], {}, VocabularyError, "words of coords"),
         ({"S2L2A": tokens()}, ["coords"], {}, VocabularyError, "words of coords"),
+        ({"coords": "here"}, ["DEM"], {}, ConditionError, "coords: str is no array"),
         ({"S2L2A": tokens()}, ["DEM"], {"decoding_steps": 0}, GenerationError, "decoding steps"),
         ({"S2L2A": tokens()}, ["DEM"], {"decoding_steps": [1, 2]}, GenerationError, "one each"),
         ({"S2L2A": tokens()}, ["DEM"], {"decoding_steps": {"LULC": 2}}, GenerationError, "LULC"),
@@ -320,6 +330,12 @@ def test_a_target_that_cannot_be_shown_is_made_in_one_step_and_last() -> None:
             generate(loaded, {"S2L2A": tokens()}, targets, decoding_steps=steps)
     made = generate(loaded, {"S2L2A": tokens()}, ["LULC", "DEM"], decoding_steps={"LULC": 3, "DEM": 1})
     assert set(made.tokens) == {"LULC", "DEM"}
+
+
+def test_a_single_name_is_one_target() -> None:
+    loaded, x = tiny_generator(), tokens()
+    one, other = (generate(loaded, {"S2L2A": x}, t, decoding_steps=1) for t in ("LULC", ["LULC"]))
+    assert torch.equal(one.tokens["LULC"], other.tokens["LULC"])
 
 
 def test_names_and_numbers_as_they_come() -> None:

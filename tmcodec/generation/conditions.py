@@ -275,8 +275,8 @@ def vocabulary_of(loaded: LoadedGenerator, name: str) -> Any:
 def _coordinates(value: Any, batch: int) -> list[tuple[float, float]]:
     """Return (longitude, latitude) of each item."""
     try:
-        pairs = torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
+        pairs = as_tensor("coords", value).double()
+    except ConditionError:
         raise ConditionError(f"coords {value!r}; give (longitude, latitude) in degrees") from None
     pairs = pairs[None].expand(batch, -1) if pairs.ndim == 1 else pairs
     if pairs.shape != (batch, 2):

@@ -83,7 +83,7 @@ def generate_files(
     loaded: LoadedGenerator | str,
     srcs: Sources,
     out: str | os.PathLike[str] | None,
-    targets: Sequence[str],
+    targets: str | Sequence[str],
     *,
     texts: Sequence[str] = (),
     settings: Settings | None = None,
@@ -121,7 +121,7 @@ def generate_files(
         A token file; a GeoTIFF; or a folder for several. See `format`.
         None where there are only texts.
     targets
-        Modalities, in order.
+        Modality, or several, in order.
     texts
         ``"coords"`` and ``"caption"``: written from the tile in the middle, into the report.
     settings
@@ -215,9 +215,9 @@ def generate_files(
     )
 
 
-def _targets(targets: Sequence[str], out: str | os.PathLike[str] | None) -> list[str]:
+def _targets(targets: str | Sequence[str], out: str | os.PathLike[str] | None) -> list[str]:
     """Return the targets' names as the modality table has them."""
-    names = [get_modality(name).name for name in targets]
+    names = [get_modality(name).name for name in ([targets] if isinstance(targets, str) else targets)]
     if names and out is None:
         raise GenerationError("no output for images; name a token file, a GeoTIFF or a folder")
     if len(set(names)) < len(names):

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from tmcodec.errors import ConditionError, GenerationError, GridMismatchError
-from tmcodec.generation.conditions import MAX_TOKENS, Grid, Image, image_inputs, sequence_inputs
+from tmcodec.generation.conditions import (
+    MAX_TOKENS,
+    Grid,
+    Image,
+    as_tensor,
+    image_inputs,
+    sequence_inputs,
+)
 from tmcodec.generation.engine import Request, Stream, run_in_batches
 from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings, condition_name, target_spec
 from tmcodec.generation.texts import write_texts
@@ -66,7 +73,7 @@ class Generated:
 def generate(
     loaded: LoadedGenerator,
     inputs: Mapping[str, Any],
-    targets: Sequence[str],
+    targets: str | Sequence[str],
     *,
     order: str = "chained",
     schedule: str = "roar",
@@ -96,7 +103,7 @@ def generate(
         text, or one an item. Tokens of -1, and patches with values that are not finite, are not known, and
         are not shown to the encoder; where the modality is a target too, they are what is made.
     targets
-        Modalities to make, in this order; ``"coords"`` and ``"caption"`` come last, as texts.
+        Modality to make, or several, in this order; ``"coords"`` and ``"caption"`` come last, as texts.
     order
         ``"chained"``: each target is a condition of the next. ``"independent"``: none is.
     schedule
@@ -175,10 +182,11 @@ def generate(
     )
 
 
-def split_targets(targets: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the image targets and the texts among targets."""
-    texts = [name.lower() for name in targets if name.lower() in SEQUENCES]
-    return [name for name in targets if name.lower() not in SEQUENCES], texts
+def split_targets(targets: str | Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the image targets and the texts among targets; a single name is one target."""
+    names = [targets] if isinstance(targets, str) else targets
+    texts = [name.lower() for name in names if name.lower() in SEQUENCES]
+    return [name for name in names if name.lower() not in SEQUENCES], texts
 
 
 def _sizes(
@@ -204,7 +212,8 @@ def _count(name: str, value: Any) -> int:
     """Return how many items a sequence input speaks of."""
     if name == "caption":
         return 1 if isinstance(value, str) else len(value)
-    return len(value) if len(value) and not isinstance(value[0], int | float) else 1
+    pairs = as_tensor(name, value)
+    return len(pairs) if pairs.ndim > 1 else 1
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
