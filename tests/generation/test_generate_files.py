@@ -420,6 +420,34 @@ def test_coordinates_without_a_vocabulary(loaded: Loaded, encode: Callable[..., 
         generate_files(loaded, src, src.with_name("c.tmc"), ["DEM"], coords=(8.5, 47.0))
 
 
+GLOBE = 6378137.0
+ORTHO = f"+proj=ortho +lat_0=0 +lon_0=0 +R={GLOBE}"
+WEST = -math.sqrt(GLOBE**2 - (5e6 - 320) ** 2)
+"""Where the globe ends at the middle of a row of tiles that begins 5,000 km up: there is no place beyond."""
+
+
+def test_a_place_off_the_globe_is_none() -> None:
+    grid = MapGrid(128, 64, ORTHO, (10, 0, WEST - 640, 0, -10, 5e6))
+    first, second = tile_coordinates("auto", grid, [Window(0, 0, 4, 4), Window(4, 0, 4, 4)], 16)
+    lat = math.degrees(math.asin((5e6 - 320) / GLOBE))
+    lon = math.degrees(math.asin((WEST + 320) / GLOBE / math.cos(math.radians(lat))))
+    assert first is None and second == (pytest.approx(lon, abs=1e-3), pytest.approx(lat, abs=1e-3))
+
+
+def test_tiles_without_coordinates_do_not_take_those_of_others(
+    loaded: Loaded, encode: Callable[..., Path]
+) -> None:
+    src, found = encode(width=128, height=64, crs=ORTHO, left=WEST - 640), []
+    how: dict[str, Any] = {"settings": FAST, "overlap": 0, "coords": "auto", "overwrite": True}
+    for words, batch_size in ((None, 2), (Words(), 1), (Words(), 2)):
+        loaded.vocabulary, out = words, src.with_name("o.tmc")
+        generate_files(loaded, src, out, "DEM", batch_size=batch_size, **how)
+        found.append(tokens_of(out, "DEM"))
+    without, one, two = found
+    assert np.array_equal(one, two)
+    assert np.array_equal(one[:, :4], without[:, :4]) and not np.array_equal(one[:, 4:], without[:, 4:])
+
+
 # --------------------------------------------------------------------------- bad input
 
 

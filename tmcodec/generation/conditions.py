@@ -9,8 +9,9 @@ pixels; the encoder does not see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,7 +254,9 @@ def sequence_inputs(loaded: LoadedGenerator, inputs: Mapping[str, Any], batch: i
             raise VocabularyError(f"the generator has no vocabulary of {name}; leave {name} out")
         vocabulary = vocabulary_of(loaded, name)
         items = _coordinates(value, batch) if name == "coords" else _captions(value, batch)
-        words = [vocabulary.encode(name, item) for item in items]
+        words = [[] if item is None else vocabulary.encode(name, item) for item in items]
+        if not any(words):
+            continue
         parts[name] = _padded(spec, words, loaded.device)
     return parts
 
@@ -272,8 +275,12 @@ def vocabulary_of(loaded: LoadedGenerator, name: str) -> Any:
     return loaded.vocabulary
 
 
-def _coordinates(value: Any, batch: int) -> list[tuple[float, float]]:
-    """Return (longitude, latitude) of each item."""
+def _coordinates(value: Any, batch: int) -> Sequence[tuple[float, float] | None]:
+    """Return (longitude, latitude) of each item, None for those without."""
+    if isinstance(value, list) and any(item is None for item in value):
+        known = [item for item in value if item is not None]
+        found = iter(_coordinates(known, batch - len(value) + len(known)) if known else ())
+        return [None if item is None else next(found) for item in value]
     try:
         pairs = as_tensor("coords", value).double()
     except ConditionError:
@@ -299,7 +306,7 @@ def _padded(spec: ModalitySpec, words: list[list[int]], device: torch.device) ->
     longest = max(map(len, words))
     if longest > spec.length:
         raise ConditionError(f"{spec.modality}: {longest} words, {spec.length} fit; shorten it")
-    if max(map(max, words)) >= spec.vocabulary:
+    if max(chain(*words)) >= spec.vocabulary:
         raise VocabularyError(f"the words of {spec.modality} are not those of this generator; import others")
     values = torch.zeros(len(words), longest, dtype=torch.int64)
     padding = torch.ones(values.shape, dtype=torch.bool)

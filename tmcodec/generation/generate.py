@@ -99,9 +99,10 @@ def generate(
         From `tmcodec.load_generator`.
     inputs
         By modality: tokens, integers ``(B, rows, cols)`` or ``(rows, cols)``; or pixels ``(B, C, H, W)`` in
-        physical units. ``"coords"``: (longitude, latitude) in degrees, one or one an item. ``"caption"``: a
-        text, or one an item. Tokens of -1, and patches with values that are not finite, are not known, and
-        are not shown to the encoder; where the modality is a target too, they are what is made.
+        physical units. ``"coords"``: (longitude, latitude) in degrees, one or one an item, None for those
+        without. ``"caption"``: a text, or one an item. Tokens of -1, and patches with values that are not
+        finite, are not known, and are not shown to the encoder; where the modality is a target too, they are
+        what is made.
     targets
         Modality to make, or several, in this order; ``"coords"`` and ``"caption"`` come last, as texts.
     order

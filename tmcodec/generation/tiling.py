@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import torch
-from rasterio.errors import RasterioError
 from rasterio.warp import transform as warp
 
 from tmcodec.codec.encode import neutral_token
@@ -29,6 +28,7 @@ from tmcodec.generation.tiles import Strip, tile_count, tile_starts, tile_window
 from tmcodec.networks.generator.config import ModalitySpec
 from tmcodec.networks.precision import inference
 from tmcodec.rasters import Window
+from tmcodec.rasters.reader import GDAL_ERRORS
 from tmcodec.rasters.windows import IDENTITY
 from tmcodec.tokenfile import LayerMeta, TokenFileWriter
 
@@ -242,22 +242,21 @@ def write_tile_texts(job: TileJob, specs: Sequence[ModalitySpec], sampling: Samp
 
 def tile_coordinates(
     coords: Coordinates | str | None, grid: MapGrid, windows: Sequence[Window], patch: int
-) -> list[Coordinates] | None:
-    """Return (longitude, latitude) of each tile, or None where there are none.
+) -> list[Coordinates | None] | None:
+    """Return (longitude, latitude) of each tile, None for tiles without; None where there are none at all.
 
     Raises
     ------
     ConditionError
         If `coords` is another text than ``"auto"``.
     """
-    if coords is None or (coords == "auto" and grid.crs is None):
+    if coords is None:
         return None
     if not isinstance(coords, str):
         return [coords] * len(windows)
     if coords != "auto":
         raise ConditionError(f"coords {coords!r}; give auto, or longitude and latitude")
-    found = [centre(grid, window, patch) for window in windows]
-    return None if None in found else [pair for pair in found if pair is not None]
+    return None if grid.crs is None else [centre(grid, window, patch) for window in windows]
 
 
 def centre(grid: MapGrid, window: Window, patch: int) -> Coordinates | None:
@@ -267,7 +266,7 @@ def centre(grid: MapGrid, window: Window, patch: int) -> Coordinates | None:
     a, b, c, d, e, f = grid.transform or IDENTITY
     try:
         lon, lat = warp(grid.crs, "EPSG:4326", [a * col + b * row + c], [d * col + e * row + f])[:2]
-    except (RasterioError, ValueError):  # a local CRS, without a place on the globe
+    except GDAL_ERRORS:  # a local CRS, without a place on the globe, or a place outside the projection
         return None
     inside = -180 <= lon[0] <= 180 and -90 <= lat[0] <= 90
     return (float(lon[0]), float(lat[0])) if inside else None
@@ -283,13 +282,11 @@ def usable_coordinates(
     VocabularyError, ConditionError
         If coordinates were given and cannot be used.
     """
-    if coords is None:
-        return None
-    pairs = tile_coordinates(coords, sources[0].map_grid, [Window(0, 0, 1, 1)], loaded.cfg.patch)
-    if pairs is None:
+    if tile_coordinates(coords, sources[0].map_grid, [], loaded.cfg.patch) is None:
         return None
     try:
-        sequence_inputs(loaded, {"coords": pairs}, 1)
+        # Whether there are words is no question of a place; tiles without one are shown none.
+        sequence_inputs(loaded, {"coords": (0.0, 0.0) if isinstance(coords, str) else coords}, 1)
     except (VocabularyError, MissingDependencyError):
         if coords == "auto":
             return None
