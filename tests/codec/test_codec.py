@@ -108,6 +108,18 @@ def test_every_modality_comes_back_in_its_place(
             assert b.colormap(1)[1] == (65, 155, 223, 255)
 
 
+@pytest.mark.parametrize("strange", [255, 10, -5])
+def test_a_class_that_no_tokenizer_knows_is_no_other_class(
+    strange: int, tiny_tokenizer: MakeTokenizer
+) -> None:
+    """LULC has ten classes; a nodata value in memory is none of them."""
+    tok, ids = tmcodec.load_tokenizer(str(tiny_tokenizer("LULC"))), torch.full((1, 1, 32, 32), 9.0)
+    assert tok.encode(ids).shape == (1, 2, 2)
+    ids[0, 0, 3, 4] = strange
+    with pytest.raises(errors.ShapeError, match=r"tiny-lulc knows classes 0\.\.9; map others"):
+        tok.encode(ids)
+
+
 def test_a_crs_without_geotiff_keys_comes_back(make_scene: MakeScene, weights: Path, tmp_path: Path) -> None:
     rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
     src, dst, out = make_scene(crs=rotated, left=5.0), tmp_path / "a.tmc", tmp_path / "out" / "a.tif"

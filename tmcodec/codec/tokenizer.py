@@ -147,7 +147,7 @@ class Tokenizer(ABC):
         Raises
         ------
         ShapeError
-            If the shape does not fit or a value is not finite.
+            If the shape does not fit, a value is not finite, or a class id is none of the tokenizer's.
         """
         bands = len(self.modality.bands)
         if x.ndim != 4 or x.shape[1] != bands or x.shape[2] % self.patch or x.shape[3] % self.patch:
@@ -306,8 +306,10 @@ class MiniTokenizer(Tokenizer):
 
     def _encode(self, x: Tensor) -> Tensor:
         if self.modality.categorical:
-            ids = x[:, 0].long().clamp(0, self.net.cfg.channels - 1)
-            z = F.one_hot(ids, self.net.cfg.channels).permute(0, 3, 1, 2).float()
+            ids, classes = x[:, 0].long(), self.net.cfg.channels
+            if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= classes):
+                raise ShapeError(f"{self.name} knows classes 0..{classes - 1}; map others to them first")
+            z = F.one_hot(ids, classes).permute(0, 3, 1, 2).float()
             return self.net.fsq.latents_to_indices(self.net.encoder(z))
         return self.net.fsq.latents_to_indices(self.net.latents(x))
 
