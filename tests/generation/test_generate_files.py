@@ -20,6 +20,7 @@ import torch
 from generation_helpers import Loaded, SumNet, Words, tiny_generator, tokenizer_refs
 
 import tmcodec
+from tmcodec.codec import decode as decoding
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.embeddings import embed_files
 from tmcodec.errors import (
@@ -38,7 +39,7 @@ from tmcodec.errors import (
     VocabularyError,
 )
 from tmcodec.generation import sources
-from tmcodec.generation.ensemble import middle_and_spread
+from tmcodec.generation.ensemble import middle_and_spread, write_spread
 from tmcodec.generation.files import generate_files
 from tmcodec.generation.generate import generate
 from tmcodec.generation.seams import level_jumps, tile_jumps
@@ -391,8 +392,34 @@ def test_samples_give_mean_and_spread(loaded: Loaded, encode: Callable[..., Path
 def test_middle_and_spread_by_hand() -> None:
     middle, spread = middle_and_spread(np.array([[1.0, 2.0], [3.0, 2.0]]))
     assert (middle.tolist(), spread.tolist()) == ([2.0, 2.0], [1.0, 0.0])
+    far = [np.float32([1e6 + i]) for i in (0, 1, 2)]
+    assert middle_and_spread(iter(far))[1].tolist() == [pytest.approx(math.sqrt(2 / 3), rel=1e-6)]
     middle, share = middle_and_spread(np.array([[1.0, 2.0], [3.0, 2.0], [3.0, 0.0], [1.0, 2.0]]), classes=4)
     assert (middle.tolist(), share.tolist()) == ([1.0, 2.0], [0.5, 0.75])
+
+
+def test_spread_takes_no_more_memory_for_more_samples(
+    loaded: Loaded, encode: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A square of 512 x 512 heights is 1 MB; of 24 samples, one is there at a time."""
+    src, tok, peaks = encode("DEM", 512, 512), load_tokenizer(loaded.tokenizers["DEM"].name), []
+    drawn = iter(range(100))
+
+    def flat(job: Any, read: Any, context: Window, valid: Any) -> np.ndarray:
+        return np.full((1, context.height, context.width), next(drawn), np.float32)
+
+    monkeypatch.setattr(decoding, "decode_context", flat)
+    for count in (3, 24):
+        targets = (src.with_name(f"m{count}.tif"), src.with_name(f"s{count}.tif"))
+        tracemalloc.start()
+        write_spread([src] * count, "DEM", targets, tok, steps=1, seed=0, device="cpu", batch_size=4)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        if count == 3:
+            with rasterio.open(targets[0]) as middle, rasterio.open(targets[1]) as spread:
+                assert (middle.read() == 1).all()  # of 0, 1 and 2
+                np.testing.assert_allclose(spread.read(), math.sqrt(2 / 3), rtol=1e-6)
+    assert peaks[1] < peaks[0] + 4 * 2**20
 
 
 # --------------------------------------------------------------------------- coordinates

@@ -8,30 +8,35 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.codec.decode import MAX_PIXELS, Job, Wanted, decode_squares, make_job, raster_tags
+from tmcodec.codec.decode import MAX_PIXELS, Job, Squares, Wanted, decode_squares, make_job, raster_tags
 from tmcodec.codec.report import Stopwatch
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.modalities import get_modality
-from tmcodec.rasters import RasterWriter
+from tmcodec.rasters import RasterWriter, Window
 from tmcodec.tokenfile import TokenFile
 
 Values = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 
-def middle_and_spread(samples: npt.NDArray[np.floating], classes: int = 0) -> tuple[Values, Values]:
+def middle_and_spread(
+    samples: Iterable[npt.NDArray[np.floating]], classes: int = 0
+) -> tuple[Values, Values]:
     """Return mean and standard deviation, or the commonest class and its share.
 
     Parameters
     ----------
     samples
-        ``(K, ...)``.
+        One after the other, of one shape; none is kept.
     classes
         Number of classes; 0 for values.
 
@@ -40,11 +45,27 @@ def middle_and_spread(samples: npt.NDArray[np.floating], classes: int = 0) -> tu
     middle, spread
         float32 of the shape of one sample.
     """
-    if not classes:
-        exact = samples.astype(np.float64)
-        return exact.mean(0).astype(np.float32), exact.std(0).astype(np.float32)
-    counts = np.stack([(samples == i).sum(0) for i in range(classes)])
-    return counts.argmax(0).astype(np.float32), (counts.max(0) / len(samples)).astype(np.float32)
+    return _counted(samples, classes) if classes else _summed(samples)
+
+
+def _summed(samples: Iterable[npt.NDArray[np.floating]]) -> tuple[Values, Values]:
+    """Return mean and standard deviation by running sums (Welford 1962): far from zero, squares cancel."""
+    mean, squares, count = np.zeros(()), np.zeros(()), 0
+    for count, sample in enumerate(samples, 1):
+        off = sample.astype(np.float64) - mean
+        mean = mean + off / count
+        off *= sample - mean
+        squares = squares + off
+    return mean.astype(np.float32), np.sqrt(squares / count).astype(np.float32)
+
+
+def _counted(samples: Iterable[npt.NDArray[np.floating]], classes: int) -> tuple[Values, Values]:
+    """Return the commonest class, the lowest of equals, and its share."""
+    ids = np.arange(classes)
+    counts, number = np.zeros((), np.uint8), 0  # of 64 samples at most
+    for number, sample in enumerate(samples, 1):  # noqa: B007  (how many there were)
+        counts = counts + (sample == ids.reshape(-1, *[1] * sample.ndim))
+    return counts.argmax(0).astype(np.float32), (counts.max(0) / number).astype(np.float32)
 
 
 def write_spread(
@@ -59,9 +80,9 @@ def write_spread(
     batch_size: int,
     max_pixels: int = MAX_PIXELS,
 ) -> None:
-    """Decode a layer of several token files side by side and write middle and spread as GeoTIFFs.
+    """Decode a layer of several token files square by square and write middle and spread as GeoTIFFs.
 
-    Memory holds one square of each sample.
+    Memory holds one square and its sums, however many samples there are.
 
     Parameters
     ----------
@@ -86,11 +107,18 @@ def write_spread(
             for path, spread in zip(targets, (False, True), strict=True)
         )
         watch = Stopwatch()
-        for squares in zip(*(decode_squares(job, watch) for job in jobs), strict=True):
-            at, _, valid = squares[0]
-            center, width = middle_and_spread(np.stack([values for _, values, _ in squares]), classes)
+        for square in jobs[0].squares:
+            parts = (_decoded(job, square, watch) for job in jobs)
+            at, values, valid = next(parts)
+            center, width = middle_and_spread(chain([values], (part[1] for part in parts)), classes)
             middle.write(at, center, valid)
             spread.write(at, width, valid)
+
+
+def _decoded(job: Job, square: Window, watch: Stopwatch) -> tuple[Window, Values, Mask | None]:
+    """Decode one square of a job; nothing of it stays behind."""
+    (found,) = decode_squares(replace(job, squares=Squares(square, job.squares.side)), watch)
+    return found
 
 
 def _writer(job: Job, path: Path, spread: bool, samples: int) -> RasterWriter:
