@@ -53,6 +53,7 @@ from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 
 MakeScene = Callable[..., Path]
 FAST = Settings(decoding_steps=2)
+SAME = Settings(decoding_steps=1, choice="mean", samples=3)
 
 
 @pytest.fixture
@@ -518,6 +519,7 @@ def test_texts_come_from_the_tile_in_the_middle(loaded: Loaded, encode: Callable
         (["S2L2A.tmc"], ["DEM"], {"caption": "a lake"}, VocabularyError, "caption"),
         (["S2L2A.tmc"], ["DEM"], {"overlap": 4}, GenerationError, "give 0 to 3"),
         (["S2L2A.tmc"], ["DEM"], {"max_pixels": 99}, LimitExceededError, "limit of 99"),
+        (["S2L2A.tmc"], ["DEM"], {"settings": SAME}, GenerationError, "3 samples would be equal"),
         (["S2L2A.tmc"], ["DEM"], {"format": "png"}, GenerationError, "choose one of tmc, tif"),
         (["missing.tmc"], ["DEM"], {}, OSError, "missing"),
         (["missing.tif"], ["DEM"], {}, TmcodecError, "missing"),
@@ -532,7 +534,7 @@ def test_bad_input_is_refused_and_nothing_is_written(
     before, how = listing(folder), dict(how)
     out = folder / how.pop("out", "o.tmc")
     with pytest.raises(error, match=message) as caught:
-        generate_files(loaded, [folder / src for src in srcs], out, targets, settings=FAST, **how)
+        generate_files(loaded, [folder / src for src in srcs], out, targets, **{"settings": FAST, **how})
     assert "\n" not in str(caught.value)
     assert listing(folder) == before
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tmcodec.errors import (
     VocabularyError,
 )
 from tmcodec.generation.conditions import image_input
-from tmcodec.generation.generate import generate
+from tmcodec.generation.generate import decode_tokens, generate
 from tmcodec.generation.weights import TokenizerRef
 
 GREEDY: dict[str, Any] = {"temperature": 0, "decoding_steps": 1}
@@ -223,6 +224,34 @@ def test_a_tokenizer_of_other_weights_is_refused_by_name(tiny_tokenizer: Callabl
     loaded.tokenizers = {"S2L2A": TokenizerRef(str(tiny_tokenizer("S2L2A")), bytes(32))}
     with pytest.raises(TokenizerMismatchError, match=r"tiny-s2l2a.*tiny-any2any"):
         generate(loaded, {"S2L2A": torch.zeros(1, 12, 32, 32)}, ["DEM"])
+
+
+def test_equal_tokens_of_samples_are_equal_rasters(tiny_tokenizer: Callable[[str], Path]) -> None:
+    """The noise of decoding belongs to the item's seed, as in files, and not to the sample."""
+    tok, x = load_tokenizer(str(tiny_tokenizer("DEM"))), tokens(2, 2, 2)
+    found = decode_tokens(tok, torch.stack([x, x]), 3, [5, 6])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[1, 1], tok.decode(x[1:], 3, 6)[0])
+
+
+@pytest.mark.parametrize(
+    ("how", "drawn"),
+    [
+        ({"choice": "mean", "decoding_steps": 1}, False),
+        ({"choice": "mean", "decoding_steps": 2}, True),
+        ({"temperature": 0, "decoding_steps": 2, "schedule": "maskgit"}, False),
+        ({"top_k": 1, "decoding_steps": 1}, False),
+        ({"decoding_steps": 1}, True),
+    ],
+)
+def test_several_samples_of_what_is_not_drawn_are_refused(how: dict[str, Any], drawn: bool) -> None:
+    call = partial(generate, tiny_generator(), {"S2L2A": tokens(1)}, "LULC", samples=2, **how)
+    if drawn:
+        one, two = call().sampled_tokens["LULC"]
+        assert not torch.equal(one, two)
+        return
+    with pytest.raises(GenerationError, match="2 samples would be equal, since nothing is drawn"):
+        call()
 
 
 # --------------------------------------------------------------------------- texts

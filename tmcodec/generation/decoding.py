@@ -53,6 +53,12 @@ class Plan:
     guidance: float | Mapping[str, float] | None = None
     means: CodeMeans | None = None
 
+    @property
+    def drawn(self) -> bool:
+        """Whether samples may differ: by tokens that are drawn, or by a random order of several steps."""
+        certain = self.means is not None or self.sampling.greedy
+        return not certain or (self.order == "roar" and self.steps > 1)
+
 
 class Conditions:
     """What the encoder is shown of a batch, by name, and its encodings.

@@ -244,6 +244,7 @@ def _tile_job(
     given = [name for name, value in (("coords", coords), ("caption", caption)) if value is not None]
     conditions = [*(source.modality for source in sources), *given]
     plans = how.plans(loaded.cfg, list(toks), conditions, True, numbered(loaded))
+    how.check_drawn(plans)
     masked = any(source.masked for source in sources)
     tags = provenance(loaded, sources, how, words, overlap)
     metas = [

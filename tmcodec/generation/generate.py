@@ -134,7 +134,7 @@ def generate(
     decode
         Also decode to rasters, with the tokenizers that the generator knows.
     steps
-        Sampling steps of that; 1 is the mean.
+        Sampling steps of that; 1 is the mean. More draw noise by the seed, the same for all samples.
     grid
         Rows and columns where no image is given; None is the model's own.
 
@@ -153,7 +153,7 @@ def generate(
     TargetError
         If the model does not make a target, or has no way to be shown it.
     GenerationError
-        If another parameter is out of range.
+        If another parameter is out of range, or several samples are asked for and nothing is drawn.
     TokenizerError
         If a tokenizer is needed and cannot be had, or has other weights than the generator was trained with.
     """
@@ -162,6 +162,8 @@ def generate(
                         guidance, samples, choice)  # fmt: skip
     conditions = [condition_name(name) for name in inputs]
     plans = settings.plans(loaded.cfg, images_to, conditions, bool(texts_to), numbered(loaded))
+    if not texts_to:
+        settings.check_drawn(plans)
     sequences = [target_spec(loaded.cfg, name) for name in texts_to]
     with inference(loaded.device):
         images = image_inputs(loaded, inputs)
@@ -225,12 +227,16 @@ def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
 
 
 def decode_tokens(tok: Tokenizer, tokens: Tensor, steps: int, seeds: Sequence[int]) -> Tensor:
-    """Decode tokens ``(K, B, rows, cols)`` to rasters ``(K, B, C, H, W)``."""
+    """Decode tokens ``(K, B, rows, cols)`` to rasters ``(K, B, C, H, W)``.
+
+    The samples of an item see the same noise, as in files: equal tokens are equal rasters, and what samples
+    differ by is what the generator left open.
+    """
     if not tok.draws_noise(steps):
         return tok.decode(tokens.flatten(0, 1), steps).unflatten(0, tokens.shape[:2])
     pictures = [
-        tok.decode(item[None], steps, (seed + sample) % 2**64)[0]
-        for sample, items in enumerate(tokens)
+        tok.decode(item[None], steps, seed)[0]
+        for items in tokens
         for seed, item in zip(seeds, items, strict=True)
     ]
     return torch.stack(pictures).unflatten(0, tokens.shape[:2])

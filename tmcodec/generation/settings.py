@@ -116,6 +116,19 @@ class Settings:
             for spec, count in zip(specs, steps, strict=True)
         ]  # fmt: skip
 
+    def check_drawn(self, plans: Sequence[Plan]) -> None:
+        """Refuse several samples of what has one answer: they would be equal, and their spread zero.
+
+        Raises
+        ------
+        GenerationError
+        """
+        if self.samples > 1 and plans and not any(plan.drawn for plan in plans):
+            raise GenerationError(
+                f"{self.samples} samples would be equal, since nothing is drawn; draw tokens, take "
+                "several decoding steps in random order, or ask for one sample"
+            )
+
     def _guidance(self) -> float | Mapping[str, float] | None:
         """Return the weights by the names that conditions have: modalities in capitals."""
         if not isinstance(self.guidance, Mapping):
