@@ -145,7 +145,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         if isinstance(value, np.ma.MaskedArray):
             tokens = value.dtype.kind in "iu" and value.ndim < 4
-            value = value.astype(np.int64).filled(MISSING) if tokens else _nan_filled(value)
+            dtype, gap = (np.int64, MISSING) if tokens else (np.float32, math.nan)
+            value = np.where(np.ma.getmaskarray(value), gap, value.data.astype(dtype))
         if isinstance(value, np.ndarray):
             value = np.ascontiguousarray(value, value.dtype.newbyteorder("="))
         return torch.as_tensor(value)
@@ -153,11 +154,6 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise ConditionError(
             f"{name}: {type(value).__name__} is no array of numbers; give a tensor or an array"
         ) from None
-
-
-def _nan_filled(value: np.ma.MaskedArray[Any, Any]) -> np.ndarray[Any, Any]:
-    filled: np.ndarray[Any, Any] = value.astype(np.float32).filled(np.nan)
-    return filled
 
 
 def _tokens(loaded: LoadedGenerator, modality: str, tokens: Tensor) -> Image:
@@ -279,8 +275,8 @@ def _coordinates(value: Any, batch: int) -> Sequence[tuple[float, float] | None]
     """Return (longitude, latitude) of each item, None for those without."""
     if isinstance(value, list) and any(item is None for item in value):
         known = [item for item in value if item is not None]
-        found = iter(_coordinates(known, batch - len(value) + len(known)) if known else ())
-        return [None if item is None else next(found) for item in value]
+        places = iter(_coordinates(known, batch - len(value) + len(known)) if known else ())
+        return [None if item is None else next(places) for item in value]
     try:
         pairs = as_tensor("coords", value).double()
     except ConditionError:
