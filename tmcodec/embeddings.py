@@ -46,11 +46,14 @@ class Embeddings:
         Of each vector: the file, and for tiles ``#col,row`` of the first token.
     model
         Name of the generator.
+    empty
+        Files without a valid pixel, which have no vector.
     """
 
     vectors: Vectors
     names: tuple[str, ...]
     model: str
+    empty: tuple[str, ...] = ()
 
     def save(self, path: Path_, overwrite: bool = False) -> None:
         """Write ``.npz`` (``vectors``, ``names``, ``model``) or ``.npy`` (vectors alone).
@@ -61,15 +64,26 @@ class Embeddings:
         EvaluationError
             If the suffix is another.
         """
-        suffix = Path(path).suffix
-        if suffix not in (".npz", ".npy"):
-            raise EvaluationError(f"{os.fspath(path)}: embeddings go to .npz or .npy")
-        check_target(path, overwrite)
+        check_embeddings(path, overwrite)
         with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
-            if suffix == ".npy":
+            if Path(path).suffix == ".npy":
                 np.save(file, self.vectors, allow_pickle=False)
             else:
                 np.savez(file, vectors=self.vectors, names=np.array(self.names), model=np.array(self.model))
+
+
+def check_embeddings(path: Path_, overwrite: bool) -> None:
+    """Refuse what `Embeddings.save` cannot write, before any work is done for it.
+
+    Raises
+    ------
+    TargetExistsError, TargetFolderError
+    EvaluationError
+        If the suffix is neither .npz nor .npy.
+    """
+    if Path(path).suffix not in (".npz", ".npy"):
+        raise EvaluationError(f"{os.fspath(path)}: embeddings go to .npz or .npy")
+    check_target(path, overwrite)
 
 
 def embed_files(
@@ -88,6 +102,8 @@ def embed_files(
 ) -> Embeddings:
     """Embed token files (all layers together) and rasters, tile by tile of the generator's grid.
 
+    A file without any valid pixel has no vector; its name is among `Embeddings.empty`.
+
     Parameters
     ----------
     sources
@@ -95,7 +111,8 @@ def embed_files(
     model
         A loaded generator, or what `tmcodec.load_generator` takes.
     per
-        ``"file"``: one vector each, the mean over all places; ``"tile"``: one a tile.
+        ``"file"``: one vector each, the mean over all visible places, each counted once; ``"tile"``: one a
+        tile, of which the last of a row or column is moved inwards.
     layer
         Block whose output is taken, from 0, or from the end.
     layers, time
@@ -112,7 +129,7 @@ def embed_files(
     Raises
     ------
     ConditionError
-        If there is nothing to embed, or `layer` is not there.
+        If there is nothing to embed, no file has a valid pixel, or `layer` is not there.
     TmcodecError
         A subclass for each other way to fail.
     """
@@ -128,20 +145,25 @@ def embed_files(
         raise ConditionError(f"layer {layer}; the encoder has 0..{depth - 1}")
     vectors: list[Vectors] = []
     names: list[str] = []
-    for done, source in enumerate(sources):
+    empty: list[str] = []
+    for done, source in enumerate(sources, 1):
+        name = os.fspath(source)
         with ExitStack() as stack:
             opened = _open(loaded, source, stack, layers, time, s2_offset, scale, max_pixels)
-            sums, counts, windows = _tiles(loaded, opened, layer)
-        name = os.fspath(source)
-        if per == "file":
+            sums, counts, windows = _tiles(loaded, opened, layer, once=per == "file")
+        if not windows:
+            empty.append(name)
+        elif per == "file":
             vectors.append((sums.sum(0) / counts.sum())[None].astype(np.float32))
             names.append(name)
         else:
             vectors.append((sums / counts[:, None]).astype(np.float32))
             names += [f"{name}#{w.col},{w.row}" for w in windows]
         if progress is not None:
-            progress(done + 1, len(sources))
-    return Embeddings(np.concatenate(vectors), tuple(names), loaded.name)
+            progress(done, len(sources))
+    if not vectors:
+        raise ConditionError(f"{empty[0]} has no valid pixel; nothing can be embedded")
+    return Embeddings(np.concatenate(vectors), tuple(names), loaded.name, tuple(empty))
 
 
 def _open(
@@ -158,9 +180,12 @@ def _open(
 
 
 def _tiles(
-    loaded: LoadedGenerator, sources: Sequence[Source], layer: int
+    loaded: LoadedGenerator, sources: Sequence[Source], layer: int, once: bool
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], list[Window]]:
-    """Return the sum of embeddings of each tile that shows anything, the numbers of places, and the tiles."""
+    """Return the sum of embeddings of each tile that shows anything, the numbers of places, and the tiles.
+
+    With `once` a place that an earlier tile had counts there alone.
+    """
     from tmcodec.generation.tiles import tile_windows
 
     place, tile, patch = sources[0].map_grid, loaded.cfg.grid, loaded.cfg.patch
@@ -168,20 +193,26 @@ def _tiles(
     sums, counts, windows = [], [], list[Window]()
     for part in _batches(chain.from_iterable(tile_windows(rows, cols, tile, 0)), BATCH):
         inputs = {s.modality: np.stack([s.tile(w) for w in part]) for s in sources}
-        total, count = _summed(loaded, inputs, layer)
+        fresh = np.stack([_fresh(w, tile) if once else np.ones((w.height, w.width), np.bool_) for w in part])
+        total, count = _summed(loaded, inputs, layer, fresh)
         shown = count > 0
         sums.append(total[shown])
         counts.append(count[shown])
         windows += [w for w, there in zip(part, shown, strict=True) if there]
-    if not windows:
-        raise ConditionError(f"{sources[0].name} has no valid pixel; nothing can be embedded")
     return np.concatenate(sums), np.concatenate(counts), windows
 
 
+def _fresh(window: Window, tile: int) -> npt.NDArray[np.bool_]:
+    """Return which places of a tile no earlier one had: the last of a row or column is moved inwards."""
+    rows, cols = np.arange(window.row, window.row_end), np.arange(window.col, window.col_end)
+    top, left = -(-window.row // tile) * tile, -(-window.col // tile) * tile
+    return (rows >= top)[:, None] & (cols >= left)
+
+
 def _summed(
-    loaded: LoadedGenerator, inputs: dict[str, Any], layer: int
+    loaded: LoadedGenerator, inputs: dict[str, Any], layer: int, fresh: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return sums ``(B, D)`` over visible places of a layer, and how many there are."""
+    """Return sums ``(B, D)`` over visible places of a layer, of those that are `fresh`, and their number."""
     import torch
 
     from tmcodec.generation.conditions import image_inputs
@@ -191,7 +222,8 @@ def _summed(
         parts = [image.part() for image in image_inputs(loaded, inputs).values()]
         features, padding = loaded.net.features(parts)
         values = features[layer].double()
-        shown = torch.ones(values.shape[:2], dtype=torch.bool) if padding is None else ~padding.cpu()
+        counted = torch.from_numpy(fresh).flatten(1).repeat(1, len(parts))
+        shown = counted if padding is None else counted & ~padding.cpu()
         total = (values.cpu() * shown[..., None]).sum(1)
         return total.numpy(), shown.sum(1).double().numpy()
 

@@ -69,6 +69,24 @@ def test_vector_is_the_mean_over_tokens(
     assert not np.allclose(early.vectors, whole.vectors, atol=1e-3)
 
 
+def test_a_place_counts_once(
+    loaded: LoadedGenerator, tiny_tokenizer: Callable[[str], Path], make_scene: Callable[..., Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Of 3 x 3 tokens in tiles of 2 x 2, moved inwards: 4, 2, 2 and 1 places of nine are new."""
+    scene, tokens = make_scene(width=48, height=48), tmp_path / "a.tmc"
+    tmcodec.encode(scene, tokens, tokenizer=str(tiny_tokenizer("S2L2A")))
+    with tmcodec.open(tokens) as f:
+        grid = torch.from_numpy(f["S2L2A"].tokens()).long()
+    total = torch.zeros(32)
+    for row, col, new in ((0, 0, [0, 1, 2, 3]), (0, 1, [1, 3]), (1, 0, [2, 3]), (1, 1, [3])):
+        tile = grid[row : row + 2, col : col + 2].flatten()[None]
+        features = loaded.net.encode([Part("tok_sen2l2a@224", tile)], layers=True).features
+        total += features[-1][0][new].sum(0)
+    found = embed_files([tokens], loaded)
+    np.testing.assert_allclose(found.vectors[0], total / 9, atol=1e-5)
+
+
 def test_a_raster_embeds_as_its_tokens(
     loaded: LoadedGenerator, tiny_tokenizer: Callable[[str], Path], make_scene: Callable[..., Path],
     tmp_path: Path,
@@ -97,6 +115,10 @@ def test_nodata_does_not_count(loaded: LoadedGenerator, make_scene: Callable[...
         d.write(np.full_like(values, -9999))
     with pytest.raises(ConditionError, match="no valid pixel"):
         embed_files([f"DEM={path}"], loaded)
+    sources = [f"DEM={p}" for p in (path, make_scene("DEM", 32, 32, name="whole.tif"))]
+    for per, name in (("file", sources[1]), ("tile", f"{sources[1]}#0,0")):
+        found = embed_files(sources, loaded, per=per)
+        assert (found.names, found.empty, found.vectors.shape) == ((name,), (sources[0],), (1, 32))
 
 
 def run(*args: object, status: int = 0) -> Result:
@@ -106,7 +128,9 @@ def run(*args: object, status: int = 0) -> Result:
     return result
 
 
-def test_command(generator: Path, make_scene: Callable[..., Path], tmp_path: Path) -> None:
+def test_command(
+    generator: Path, make_scene: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """.npz and .npy, refusals, and nothing half written."""
     scenes = [f"DEM={make_scene('DEM', 32, 32, name=f'{i}.tif', seed=i)}" for i in (1, 2)]
     out = tmp_path / "e.npz"
@@ -121,7 +145,9 @@ def test_command(generator: Path, make_scene: Callable[..., Path], tmp_path: Pat
     run("embed", *scenes, "-o", plain, "--model", generator)
     np.testing.assert_array_equal(np.load(plain), vectors)
     other = tmp_path / "e.txt"
-    assert ".npz or .npy" in run("embed", *scenes, "-o", other, "--model", generator, status=1).output
+    with monkeypatch.context() as idle:
+        idle.setattr("tmcodec.embeddings.embed_files", lambda *_, **__: pytest.fail("work was done"))
+        assert ".npz or .npy" in run("embed", *scenes, "-o", other, "--model", generator, status=1).output
     assert "limit of 1023" in run(
         "embed", *scenes, "-o", tmp_path / "g.npz", "--model", generator, "--max-pixels", 1023, status=1
     ).output
@@ -129,6 +155,22 @@ def test_command(generator: Path, make_scene: Callable[..., Path], tmp_path: Pat
     bad = run("embed", scenes[0], absent, "-o", third, "--model", generator, status=1)
     assert "none.tmc" in bad.output
     assert not other.exists() and not third.exists()
+
+
+def test_command_leaves_out_what_is_empty(
+    generator: Path, make_scene: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With a line on standard error, so that what was computed of the others is not lost."""
+    import rasterio
+
+    scenes = [f"DEM={make_scene('DEM', 32, 32, name=f'{i}.tif', nodata=-9999.0)}" for i in (1, 2)]
+    with rasterio.open(scenes[0][4:], "r+") as d:
+        d.write(np.full((1, 32, 32), -9999, np.int16))
+    done = run("embed", *scenes, "-o", tmp_path / "e.npz", "--model", generator, "--json")
+    assert json.loads(done.stdout)["empty"] == scenes[:1]
+    assert f"warning: {scenes[0]} has no valid pixel" in done.stderr
+    with np.load(tmp_path / "e.npz", allow_pickle=False) as f:
+        assert f["names"].tolist() == scenes[1:]
 
 
 def test_bad_choices(loaded: LoadedGenerator, make_scene: Callable[..., Path], tmp_path: Path) -> None:

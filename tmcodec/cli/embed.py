@@ -21,7 +21,7 @@ from tmcodec.cli.options import (
     s2_offset_option,
     scale_option,
 )
-from tmcodec.texts import plural
+from tmcodec.texts import plural, printable
 
 
 @click.command("embed", cls=Command)
@@ -52,18 +52,20 @@ def command(sources: tuple[str, ...], output: str, overwrite: bool, as_json: boo
             **choices: Any) -> None:
     """Embed token files and rasters as vectors, for search and few-shot classification.
 
-    All layers of a token file go in together. MODALITY=PATH says what a raster is.
+    All layers of a token file go in together. MODALITY=PATH says what a raster is. A file without a valid
+    pixel is left out, with a warning.
     """
-    from tmcodec.atomic import check_target
-    from tmcodec.embeddings import embed_files
+    from tmcodec.embeddings import check_embeddings, embed_files
 
-    check_target(output, overwrite)
+    check_embeddings(output, overwrite)
     with progress_bar("embedding", quiet) as progress:
         found = embed_files(sources, progress=progress, **choices)
     found.save(output, overwrite)
+    for name in found.empty:
+        click.echo(f"tmcodec: warning: {printable(name)} has no valid pixel, and no vector", err=True)
     count, width = found.vectors.shape
     if as_json:
         echo_json({"path": output, "model": found.model, "vectors": count, "dimensions": width,
-                   "names": list(found.names)})
+                   "names": list(found.names), "empty": list(found.empty)})
     elif not quiet:
         click.echo(f"{output}: {plural(count, 'vector')} of {width} numbers, by {found.model}")
