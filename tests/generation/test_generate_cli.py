@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rasterio
@@ -14,6 +15,7 @@ from generation_helpers import tiny_generator, tokenizer_refs
 import tmcodec
 from tmcodec.cli import cli
 from tmcodec.cli.generate import DEFAULT_MODEL
+from tmcodec.codec import models
 from tmcodec.generation.models import DEFAULT_GENERATOR
 from tmcodec.generation.weights import save_generator
 
@@ -117,6 +119,24 @@ def test_bad_options_end_in_one_line_and_write_nothing(
 
 def test_an_output_is_needed_for_images(src: Path) -> None:
     assert "'-o' / '--output'" in run("generate", src, "--to", "DEM", status=2).stderr
+
+
+def test_a_tokenizer_is_loaded_with_the_generators_tile(
+    src: Path, tiny_tokenizer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 14 x 14 tokens: 224 pixels, which TerraMind's tokens depend on."""
+    model, tiles, load = src.with_name("fourteen.safetensors"), [], models.load_tokenizer
+    refs = tokenizer_refs({m: tiny_tokenizer(m) for m in ("S2L2A", "LULC")})
+    save_generator(model, tiny_generator(grid=14).net, "fourteen", refs)
+
+    def watched(*args: Any, **how: Any) -> Any:
+        tiles.append(how.get("tile"))
+        return load(*args, **how)
+
+    monkeypatch.setattr(models, "load_tokenizer", watched)
+    run("generate", src, "--to", "LULC", "-o", src.with_name("o.tmc"), "--model", model, "--tokenizer",
+        tiny_tokenizer("LULC"), "--decoding-steps", 1)  # fmt: skip
+    assert tiles and set(tiles) == {224}
 
 
 def test_no_decoding_steps_is_not_the_usual_number(src: Path, model: Path) -> None:

@@ -9,6 +9,9 @@ import os
 import struct
 import tracemalloc
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,11 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from generation_helpers import Loaded, SumNet, Words, tiny_generator, tokenizer_refs
+from generation_helpers import Loaded, SumNet, Words, tiny_config, tiny_generator, tokenizer_refs
 
 import tmcodec
 from tmcodec.codec import decode as decoding
+from tmcodec.codec.lineage import Origin
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.embeddings import embed_files
 from tmcodec.errors import (
@@ -47,6 +51,8 @@ from tmcodec.generation.settings import Settings
 from tmcodec.generation.sources import MapGrid
 from tmcodec.generation.tiles import Strip, tile_borders, tile_count, tile_starts, tile_windows
 from tmcodec.generation.tiling import centre, tile_coordinates
+from tmcodec.generation.tokenizers import check_layer
+from tmcodec.generation.weights import TokenizerRef, official_tokenizers
 from tmcodec.networks.generator.model import Encoded
 from tmcodec.rasters import Window
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
@@ -587,6 +593,67 @@ def test_tokens_of_another_tokenizer_are_refused_by_name(
     with pytest.raises(TokenizerMismatchError, match=r"tiny-s2l2a .* tiny-any2any .* mini-s2l2a-v1"):
         generate_files(loaded, folder / "S2L2A.tmc", folder / "o.tmc", ["DEM"])
     assert listing(folder) == before
+
+
+def test_terraminds_tokens_of_other_tiles_are_refused() -> None:
+    """Attention looks at the whole tile, so tokens of 256 pixels are others; 14 tokens are 224."""
+    loaded, refs = tiny_generator(grid=14), official_tokenizers(tiny_config())
+    loaded.tokenizers = {**refs, "LULC": TokenizerRef("mini-lulc-v2")}
+    dem = LayerMeta("DEM", "DEM", "terramind-v1-dem", bytes(32), (8, 8), 64, 64, "int16", ("DEM",))
+    lulc = LayerMeta("LULC", "LULC", "mini-lulc-v2", bytes(32), (8, 8), 64, 64, "uint8", ("LULC",))
+    check_layer(loaded, replace(dem, tile=224), {})
+    check_layer(loaded, replace(lulc, tile=256), {})
+    with pytest.raises(TokenizerMismatchError, match=r"tiles of 256 pixels.*those of 224; .*--tile 224"):
+        check_layer(loaded, replace(dem, tile=256), {})
+
+
+def test_targets_share_one_chunk(loaded: Loaded, tmp_path: Path) -> None:
+    """Tiles of 224 pixels make chunks of 56 tokens, those of 256 chunks of 64."""
+    given = np.random.default_rng(0).integers(0, 15360, (60, 4)).astype(np.int32)
+    tok = load_tokenizer(loaded.tokenizers["DEM"].name)
+    meta = LayerMeta("DEM", "DEM", tok.name, tok.sha256, tok.levels, 64, 960, "int16", ("DEM",))
+    with TokenFileWriter(tmp_path / "dem.tmc", FileMeta((meta,))) as writer:
+        writer.write_chunk(0, 0, 0, 0, given)
+    lulc = copy(load_tokenizer(loaded.tokenizers["LULC"].name))
+    lulc.tile = 224
+    summing = Loaded(SumNet(), tokenizers=loaded.tokenizers)
+    for toks, chunk in (([], 64), ([lulc], 56)):
+        out = tmp_path / f"{chunk}.tmc"
+        how = Settings(decoding_steps=1, temperature=0, order="independent")
+        generate_files(
+            summing, tmp_path / "dem.tmc", out, ["S1GRD", "LULC"], settings=how, overlap=0, tokenizers=toks
+        )
+        with tmcodec.open(out) as file:
+            assert {layer.meta.chunk for layer in file.layers.values()} == {chunk}
+            sums = given.astype(np.int64).reshape(15, 4, 4).sum((1, 2)) % 4375
+            assert np.array_equal(file["LULC"].tokens()[:, 0], sums.repeat(4))
+
+
+def test_a_retrained_decoder_of_the_same_tokens_is_taken(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    src, own = encode(width=60, height=40), loaded.tokenizers["DEM"]
+    tok = copy(load_tokenizer(own.name))
+    tok.sha256, tok.decodes = bytes([1] * 32), (Origin("tiny-dem", own.sha256),)
+    plain, made, lulc = (src.with_name(f"{name}.tmc") for name in ("plain", "made", "lulc"))
+    generate_files(loaded, src, plain, "DEM", settings=FAST)
+    generate_files(loaded, src, made, "DEM", settings=FAST, tokenizers=[tok])
+    assert np.array_equal(tokens_of(plain, "DEM"), tokens_of(made, "DEM"))
+    with tmcodec.open(made) as file:
+        assert file["DEM"].meta.weights_sha256 == tok.sha256
+    generate_files(loaded, made, lulc, "LULC", settings=FAST, tokenizers=[tok])
+    with pytest.raises(TokenizerMismatchError, match="0101"):
+        generate_files(loaded, made, lulc, "LULC", settings=FAST, overwrite=True)
+
+
+def test_the_date_is_that_of_a_source_that_has_one(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    dem, s2 = encode("DEM", 60, 40), encode("S2L2A", 60, 40)
+    with rasterio.open(s2.with_suffix(".tif"), "r+") as dataset:
+        dataset.update_tags(TMCODEC_TIME="2024-05-06T10:20:30+00:00")
+    dated = f"S2L2A={s2.with_suffix('.tif')}"
+    for srcs in ([dem, dated], [dated, dem]):
+        out = dem.with_name("out.tmc")
+        generate_files(loaded, srcs, out, "LULC", settings=FAST, overwrite=True)
+        with tmcodec.open(out) as file:
+            assert file["LULC"].meta.times == (datetime(2024, 5, 6, 10, 20, 30, tzinfo=UTC),)
 
 
 def test_a_damaged_chunk_stops_everything(loaded: Loaded, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmcodec.codec.decode import MAX_PIXELS, decode
-from tmcodec.codec.encode import check_batch_size
+from tmcodec.codec.encode import CHUNK, check_batch_size, chunk_of
 from tmcodec.codec.report import Stopwatch
 from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.ensemble import write_spread
@@ -245,11 +245,12 @@ def _tile_job(
     conditions = [*(source.modality for source in sources), *given]
     plans = how.plans(loaded.cfg, list(toks), conditions, True, numbered(loaded))
     how.check_drawn(plans)
-    masked = any(source.masked for source in sources)
+    # The chunks of all targets are written together.
+    chunk = min(map(chunk_of, toks.values()), default=CHUNK)
     tags = provenance(loaded, sources, how, words, overlap)
     metas = [
         target_layer(
-            plan.spec.modality, toks[plan.spec.modality], sources[0], masked, steps, seed,
+            plan.spec.modality, toks[plan.spec.modality], sources, chunk, steps, seed,
             {**tags, "TMCODEC_DECODING_STEPS": str(plan.steps)},
         )
         for plan in plans

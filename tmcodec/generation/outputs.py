@@ -19,7 +19,6 @@ from tmcodec.atomic import (
     check_token_name,
     put_in_place,
 )
-from tmcodec.codec.encode import chunk_of
 from tmcodec.errors import GenerationError
 from tmcodec.modalities import get_modality
 from tmcodec.tokenfile import LayerMeta
@@ -168,17 +167,20 @@ def staging(outputs: Outputs, overwrite: bool) -> Iterator[Path]:
 def target_layer(
     modality: str,
     tok: Tokenizer,
-    source: Source,
-    masked: bool,
+    sources: Sequence[Source],
+    chunk: int,
     steps: int,
     seed: int,
     tags: Mapping[str, str],
 ) -> LayerMeta:
     """Describe the tokens of one target, on the map grid of the sources.
 
-    Pixels are valid where those of all sources are. A modality without a nodata value gets a mask.
+    Pixels are valid where those of all sources are. A modality without a nodata value gets a mask. The time
+    is that of the first source that has one.
     """
-    row, grid = get_modality(modality), source.map_grid
+    row, grid = get_modality(modality), sources[0].map_grid
+    masked = any(source.masked for source in sources)
+    time = next((source.time for source in sources if source.time is not None), None)
     return LayerMeta(
         name=modality,
         modality=modality,
@@ -191,14 +193,14 @@ def target_layer(
         bands=row.bands,
         patch=tok.patch,
         tile=tok.tile,
-        chunk=chunk_of(tok),
+        chunk=chunk,
         units=row.units,
         s2_offset="present" if row.optical else "",
         nodata=row.nodata,
         mask_kind="mask" if masked and row.nodata is None else "nodata",
         crs=grid.crs,
         transform=grid.transform,
-        times=(source.time,),
+        times=(time,),
         steps=steps,
         seed=seed,
         tags=tags,

@@ -20,7 +20,7 @@ from tmcodec.codec.report import Stopwatch
 from tmcodec.errors import ConditionError, GridMismatchError, LayerNotFoundError, LimitExceededError
 from tmcodec.generation.conditions import check_taken, encoder_spec
 from tmcodec.generation.decoding import MISSING
-from tmcodec.generation.tokenizers import check_tokenizer, tokenizer_of
+from tmcodec.generation.tokenizers import check_layer, tokenizer_of
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, Window, fill_invalid, open_raster
 from tmcodec.rasters.windows import IDENTITY, Transform
@@ -220,8 +220,11 @@ def open_layers(
     max_pixels: int,
     layers: Sequence[str] | None = None,
     time: int = 0,
+    given: Mapping[str, Tokenizer] | None = None,
 ) -> list[LayerSource]:
     """Open the layers of a token file, all (None) or those named, and check the generator knows their tokens.
+
+    `given` are loaded tokenizers by modality, whose own tokens count as those that they decode.
 
     Raises
     ------
@@ -244,7 +247,7 @@ def open_layers(
                 f"{name}: the generator takes no {layer.meta.modality} tokens, as layer {key} has; "
                 "choose others with --layer"
             )
-        check_tokenizer(loaded, layer.meta.modality, layer.meta.tokenizer, layer.meta.weights_sha256)
+        check_layer(loaded, layer.meta, given or {})
         if layer.meta.patch != loaded.cfg.patch or layer.meta.codebook_size != spec.vocabulary:
             raise ConditionError(
                 f"{name}: layer {key} has {layer.meta.codebook_size} tokens of {layer.meta.patch} pixels, "
@@ -350,7 +353,7 @@ class Opener:
                 )
         return open_layers(
             self.loaded, path, self.stack, name=name, max_pixels=self.max_pixels, layers=layers,
-            time=self.time,
+            time=self.time, given=self.given,
         )  # fmt: skip
 
     def _raster(self, path: str, modality: str | None) -> Source:
@@ -370,4 +373,6 @@ class Opener:
                 path, draft, modality=found, tokenizer=tokenizer_of(self.loaded, found, self.given),
                 s2_offset=self.s2_offset, scale=self.scale, balance=False, exact=True, overwrite=True,
             )  # fmt: skip
-        return open_layers(self.loaded, draft, self.stack, name=name, max_pixels=self.max_pixels)[0]
+        return open_layers(
+            self.loaded, draft, self.stack, name=name, max_pixels=self.max_pixels, given=self.given
+        )[0]

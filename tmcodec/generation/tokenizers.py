@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tmcodec.codec.terramind_models import OFFICIAL
 from tmcodec.errors import ConditionError, TokenizerMismatchError
 from tmcodec.modalities import get_modality
 from tmcodec.tokenfile.context.coder import predictor_of
@@ -12,6 +13,7 @@ from tmcodec.tokenfile.context.coder import predictor_of
 if TYPE_CHECKING:
     from tmcodec.codec.tokenizer import Tokenizer
     from tmcodec.generation.models import LoadedGenerator
+    from tmcodec.tokenfile import LayerMeta
 
 
 def tokenizer_of(
@@ -46,11 +48,45 @@ def tokenizer_of(
             )
         from tmcodec.codec.models import load_tokenizer
 
-        # TerraMind's tokens are of tiles as large as the generator's grid; others do not look at it.
-        tile = loaded.cfg.grid * loaded.cfg.patch
-        tok = load_tokenizer(ref.name, str(loaded.device), tile=tile if tile in (224, 256) else 256)
-    check_tokenizer(loaded, modality, tok.name, tok.sha256)
+        tok = load_tokenizer(ref.name, str(loaded.device), tile=tile_of(loaded))
+    if not _retrained(loaded, modality, tok):
+        check_tokenizer(loaded, modality, tok.name, tok.sha256)
     return tok
+
+
+def tile_of(loaded: LoadedGenerator) -> int:
+    """Return the side in pixels of the tiles of TerraMind's tokens: as large as the generator's grid.
+
+    Other tokenizers do not look at it.
+    """
+    tile = loaded.cfg.grid * loaded.cfg.patch
+    return tile if tile in (224, 256) else 256
+
+
+def _retrained(loaded: LoadedGenerator, modality: str, tok: Tokenizer | None) -> bool:
+    """Tell whether a tokenizer decodes the very tokens that the generator knows, and has another decoder."""
+    ref = loaded.tokenizers.get(modality)
+    return tok is not None and ref is not None and ref.sha256 is not None and tok.reads(ref.sha256)
+
+
+def check_layer(loaded: LoadedGenerator, meta: LayerMeta, given: Mapping[str, Tokenizer]) -> None:
+    """Refuse a layer of tokens that the generator does not know.
+
+    Raises
+    ------
+    TokenizerMismatchError
+        If they are of another tokenizer, or of TerraMind's in tiles of another size.
+    """
+    tok = given.get(meta.modality)
+    same = tok is not None and tok.sha256 == meta.weights_sha256
+    if not (same and _retrained(loaded, meta.modality, tok)):
+        check_tokenizer(loaded, meta.modality, meta.tokenizer, meta.weights_sha256)
+    tile = tile_of(loaded)
+    if meta.tokenizer in OFFICIAL and meta.tile != tile:
+        raise TokenizerMismatchError(
+            f"the {meta.modality} tokens are of tiles of {meta.tile} pixels, but generator {loaded.name} "
+            f"knows those of {tile}; encode with --tile {tile}"
+        )
 
 
 def numbered(loaded: LoadedGenerator) -> frozenset[str]:
