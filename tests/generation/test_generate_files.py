@@ -11,7 +11,7 @@ import tracemalloc
 from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from generation_helpers import Loaded, SumNet, Words, tiny_config, tiny_generator, tokenizer_refs
+from generation_helpers import SPECS, Loaded, SumNet, Words, tiny_config, tiny_generator, tokenizer_refs
 
 import tmcodec
 from tmcodec.codec import decode as decoding
@@ -245,6 +245,23 @@ def test_independent_tiles_go_in_batches_and_see_nothing_of_each_other(
             tile = np.s_[row : row + 4, col : col + 4]
             assert (made[tile] == given[tile].sum() % 15360).all()
     assert len(net.shown) == 2  # a row of tiles at once
+
+
+def test_a_target_that_cannot_be_shown_goes_in_tiles_without_overlap(
+    loaded: Loaded, encode: Callable[..., Path]
+) -> None:
+    """Of 7 columns in tiles of 4, the second tile begins at column 3, which the first one made."""
+    src = encode(width=112, height=64)
+    given = tokens_of(src, "S2L2A").astype(np.int64)
+    net = SumNet(tuple(replace(spec, encoder=spec.modality != "DEM") for spec in SPECS))
+    how: dict[str, Any] = {"settings": Settings(decoding_steps=1, temperature=0)}
+    blind, out = Loaded(net, tokenizers=loaded.tokenizers), src.with_name("o.tmc")
+    generate_files(blind, src, out, "DEM", overlap=0, **how)
+    made = tokens_of(out, "DEM")
+    assert (made[:, :4] == given[:, :4].sum() % 15360).all()
+    assert (made[:, 4:] == given[:, 3:].sum() % 15360).all()
+    with pytest.raises(TargetError, match=r"takes no DEM tokens.*without overlap"):
+        generate_files(blind, src, src.with_name("p.tmc"), "DEM", overlap=1, **how)
 
 
 class LevelNet(SumNet):
@@ -653,7 +670,7 @@ def test_the_date_is_that_of_a_source_that_has_one(loaded: Loaded, encode: Calla
         out = dem.with_name("out.tmc")
         generate_files(loaded, srcs, out, "LULC", settings=FAST, overwrite=True)
         with tmcodec.open(out) as file:
-            assert file["LULC"].meta.times == (datetime(2024, 5, 6, 10, 20, 30, tzinfo=UTC),)
+            assert file["LULC"].meta.times == (datetime(2024, 5, 6, 10, 20, 30, tzinfo=timezone.utc),)
 
 
 def test_a_damaged_chunk_stops_everything(loaded: Loaded, folder: Path) -> None:

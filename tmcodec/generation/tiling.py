@@ -79,7 +79,7 @@ class TileJob:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if max(self.grid) > self.loaded.cfg.grid:
+        if self.overlap and max(self.grid) > self.loaded.cfg.grid:
             for plan in self.plans:
                 check_shown(plan.spec)
         taken = {source.modality for source in self.sources}
@@ -174,12 +174,18 @@ class Tiler:
         return max(1, min(self.job.batch_size, BATCH // self.job.samples))
 
     def _known(self, windows: list[Window]) -> dict[str, torch.Tensor]:
-        """Return the settled tokens of each target, ``(tiles * samples, rows * cols)``."""
+        """Return the settled tokens of each target, ``(tiles * samples, rows * cols)``.
+
+        Tiles without overlap may share tokens at the end of a row or column; a target that the encoder does
+        not take is made anew there, and `Strip.place` keeps what came first.
+        """
         found = {}
         for strip, plan in zip(self.strips, self.job.plans, strict=True):
             tokens = np.stack([strip.read(window) for window in windows]).reshape(
                 len(windows) * self.job.samples, -1
             )
+            if not plan.spec.encoder:
+                tokens = np.full_like(tokens, MISSING)
             found[plan.spec.modality] = torch.from_numpy(tokens).to(self.job.loaded.device, torch.int64)
         return found
 
