@@ -754,6 +754,23 @@ def test_files_are_made_on_the_disk_of_their_folder(
         assert listing(disk) == ["DEM.tif", "LULC.tif"]
 
 
+def test_a_name_with_a_slash_at_its_end_is_a_folder(loaded: Loaded, folder: Path) -> None:
+    for name in ("maps/", "maps.tif/", "maps.tmc/"):
+        report = generate_files(loaded, folder / "S2L2A.tmc", f"{folder}/{name}", "DEM", settings=FAST)
+        assert report.paths == (str(folder / name / "DEM.tif"),) and listing(folder / name) == ["DEM.tif"]
+    with pytest.raises(GenerationError, match="other is a folder, and a token file holds all targets"):
+        generate_files(loaded, folder / "S2L2A.tmc", f"{folder}/other/", "DEM", format="tmc")
+
+
+@pytest.mark.parametrize("name", ["o.tmc", "o.png"])
+def test_a_folder_of_geotiffs_is_not_called_like_another_file(
+    loaded: Loaded, folder: Path, name: str
+) -> None:
+    with pytest.raises(TargetNameError, match=f"{name}: what is written are GeoTIFFs; name it .tif"):
+        generate_files(loaded, folder / "S2L2A.tmc", folder / name, ["DEM"], settings=FAST, format="tif")
+    assert not (folder / name).exists()
+
+
 def test_sidecars_of_older_files_are_no_part_of_new_ones(loaded: Loaded, folder: Path) -> None:
     how: dict[str, Any] = {"settings": Settings(samples=2, decoding_steps=1), "format": "tif"}
     stray = [folder / f"o{kind}.tif.aux.xml" for kind in ("", "_DEM_mean", "_DEM_std")]

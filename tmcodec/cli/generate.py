@@ -76,7 +76,7 @@ def _parse_steps(_: click.Context, __: click.Parameter, value: str | None) -> in
                  type=click.Choice(TARGETS, case_sensitive=False),
                  help=f"What to make, in this order; may be repeated. One of {', '.join(TARGETS)}."),
     click.option("-o", "--output", "out", metavar="OUT", type=click.Path(),
-                 help="Token file, GeoTIFF or folder; not needed for coords and caption alone."),
+                 help="Token file, GeoTIFF or folder/; not needed for coords and caption alone."),
     click.option("--format", type=click.Choice(["tmc", "tif"]),
                  help="One token file with a layer for each target, or a GeoTIFF each. Default: by the "
                       "suffix of OUT."),

@@ -118,8 +118,8 @@ def generate_files(
         says what a raster is where its bands do not. A raster goes in as pixels where the generator has an
         embedding for them, else it is encoded first, to the encoder's own tokens.
     out
-        A token file; a GeoTIFF; or a folder for several. See `format`.
-        None where there are only texts.
+        A token file; a GeoTIFF; or a folder for several, which is made where its name ends in a slash. See
+        `format`. None where there are only texts.
     targets
         Modality, or several, in order.
     texts

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 
 from tmcodec.atomic import (
     GEOTIFF_SUFFIXES,
+    RASTER_SUFFIXES,
     SIDECARS,
     check_geotiff_name,
     check_target,
     check_token_name,
     put_in_place,
 )
-from tmcodec.errors import GenerationError
+from tmcodec.errors import GenerationError, TargetNameError
 from tmcodec.modalities import get_modality
 from tmcodec.tokenfile import LayerMeta
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tmcodec.generation.sources import Source
 
 FORMATS = ("tmc", "tif")
+FOREIGN = (".tmc", *(suffix for suffix in RASTER_SUFFIXES if suffix not in GEOTIFF_SUFFIXES))
+"""Names that neither a GeoTIFF nor a new folder of them should have."""
 SPREAD = {False: ("mean", "std"), True: ("majority", "share")}
 """What is written of several samples, for values and for classes."""
 
@@ -77,8 +80,8 @@ def plan_outputs(
     Parameters
     ----------
     out
-        A token file; a GeoTIFF, whose name gets each modality where there are several; or a folder for them.
-        None writes nothing.
+        A token file; a GeoTIFF, whose name gets each modality where there are several; or a folder for them,
+        one that is there or whose name ends in a slash. None writes nothing.
     targets
         Modalities.
     samples
@@ -99,12 +102,15 @@ def plan_outputs(
     if out is None:
         return Outputs(None, {}, {})
     path = Path(out)
-    tiff = path.suffix.lower() in GEOTIFF_SUFFIXES
-    chosen = format or ("tif" if tiff or path.is_dir() else "tmc")
+    inside = path.is_dir() or os.fspath(out).endswith(("/", os.sep))
+    tiff = path.suffix.lower() in GEOTIFF_SUFFIXES and not inside
+    chosen = format or ("tif" if tiff or inside else "tmc")
     if chosen not in FORMATS:
         raise GenerationError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
-    if chosen == "tmc" and path.is_dir():
+    if chosen == "tmc" and inside:
         raise GenerationError(f"{path} is a folder, and a token file holds all targets; name a file")
+    if chosen == "tif" and not inside and path.suffix.lower() in FOREIGN:
+        raise TargetNameError(f"{path}: what is written are GeoTIFFs; name it .tif, or a folder for them")
     folder = path if chosen == "tif" and not tiff else None
     stem = f"{path.stem}_" if folder is None else ""
     where, suffix = (path.parent, path.suffix if tiff else ".tif") if folder is None else (folder, ".tif")
