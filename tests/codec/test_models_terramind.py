@@ -438,7 +438,9 @@ def test_models_commands(write: Write, tmp_path: Path) -> None:
     shown = json.loads(run("models", "show", S1, "--json").stdout)
     assert (shown["sha256"], shown["config"]["modality"]) == (report["sha256"], "S1GRD")
     assert "models pull" in run("models", "show", LULC, status=1).stderr
-    assert "no official tokenizer" in run("models", "pull", "mini-s2l2a-v2", status=1).stderr
+    strange = run("models", "pull", "mini-s2l2a-v2", status=1).stderr
+    assert "no official tokenizer, generator or vocabulary 'mini-s2l2a-v2'" in strange
+    assert all(name in strange for name in (S1, "terramind-v1-base", "terramind-v1-coords"))
 
 
 # --------------------------------------------------------------------------- the Hub, stubbed

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tmcodec.codec.store import GENERATOR_FORMAT, WeightsHeader, read_stored, stored_path
+from tmcodec.codec.terramind_models import OFFICIAL
+from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.generation.models import EMBEDDED_GENERATORS, OFFICIAL_GENERATORS
 from tmcodec.generation.vocabulary import VOCABULARIES, vocabulary_path
 
@@ -84,10 +86,12 @@ def generator_header(name: str) -> WeightsHeader | None:
 
 
 def pull_other(name: str) -> dict[str, Any] | None:
-    """Fetch and import a generator or vocabulary; None where `name` is neither.
+    """Fetch and import a generator or vocabulary; None where `name` is a tokenizer's.
 
     Raises
     ------
+    TokenizerNotFoundError
+        If `name` is official nowhere.
     DownloadError, MissingDependencyError, WeightsError, VocabularyError
     """
     from tmcodec.generation.models import pull_generator, pull_vocabulary
@@ -96,6 +100,11 @@ def pull_other(name: str) -> dict[str, Any] | None:
         return _stored_words(name, pull_vocabulary(name))
     if name in OFFICIAL_GENERATORS:
         return _stored(pull_generator(name))
+    if name not in OFFICIAL:
+        known = ", ".join((*OFFICIAL, *OFFICIAL_GENERATORS, *VOCABULARIES))
+        raise TokenizerNotFoundError(
+            f"no official tokenizer, generator or vocabulary {name!r}; choose one of {known}"
+        )
     return None
 
 
