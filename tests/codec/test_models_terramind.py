@@ -103,6 +103,17 @@ def test_the_identity_is_what_the_docstring_says(write: Write) -> None:
     assert identity(other, found.digests) != found.sha256  # other statistics make other tokens
 
 
+def test_weights_that_are_not_finite_are_refused_where_they_are_used(tmp_path: Path) -> None:
+    """The half that is read is checked: decoding needs no encoder."""
+    state, name = state_of(S1), "encoder.blocks.0.attn.qkv.weight"
+    state[name][0, 0] = torch.nan
+    torch.save(state, tmp_path / "a.pt")
+    tok = load(S1, tmp_path / "a.pt")
+    with pytest.raises(errors.WeightsError, match=f"a.pt: not all numbers are finite in {name}"):
+        tok.encode(torch.zeros(1, 2, 32, 32))
+    assert tok.decode(torch.zeros(1, 2, 2, dtype=torch.int64)).isfinite().all()
+
+
 def test_encoding_reads_the_encoder_alone(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     import_weights(write())
     tok = tmcodec.load_tokenizer(S1, device="cpu")

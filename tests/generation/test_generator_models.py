@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,15 @@ def test_official_layouts_load_alike(tiny: Generator, tmp_path: Path) -> None:
     assert found[0].tokenizers == {"LULC": TokenizerRef("terramind-v1-lulc")}
     for loaded in found:
         torch.testing.assert_close(answer(loaded.net), answer(tiny), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(tiny: Generator, tmp_path: Path, bad: float) -> None:
+    state, name = state_of(tiny), "encoder.1.attn.qkv.weight"
+    state[name][3, 4] = bad
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=f"a.pt: not all numbers are finite in {name}; its training"):
+        load_generator(str(tmp_path / "a.pt"), "cpu")
 
 
 def test_what_can_be_derived_need_not_be_there(tiny: Generator, tmp_path: Path) -> None:

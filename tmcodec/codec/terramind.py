@@ -21,6 +21,7 @@ from tmcodec.codec.lineage import parse_decodes
 from tmcodec.codec.terramind_models import legend
 from tmcodec.codec.terramind_weights import DECODER, ENCODER, Checkpoint
 from tmcodec.codec.tokenizer import Tokenizer, pick_device
+from tmcodec.codec.weights import check_finite
 from tmcodec.errors import ShapeError
 from tmcodec.fsq import FSQ
 from tmcodec.modalities import get_modality
@@ -131,6 +132,7 @@ class TerraMindTokenizer(Tokenizer):
     def _filled(self, net: Half, which: str, dtype: torch.dtype) -> Half:
         """Give an empty half its weights and its fast layers."""
         tensors = {k: v.to(torch.float32) for k, v in self.checkpoint.half(which).items()}
+        check_finite(tensors, self.checkpoint.path)
         net.load_state_dict(tensors, assign=True)
         ready = prepare(net.to(self.device).eval(), dtype, pack=not self._compile)
         if self._compile:

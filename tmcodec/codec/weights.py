@@ -197,9 +197,14 @@ def read_weights(path: Path, form: str, what: str) -> tuple[dict[str, str], Any,
 
 def check_finite(tensors: dict[str, Tensor], path: Path) -> None:
     """Raise WeightsError where a tensor holds NaN or infinity."""
-    broken = [k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    broken = [k for k, v in tensors.items() if v.is_floating_point() and not _finite(v)]
     if broken:
         raise WeightsError(f"{path}: not all numbers are finite in {_few(broken)}; its training has diverged")
+
+
+def _finite(values: Tensor) -> bool:
+    """Tell whether all numbers are finite. One that is not spoils the sum, and a sum is much faster."""
+    return bool(torch.isfinite(values.float().sum())) or bool(torch.isfinite(values).all())
 
 
 def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from tmcodec.atomic import atomic_path
 from tmcodec.codec.store import GENERATOR_FORMAT as FORMAT
 from tmcodec.codec.terramind_weights import file_sha256, read_pt
-from tmcodec.codec.weights import content_hash
+from tmcodec.codec.weights import check_finite, content_hash
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 from tmcodec.generation.layout import (
     Tensors,
@@ -88,7 +88,14 @@ class GeneratorWeights:
         return content_hash(plain_config(self.config), self.tensors)
 
     def build(self, copy: bool = False) -> Generator:
-        """Return the network in float32 and eval mode; `copy` where its weights are to be trained."""
+        """Return the network in float32 and eval mode; `copy` where its weights are to be trained.
+
+        Raises
+        ------
+        WeightsError
+            If a weight is not finite.
+        """
+        check_finite(self.tensors, self.path)
         state = {k: v.to(torch.float32, copy=copy) for k, v in whole(self.config, self.tensors).items()}
         with torch.device("meta"):
             net = Generator(self.config)
