@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 
 import tmcodec
 from tmcodec.cli import cli
+from tmcodec.codec import tokenizer
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.descent import Descent, around, near, summit
@@ -309,6 +312,37 @@ def test_partial_patches_at_the_edge(embedded: Callable[[str], MiniTokenizer]) -
 
 
 # --------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("modality", ["NDVI", "DEM", "LULC"])
+def test_the_callers_modes_of_torch_do_not_matter(
+    modality: str, make_scene: MakeScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    src, out = make_scene(modality, 64, 48), tmp_path / "a.tmc"
+
+    def there_and_back() -> tuple[bytes, np.ndarray]:
+        tmcodec.encode(src, out, modality=modality, effort=2, device="cpu", overwrite=True)
+        return out.read_bytes(), tmcodec.decode_array(out, steps=3, device="cpu")[0]
+
+    def same() -> bool:
+        file, array = there_and_back()
+        return file == expected[0] and np.array_equal(array, expected[1])
+
+    expected = there_and_back()
+    for mode in (torch.inference_mode, torch.no_grad, float64, partial(torch.device, "meta")):
+        monkeypatch.setattr(tokenizer, "_cache", {})  # loaded in that mode, and used after it
+        with mode():
+            assert same()
+        assert same()
+
+
+@contextlib.contextmanager
+def float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_files_are_searched_unless_told(make_scene: MakeScene, tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ class TerraMindTokenizer(Tokenizer):
         self._encoders: dict[torch.dtype, EncoderHalf] = {}
         self._decoders: dict[torch.dtype, DecoderHalf] = {}
         self.mean, self.std = (
-            torch.tensor(v, device=self.device).view(-1, 1, 1) for v in (self.cfg.mean, self.cfg.std)
+            torch.tensor(v, dtype=torch.float32, device=self.device).view(-1, 1, 1)
+            for v in (self.cfg.mean, self.cfg.std)
         )
 
     # ----------------------------------------------------------------------- networks
@@ -263,12 +264,13 @@ class TerraMindTokenizer(Tokenizer):
         shape = (self.cfg.channels, height, width)
         if sampler == OFFICIAL and len(set(zip(seeds, origins, strict=True))) == 1:
             generator = torch.Generator().manual_seed(seeds[0] % 2**63)
-            return torch.randn((len(seeds), *shape), generator=generator)
+            return torch.randn((len(seeds), *shape), generator=generator, dtype=torch.float32, device="cpu")
         pictures = {}
         for seed, (row, col) in set(zip(seeds, origins, strict=True)):
             if sampler == OFFICIAL:
                 generator = torch.Generator().manual_seed(place_seed(seed, row, col))
-                pictures[seed, (row, col)] = torch.randn(shape, generator=generator)
+                drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+                pictures[seed, (row, col)] = drawn
             else:
                 corner = (row * self.patch, col * self.patch)
                 pictures[seed, (row, col)] = torch.from_numpy(

@@ -290,11 +290,14 @@ class MiniTokenizer(Tokenizer):
 
         See `tmcodec.codec.weights.load_weights` for the errors.
         """
-        net, name, sha256, notes = load_weights(path)
-        beside = texture_path(path)
-        texture = load_texture(beside, net, sha256) if beside.is_file() else None
-        # Gradients are asked for by tokens at most: weights without them save the search half its memory.
-        return cls(net.requires_grad_(False), name, sha256, device, parse_decodes(notes, path), texture)
+        # What is loaded may outlive the caller's modes. Made in inference mode it could not be searched with.
+        with torch.inference_mode(False), torch.device("cpu"):
+            net, name, sha256, notes = load_weights(path)
+            beside = texture_path(path)
+            texture = load_texture(beside, net, sha256) if beside.is_file() else None
+            # Gradients are asked for by tokens at most: weights without them save the search half its memory.
+            net = net.float().requires_grad_(False)  # float, whatever the default data type is
+            return cls(net, name, sha256, device, parse_decodes(notes, path), texture)
 
     def decoder_halo(self, steps: int) -> int:
         """Return the context in tokens: the mean decoder's, and the denoiser's once a step."""

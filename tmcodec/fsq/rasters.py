@@ -157,7 +157,10 @@ def _numbers(
         if len(values) != channels:
             raise ValueError(f"{len(values)} numbers for {channels} channels")
     mean, std = ([float(v) for v in values] for values in (mean, std))
-    return torch.tensor(mean, device=device), torch.tensor(std, device=device)
+    return (
+        torch.tensor(mean, dtype=torch.float32, device=device),
+        torch.tensor(std, dtype=torch.float32, device=device),
+    )
 
 
 def _places(starts: Sequence[int], device: torch.device) -> Tensor:

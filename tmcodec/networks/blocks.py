@@ -54,7 +54,7 @@ class MixBlock(nn.Module):
 
         Fresh memory for those of a whole picture costs more than the products do.
         """
-        out = torch.empty(x.shape, device=x.device)
+        out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         step = max(STRIP // self.up.out_features, 64)
         for image, (before, after) in enumerate(zip(x.flatten(1, 2), out.flatten(1, 2), strict=True)):
             move = None if shift is None else shift[image]

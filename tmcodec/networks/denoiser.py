@@ -31,14 +31,16 @@ token to token."""
 def time_features(timesteps: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
     """Return sinusoidal features ``(B, channels)`` of integer timesteps 0..999 ``(B,)``."""
     half = channels // 2
-    freqs = torch.exp(-math.log(10000.0) * torch.arange(half, device=timesteps.device) / half)
+    places = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    freqs = torch.exp(-math.log(10000.0) * places / half)
     angles = timesteps.float()[:, None] * freqs[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def lap_window() -> Tensor:
     """Return ``(8, 8)`` weights; squares of those that overlap by half add up to one (Princen-Bradley)."""
-    sine = torch.sin(math.pi * (torch.arange(2 * CELL) + 0.5) / (2 * CELL))
+    places = torch.arange(2 * CELL, dtype=torch.float32, device="cpu")
+    sine = torch.sin(math.pi * (places + 0.5) / (2 * CELL))
     return sine[:, None] * sine
 
 

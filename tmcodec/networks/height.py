@@ -96,7 +96,7 @@ class HeightEncoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         mean = F.avg_pool2d(self.scale.compander.expand(z), PATCH)[:, 0]
         digits = reflected_digits(self.scale.to_level(mean), self.levels)
-        spans = torch.tensor(self.levels, device=z.device) - 1
+        spans = torch.tensor(self.levels, dtype=torch.float32, device=z.device) - 1
         # The middle of each digit's bin; the outer bins end nowhere, six is far inside.
         return torch.logit(digits / spans).clamp(-6, 6).float()
 

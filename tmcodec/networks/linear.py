@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 import weakref
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,9 @@ def _available() -> bool:
     """Try the two operators, which are not of PyTorch's public interface, on a small product."""
     if platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available():
         return False
-    x, weight = torch.linspace(-1, 1, 48).view(3, 16), torch.linspace(-2, 2, 64).view(4, 16)
+    # Asked once for all: whatever the caller's default data type and device are.
+    line = partial(torch.linspace, dtype=torch.float32, device="cpu")
+    x, weight = line(-1, 1, 48).view(3, 16), line(-2, 2, 64).view(4, 16)
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
         found = torch.ops.mkldnn._linear_pointwise(x, packed, None, "gelu", [], "none")

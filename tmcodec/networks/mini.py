@@ -243,10 +243,11 @@ class MiniNet(nn.Module):
     def _basis(cfg: MiniConfig) -> Tensor:
         """Return the components of a configuration; without any, one a band as far as they go."""
         if cfg.residual_basis:
-            return torch.tensor(cfg.residual_basis)
+            return torch.tensor(cfg.residual_basis, dtype=torch.float32)
         std = cfg.residual_std or (1.0,) * cfg.channels
         rows = range(cfg.residual_channels)
-        return torch.tensor([[std[c] if c == row else 0.0 for c in range(cfg.channels)] for row in rows])
+        diagonal = [[std[c] if c == row else 0.0 for c in range(cfg.channels)] for row in rows]
+        return torch.tensor(diagonal, dtype=torch.float32)
 
     def take_denoiser(self, denoiser: Denoiser, cfg: MiniConfig) -> None:
         """Draw by another denoiser; `cfg` is the network's own but for what the denoiser depends on."""

@@ -112,7 +112,7 @@ def ddim(
     signal = terramind_alpha_bar()
     x = noise
     for step, (t, after) in enumerate(zip(times, following, strict=True), 1):
-        now, then = signal[t], signal[after] if after >= 0 else torch.tensor(1.0)
+        now, then = signal[t], signal[after] if after >= 0 else torch.ones_like(signal[t])
         clean = denoise(x, torch.tensor([t], device=x.device))
         if after < 0:  # the noise's share is zero
             return clean.clamp(-1, 1) if clamp else clean

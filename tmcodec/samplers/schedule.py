@@ -133,13 +133,14 @@ def terramind_alpha_bar() -> Tensor:
     """
     import torch
 
-    roots = (1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float32)).cumprod(0).sqrt()
+    betas = torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float32, device="cpu")
+    roots = (1 - betas).cumprod(0).sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
     roots -= last
     roots *= first / (first - last)
     rescaled = roots**2
-    betas = 1 - torch.cat([rescaled[:1], rescaled[1:] / rescaled[:-1]])
-    return (1 - betas).cumprod(0)
+    rescaled_betas = 1 - torch.cat([rescaled[:1], rescaled[1:] / rescaled[:-1]])
+    return (1 - rescaled_betas).cumprod(0)
 
 
 def trailing_timesteps(steps: int) -> list[int]:

@@ -48,7 +48,7 @@ class TokenBits:
         starts, _ = slot_rows(model, net.slots)
         first = _real(net.first, 9, device)
         # The first layer as a convolution over the one-hot vectors and a channel for "outside".
-        self.around = torch.zeros(first.shape[1], size + 1, 2 * REACH + 1, 2 * REACH + 1, device=device)
+        self.around = first.new_zeros(first.shape[1], size + 1, 2 * REACH + 1, 2 * REACH + 1)
         for (_, dy, dx), rows in zip(net.slots.tolist(), starts.tolist(), strict=True):
             tap = self.around[:, :, dy + REACH, dx + REACH]
             for row, end, level in zip(rows, self.ends, self.levels, strict=True):

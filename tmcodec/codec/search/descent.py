@@ -50,6 +50,7 @@ def default_effort(tokens: int) -> int:
     return min(ROUNDS, max(BUDGET // max(tokens, 1) - OPENING, 0))
 
 
+@torch.inference_mode(False)  # gradients are needed, and enable_grad alone does not leave the caller's
 def search(
     tokenizer: Tokenizer,
     tokens: Tokens,
@@ -152,7 +153,7 @@ class Descent:
     def look(self, digits: Tensor) -> Look:
         """Decode, and ask for gradients."""
         hot = torch.cat([F.one_hot(digits[..., k], n) for k, n in enumerate(self.levels)], -1).float()
-        top = torch.tensor(self.levels, device=digits.device) - 1
+        top = torch.tensor(self.levels, dtype=torch.float32, device=digits.device) - 1
         codes = (digits / top).requires_grad_()
         with torch.enable_grad():
             error, bits = self.error(codes), self.bits(hot.requires_grad_())

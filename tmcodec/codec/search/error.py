@@ -145,7 +145,8 @@ class TokenError:
         assert self.scales is not None
         if self.classes:
             chances = found.detach().softmax(1)
-            uniform = torch.rand(self.truth.shape, generator=generator).to(found.device)
+            uniform = torch.rand(self.truth.shape, generator=generator, dtype=torch.float32, device="cpu")
+            uniform = uniform.to(found.device)
             drawn = (chances.cumsum(1) < uniform[:, None]).sum(1).clamp_max(found.shape[1] - 1)
             nats = F.cross_entropy(found, drawn, reduction="none")
             return (nats * (self.scales[0] * self.weight[:, 0]).sqrt()).sum()
@@ -156,5 +157,5 @@ class TokenError:
             # Errors along the direction do not turn it; counting them, too, makes steps a little shorter.
             bend[:, self.pair] += direction[0] * (slope[:, self.pair] / self._length(self.truth)).square()
         weight = 2 * self.weight * bend
-        signs = torch.randint(0, 2, found.shape, generator=generator).to(found.device) * 2.0 - 1.0
+        signs = torch.randint(0, 2, found.shape, generator=generator, device="cpu").to(found) * 2 - 1
         return (found * weight.sqrt() * signs).sum()
