@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +64,22 @@ def test_tokens_identity_and_mean_stay(weights: Path) -> None:
     assert torch.equal(textured.encode(x), tokens)
     assert torch.equal(textured.decode(tokens), plain.decode(tokens))
     assert not torch.equal(textured.decode(tokens, steps=2), plain.decode(tokens, steps=2))
+
+
+def test_replaced_files_are_loaded_again(weights: Path, tiny_tokenizer: MakeTokenizer) -> None:
+    first = tmcodec.load_tokenizer(str(weights), "cpu")
+    assert tmcodec.load_tokenizer(str(weights), "cpu") is first
+    other_texture(weights)
+    second = tmcodec.load_tokenizer(str(weights), "cpu")
+    assert (first.texture, second.texture and second.texture.name) == (None, "rough")
+    texture_path(weights).unlink()
+    shutil.copy(tiny_tokenizer("NDVI"), weights.with_name("new"))
+    weights.with_name("new").replace(weights)
+    gone = weakref.ref(second)
+    del second
+    assert tmcodec.load_tokenizer(str(weights), "cpu").name == "tiny-ndvi"
+    gc.collect()
+    assert gone() is None
 
 
 def test_several_steps_draw_what_its_network_draws(weights: Path) -> None:

@@ -371,14 +371,28 @@ class MiniTokenizer(Tokenizer):
         return self.net.from_components(parts)
 
 
-_cache: dict[tuple[str, str], MiniTokenizer] = {}
+_cache: dict[tuple[str, str], tuple[list[tuple[int, ...]], MiniTokenizer]] = {}
 _cache_lock = threading.Lock()
 
 
 def cached(path: Path, device: str) -> MiniTokenizer:
-    """Load a weights file once for each device; tokenizers hold no state, so threads may share them."""
+    """Load a weights file once for each device; tokenizers hold no state, so threads may share them.
+
+    A file that was replaced, or got another texture, is loaded again, and what was loaded before forgotten.
+    """
     key = (str(path.resolve()), str(pick_device(device)))
     with _cache_lock:
-        if key not in _cache:
-            _cache[key] = MiniTokenizer.from_file(path, device)
-        return _cache[key]
+        states = [_state(path), _state(texture_path(path))]  # before they are read
+        known = _cache.get(key)
+        if known is None or known[0] != states:
+            known = _cache[key] = states, MiniTokenizer.from_file(path, device)
+        return known[1]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file; nothing where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_mtime_ns, found.st_size, found.st_ino
