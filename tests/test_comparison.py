@@ -21,6 +21,7 @@ from tmcodec.errors import (
     OffsetUnknownError,
     SizeMismatchError,
     TargetExistsError,
+    TargetNameError,
 )
 from tmcodec.metrics import ClassMetrics, ImageMetrics
 from tmcodec.plot import scale_panel
@@ -212,6 +213,21 @@ def test_plot(make_scene: MakeScene) -> None:
     with pytest.raises(TargetExistsError):
         tmcodec.compare(other, original, plot=picture)
     tmcodec.compare(other, original, plot=picture, overwrite=True)
+
+
+def test_a_plot_never_replaces_what_is_read(make_scene: MakeScene) -> None:
+    original = make_scene(name="a.png")  # a GeoTIFF by another name
+    other = altered(make_scene(), "b.png", lambda values: values + 500)
+    counted = original.with_name("c.png")
+    counted.write_bytes(b"counted")
+    before = [path.read_bytes() for path in (original, other, counted)]
+    for plot in (original, other, counted):
+        with pytest.raises(TargetNameError, match=f"{plot.name} is the source itself; choose another"):
+            tmcodec.compare(other, original, count_bytes_of=counted, plot=plot, overwrite=True)
+    assert [path.read_bytes() for path in (original, other, counted)] == before
+    for name in ("a.tif", "a", "a.jpg"):
+        with pytest.raises(TargetNameError, match=f"{name}: what is written is a picture; name it .png"):
+            tmcodec.compare(other, original, plot=original.with_name(name))
 
 
 @pytest.mark.parametrize("modality", ["DEM", "LULC", "S2RGB"])

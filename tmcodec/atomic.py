@@ -97,21 +97,40 @@ def check_geotiff_name(target: str | os.PathLike[str], source: Any = None) -> No
         raise TargetNameError(f"{os.fspath(target)}: what is written is a GeoTIFF; name it .tif")
 
 
-def check_token_name(target: str | os.PathLike[str], source: Any = None) -> None:
-    """Refuse to write a token file over its source, or under a raster's name.
+def check_token_name(target: str | os.PathLike[str], *sources: Any) -> None:
+    """Refuse to write a token file over one of its sources, or under a raster's name.
 
     Parameters
     ----------
-    target, source
+    target, sources
         As for `check_geotiff_name`.
 
     Raises
     ------
     TargetNameError
     """
-    _refuse_source(target, source)
+    for source in sources:
+        _refuse_source(target, source)
     if Path(target).suffix.lower() in RASTER_SUFFIXES:
         raise TargetNameError(f"{os.fspath(target)}: what is written is a token file; name it .tmc")
+
+
+def check_picture_name(target: str | os.PathLike[str], *sources: Any) -> None:
+    """Refuse to write a PNG over one of its sources, or under another name than a PNG's.
+
+    Parameters
+    ----------
+    target, sources
+        As for `check_geotiff_name`.
+
+    Raises
+    ------
+    TargetNameError
+    """
+    for source in sources:
+        _refuse_source(target, source)
+    if Path(target).suffix.lower() != ".png":
+        raise TargetNameError(f"{os.fspath(target)}: what is written is a picture; name it .png")
 
 
 def _refuse_source(target: str | os.PathLike[str], source: Any) -> None:

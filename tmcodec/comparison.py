@@ -153,7 +153,7 @@ def compare(
         File whose size counts as the reconstruction's: the token file that a raster was
         decoded from.
     plot
-        Write original, reconstruction and error side by side to this PNG.
+        Write original, reconstruction and error side by side to this PNG, named .png.
     overwrite
         Replace an existing picture.
     progress
@@ -167,13 +167,16 @@ def compare(
     ------
     SizeMismatchError
         If the two differ in size.
+    TargetNameError
+        If `plot` is one of the files read, or not named .png.
     TmcodecError
         As from `tmcodec.decode` and `tmcodec.encode`.
     """
     if plot is not None:
-        from tmcodec.atomic import check_target
+        from tmcodec.atomic import check_picture_name, check_target
 
         check_target(plot, overwrite)
+        check_picture_name(plot, a, b, count_bytes_of)
     if is_token_file(b) and not is_token_file(a):
         a, b = b, a
     decoding = {

@@ -37,6 +37,19 @@ def test_the_source_is_never_the_target(make_scene: Callable[..., Path], tmp_pat
     assert scene.read_bytes() == before
 
 
+def test_a_stack_replaces_none_of_its_sources(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "s2.tmc", tmp_path / "dem.tmc"]
+    for path, modality in zip(paths, ("S2L2A", "DEM"), strict=True):
+        tmcodec.encode(make_scene(modality), path, tokenizer=tiny_tokenizer(modality), effort=0)
+    before = [path.read_bytes() for path in paths]
+    for target in paths:
+        with pytest.raises(errors.TargetNameError, match="is the source itself"):
+            tmcodec.stack(paths, target, overwrite=True)
+    assert [path.read_bytes() for path in paths] == before
+
+
 @pytest.mark.parametrize("name", ["a.tif", "a.TIFF", "a.png", "a.gpkg"])
 def test_a_token_file_is_not_called_like_a_raster(
     make_scene: Callable[..., Path], tmp_path: Path, name: str

@@ -18,7 +18,13 @@ from PIL import Image
 
 import tmcodec
 from tmcodec.codec.tokenizer import Tokenizer
-from tmcodec.errors import EvaluationError, MissingDependencyError, TargetExistsError, TargetFolderError
+from tmcodec.errors import (
+    EvaluationError,
+    MissingDependencyError,
+    TargetExistsError,
+    TargetFolderError,
+    TargetNameError,
+)
 from tmcodec.evaluation.folder import report_folder
 from tmcodec.evaluation.page import means_table, missing, scenes_table, seconds_per_megapixel, sentences
 from tmcodec.evaluation.plots import mean_rate
@@ -247,6 +253,14 @@ def test_a_report_with_scenes_of_one_name_is_refused(evaluated: Evaluated) -> No
 
 
 # --------------------------------------------------------------------------- bad input
+
+
+def test_a_report_does_not_replace_what_is_read(folder: Path, tokenizer: Path) -> None:
+    (folder / "report.json").write_text("{}")  # which makes the folder one that may be replaced
+    for data, train in ((folder, ()), (folder / "0.tif", ()), (folder, [folder])):
+        with pytest.raises(TargetNameError, match=r"val holds .*, which is read; give another folder"):
+            quick(data, tokenizer, train=train, report=folder, overwrite=True)
+    assert {path.name for path in folder.iterdir()} == {"0.tif", "1.tif", "report.json"}
 
 
 def quick(folder: Path, tokenizer: Path, **more: object) -> Report:

@@ -6,10 +6,10 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tmcodec.errors import TargetExistsError, TargetFolderError
+from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError
 
 MARK = "report.json"
 """What makes a folder a report: only such ones, and empty ones, are ever replaced."""
@@ -35,6 +35,19 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool) -> None:
     replaceable = target.is_dir() and not target.is_symlink()
     if not replaceable or ((target / MARK).exists() is False and any(target.iterdir())):
         raise TargetExistsError(f"{target} is no report, and is not replaced; give another folder")
+
+
+def check_apart(path: str | os.PathLike[str], sources: Sequence[Path]) -> None:
+    """Refuse a report whose folder holds what is read: it would be removed with the folder's old report.
+
+    Raises
+    ------
+    TargetNameError
+    """
+    target = Path(path).resolve()
+    for source in sources:
+        if target in (source.resolve(), *source.resolve().parents):
+            raise TargetNameError(f"{os.fspath(path)} holds {source}, which is read; give another folder")
 
 
 @contextlib.contextmanager

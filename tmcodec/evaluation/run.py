@@ -29,7 +29,7 @@ from tmcodec.evaluation.baselines import (
     make_searches,
     unquantized_blocks,
 )
-from tmcodec.evaluation.folder import check_folder, report_folder
+from tmcodec.evaluation.folder import check_apart, check_folder, report_folder
 from tmcodec.evaluation.machine import machine, versions
 from tmcodec.evaluation.measures import beyond_sigma, measure, score, torchmetrics_image
 from tmcodec.evaluation.perception import NO_COMPOSITE, NO_WEIGHTS
@@ -127,6 +127,8 @@ def evaluate(
     torchmetrics_image()
     folders = [data] if isinstance(data, str | os.PathLike) else list(data)
     paths = find_rasters(folders)
+    if report is not None:
+        check_apart(report, [*paths, *map(Path, train)])
     toks = load_tokenizers(tokenizers, modality, checkpoints, device)
     row = get_modality(toks[0].modality.name)
     reading = Reading(row, s2_offset, tuple(s2_offset_of), scale, class_map, max_pixels)

@@ -55,12 +55,12 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
     TokenFileError
         If a source is bad.
     TargetNameError
-        If the target is called like a raster.
+        If the target is one of the sources, or called like a raster.
     """
     if not sources:
         raise StackError("nothing to stack; name at least one token file")
     if isinstance(target, str | os.PathLike):
-        check_token_name(target)
+        check_token_name(target, *sources)
     with contextlib.ExitStack() as opened:
         files = [opened.enter_context(TokenFile.open(source)) for source in sources]
         groups: dict[str, list[Layer]] = {}
