@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import pickle
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -239,6 +242,48 @@ def test_a_closed_file_says_so(tmp_path: Path) -> None:
         layer = file["a"]
     with pytest.raises(SourceError, match=r"a\.tmc is closed; open it again"):
         layer.tokens()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_forked_processes_read_for_themselves(tmp_path: Path) -> None:
+    path, (data, tokens) = tmp_path / "a.tmc", big_file()
+    path.write_bytes(data)
+
+    def reads_well(seed: int) -> bool:
+        places = np.random.default_rng(seed).integers(0, 500, (300, 2)).tolist()
+        return all(layer.tokens((col, row, 1, 1))[0, 0] == tokens[row, col] for col, row in places)
+
+    with TokenFile.open(path) as file:
+        layer, children = file["a"], []
+        for seed in range(3):
+            child = os.fork()
+            if child == 0:
+                with contextlib.suppress(BaseException):
+                    os._exit(0 if reads_well(seed) else 1)
+                os._exit(2)
+            children.append(child)
+        assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+
+
+def test_an_open_file_is_opened_again_where_it_is_unpickled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.tmc").write_bytes(MASKED)
+    monkeypatch.chdir(tmp_path)
+    with TokenFile.open("x.tmc") as file:
+        pickled = pickle.dumps((file, file["a"]))
+    with pytest.raises(SourceError, match=r"x\.tmc is closed; open it again"):
+        pickle.dumps(file)
+    monkeypatch.chdir("/")
+    again, layer = pickle.loads(pickled)
+    with again:
+        assert again["a"] is layer and layer.file_name == "x.tmc" and again.meta == file.meta
+        np.testing.assert_array_equal(layer.tokens((0, 0, 5, 5)), TOKENS[0, :5, :5])
+    (tmp_path / "x.tmc").write_bytes(MASKED + b"0")
+    with pytest.raises(SourceError, match=rf"x\.tmc has {len(MASKED) + 1} bytes, and had {len(MASKED)}"):
+        pickle.loads(pickled)
+    with TokenFile.open(io.BytesIO(MASKED)) as unnamed, pytest.raises(SourceError, match="a file object"):
+        pickle.dumps(unnamed)
 
 
 def test_missing_path(tmp_path: Path) -> None:

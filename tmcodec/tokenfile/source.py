@@ -28,7 +28,7 @@ def as_url(source: str) -> str:
 
 
 class ByteSource:
-    """Random reads from a file, for several threads.
+    """Random reads from a file, for several threads, and for processes forked or given it pickled.
 
     Parameters
     ----------
@@ -47,6 +47,7 @@ class ByteSource:
 
     def __init__(self, source: str | os.PathLike[str] | IO[bytes]) -> None:
         self._file, self._owned, self.name = _open(source)
+        self._path = _path_of(source)
         self._lock = threading.Lock()
         self._kept: tuple[int, bytes] = (0, b"")
         try:
@@ -76,14 +77,37 @@ class ByteSource:
             raise SourceError(f"{self.name} is closed; open it again")
         if offset + count > self.size:  # before anything is allocated
             raise TruncatedFileError(f"{self.name} ends {offset + count - self.size} bytes too early")
-        with self._lock:
-            self._file.seek(offset)
-            data = _read_fully(self._file, count)
+        data = self._fetch(offset, count)
         if len(data) < count:
             raise TruncatedFileError(f"{self.name} ends {count - len(data)} bytes too early")
         if count <= KEEP:
             self._kept = (offset, data)
         return data
+
+    def _fetch(self, offset: int, count: int) -> bytes:
+        """Return `count` bytes from `offset`, fewer where the file ends."""
+        if self._path is not None and "://" not in self._path and hasattr(os, "pread"):
+            # Forked processes share one position in the file; this moves none.
+            return _pread_fully(self._file.fileno(), offset, count)
+        with self._lock:
+            self._file.seek(offset)
+            return _read_fully(self._file, count)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to open the file by itself."""
+        if self._path is None:
+            raise SourceError(f"{self.name} is a file object, which cannot be pickled; open a path or URL")
+        if getattr(self._file, "closed", False):
+            raise SourceError(f"{self.name} is closed; open it again")
+        return {"path": self._path, "name": self.name, "size": self.size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the file again; raise `SourceError` where it has another size than before."""
+        self.__init__(state["path"])  # type: ignore[misc]
+        self.name = state["name"]
+        if self.size != state["size"]:
+            self.close()
+            raise SourceError(f"{self.name} has {self.size} bytes, and had {state['size']}; open it again")
 
     def close(self) -> None:
         """Close the file, if it was opened here."""
@@ -102,6 +126,14 @@ def _open(source: str | os.PathLike[str] | IO[bytes]) -> tuple[Any, bool, str]:
     if "://" in name:
         return _open_url(name), True, name
     return open(name, "rb", buffering=0), True, name
+
+
+def _path_of(source: str | os.PathLike[str] | IO[bytes]) -> str | None:
+    """Return the URL or absolute path by which another process opens the same; None for a file object."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    name = as_url(os.fspath(source))
+    return name if "://" in name else os.path.abspath(name)
 
 
 def _open_url(url: str) -> Any:
@@ -126,4 +158,16 @@ def _read_fully(file: Any, count: int) -> bytes:
             break
         parts.append(part)
         count -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _pread_fully(descriptor: int, offset: int, count: int) -> bytes:
+    """Do what `_read_fully` does, from `offset` and without a position."""
+    parts = []
+    while count > 0:
+        part = os.pread(descriptor, count, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset, count = offset + len(part), count - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
