@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -284,6 +285,27 @@ print(FSQ((8, 8, 8, 6, 5)).latents_to_indices(torch.zeros(1, 5)).tolist())
     assert out[0].startswith("torch; native: libtmcodec_cpu")
     assert out[0].endswith("was not built; numba: numba is not installed")
     assert out[1] == "[7460]"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_forked_child_keeps_to_one_thread_and_ends():
+    code = """
+import os, signal
+import torch
+from tmcodec.fsq import FSQ
+torch.set_num_threads(2)
+def work():
+    x = torch.linspace(-1, 1, 900 * 500).view(900, 500)
+    return FSQ((8, 5)).latents_to_indices((x @ x.T)[:, :2].relu()).tolist()
+expected = work()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # ends it where it waits for threads that are not there
+    os._exit(0 if work() == expected and torch.get_num_threads() == 1 else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["0", "2"]
 
 
 def test_describing_needs_no_torch():

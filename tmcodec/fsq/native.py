@@ -163,7 +163,7 @@ def load(kind: str) -> Library:
 
 
 def default_threads() -> int:
-    """Return the processors that this process may use; 1 in a forked child, see `after_fork`."""
+    """Return the processors that this process may use; 1 in a forked child, see `_after_fork`."""
     if _threads:
         return _threads
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -173,9 +173,15 @@ _threads = 0
 
 
 def _after_fork() -> None:
-    """Keep to one thread: OpenMP's do not survive a fork, and waiting for them would never end."""
+    """Keep to one thread: OpenMP's do not survive a fork, and waiting for them would never end.
+
+    Torch's neither, and it may have been at work in the parent. Its own data loader does the same.
+    """
     global _threads
     _threads = 1
+    limit = getattr(sys.modules.get("torch"), "set_num_threads", None)
+    if limit is not None:
+        limit(1)
 
 
 if hasattr(os, "register_at_fork"):
