@@ -511,6 +511,25 @@ def test_stack_refuses(changes: tuple[dict[str, object], dict[str, object]], why
         stack([source(**c) for c in changes], io.BytesIO())
 
 
+def test_stack_keeps_the_tags_that_all_sources_have() -> None:
+    times = [(datetime(2020, month, 1),) for month in (1, 2, 3)]
+    tags = [{"cloud": "90", "all": "1", "two": "2"}, {"all": "1"}, {"all": "1", "two": "2"}]
+    sources = [source(times=when, tags=own) for when, own in zip(times, tags, strict=True)]
+    assert stack(sources, io.BytesIO()).layers[0].tags == {"all": "1"}
+    assert stack(sources[:1], io.BytesIO()).layers[0].tags == tags[0]
+
+
+@pytest.mark.parametrize("other", [{}, {"TMCODEC_SCALE": "0.0001 0"}])
+def test_stack_refuses_values_of_two_meanings(other: dict[str, str]) -> None:
+    tags = {"TMCODEC_SCALE": "0.0001 -0.1"}
+    dates = [{"times": (datetime(2020, month, 1),)} for month in (1, 2)]
+    why = f"tags differ, 0.0001 -0.1 and {other.get('TMCODEC_SCALE', 'none')}; give both the same"
+    with pytest.raises(StackError, match=why):
+        stack([source(tags=tags, **dates[0]), source(tags=other, **dates[1])], io.BytesIO())
+    same = [source(tags=tags, **date) for date in dates]
+    assert stack(same, io.BytesIO()).layers[0].tags == tags
+
+
 def test_stack_names_the_files(tmp_path: Path) -> None:
     paths = [tmp_path / "one.tmc", tmp_path / "two.tmc"]
     when = (datetime(2020, 1, 1),)

@@ -16,7 +16,7 @@ import torch
 
 from tmcodec.atomic import SIDECARS, check_geotiff_name, check_target
 from tmcodec.codec.balance import apply_balance
-from tmcodec.codec.encode import SCALE_TAG, Progress, check_batch_size, neutral_token, side_of_batch
+from tmcodec.codec.encode import Progress, check_batch_size, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch
@@ -41,6 +41,7 @@ from tmcodec.rasters import (
 )
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
+from tmcodec.tokenfile.metadata import SCALE_TAG
 
 Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]

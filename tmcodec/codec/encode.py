@@ -41,6 +41,7 @@ from tmcodec.rasters import (
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
+from tmcodec.tokenfile.metadata import SCALE_TAG
 
 Progress = Callable[[int, int], None]
 Tokens = npt.NDArray[np.int32]
@@ -50,8 +51,6 @@ Mask = npt.NDArray[np.bool_]
 CHUNK = 64
 """Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
 
-SCALE_TAG = "TMCODEC_SCALE"
-"""Tag of a layer: the scale and offset tags of a Sentinel-2 raster, which mean reflectance to its readers."""
 OWN_TAGS = "TMCODEC_"
 """What the names of tmcodec's own tags begin with."""
 

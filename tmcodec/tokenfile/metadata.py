@@ -33,6 +33,9 @@ DTYPE_IDS = {
 S2_OFFSET_IDS = {"": 0, "present": 1, "absent": 2}
 MASK_KIND_IDS = {"nodata": 0, "mask": 1}
 
+SCALE_TAG = "TMCODEC_SCALE"
+"""Tag of a layer: the scale and offset tags of a Sentinel-2 raster, which mean reflectance to its readers."""
+
 MAX_SIDE = 2**31 - 1
 MAX_NAME = 255
 MAX_TEXT = 65535

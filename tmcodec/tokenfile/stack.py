@@ -15,7 +15,7 @@ from tmcodec.atomic import check_token_name
 from tmcodec.errors import StackError
 from tmcodec.tokenfile.balance import join_balances
 from tmcodec.tokenfile.layer import Layer
-from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
+from tmcodec.tokenfile.metadata import SCALE_TAG, FileMeta, LayerMeta
 from tmcodec.tokenfile.reader import TokenFile
 from tmcodec.tokenfile.writer import TokenFileWriter
 
@@ -32,7 +32,7 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
 
     Layers of different names stand beside each other in the order of the sources. Layers of
     one name must agree in everything but times, tags and description; their time steps are
-    sorted, one without a time comes first. Tags and descriptions are kept where all agree.
+    sorted, one without a time comes first. Tags and descriptions are kept where all have the same.
     Chunks are copied undecoded, with their checksums checked; only those coded with another time step
     as their reference are coded anew.
 
@@ -125,6 +125,12 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
                     f"{group[0].file_name} and {layer.file_name}: layer {first.name!r}: {field.name} differs,"
                     f" {_show(one)} and {_show(other)}; encode both alike"
                 )
+        one, other = first.tags.get(SCALE_TAG), layer.meta.tags.get(SCALE_TAG)
+        if one != other:  # what stored values mean, which one layer says once
+            raise StackError(
+                f"{group[0].file_name} and {layer.file_name}: layer {first.name!r}: the rasters' scale and"
+                f" offset tags differ, {one or 'none'} and {other or 'none'}; give both the same, or none"
+            )
     descriptions = {layer.meta.description for layer in group}
     return first.replace(
         times=tuple(map(_time, steps)),
@@ -135,12 +141,9 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
 
 
 def _agreeing(all_tags: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the tags on which no two sources disagree."""
-    merged: dict[str, set[str]] = {}
-    for tags in all_tags:
-        for key, value in tags.items():
-            merged.setdefault(key, set()).add(value)
-    return {key: values.pop() for key, values in merged.items() if len(values) == 1}
+    """Return the tags that every source has, with one value."""
+    first, *others = all_tags
+    return {key: value for key, value in first.items() if all(tags.get(key) == value for tags in others)}
 
 
 def _show(value: Any) -> str:
