@@ -36,8 +36,10 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
     TargetFolderError
         If its folder does not exist.
     TargetNameError
-        If it is a device, a pipe or a socket.
+        If it is no path, or that of a folder, a device, a pipe or a socket.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TargetNameError(f"{path!r} is no path; name a file to write")
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
@@ -52,12 +54,14 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
 
 
 def _refuse_special(path: str | os.PathLike[str]) -> None:
-    """Refuse what a rename would replace by a file: root may do that to /dev/null."""
+    """Refuse what a rename would replace by a file, as root's does /dev/null, or would not, as a folder."""
     try:
         mode = os.stat(path).st_mode  # of what a link points to
     except OSError:
         return
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    if stat.S_ISDIR(mode):
+        raise TargetNameError(f"{os.fspath(path)} is a folder; name a file in it")
+    if not stat.S_ISREG(mode):
         kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
         raise TargetNameError(f"{os.fspath(path)} is a {kind}, which cannot be written in place; name a file")
 

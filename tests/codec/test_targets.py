@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,29 @@ from tmcodec import errors
 def test_a_missing_folder_is_named_at_once(make_scene: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(errors.TargetFolderError, match="nowhere does not exist; create it"):
         tmcodec.encode(make_scene(), tmp_path / "nowhere" / "a.tmc", tokenizer="/not/loaded.safetensors")
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_what_cannot_be_written_is_refused_before_the_work(
+    make_scene: Callable[..., Path], tmp_path: Path, overwrite: bool
+) -> None:
+    scene, weights = make_scene(), "/not/loaded.safetensors"
+    (tmp_path / "folder.tmc").mkdir()
+    with pytest.raises(errors.TargetNameError, match=r"folder\.tmc is a folder; name a file in it"):
+        tmcodec.encode(scene, tmp_path / "folder.tmc", tokenizer=weights, overwrite=overwrite)
+    with pytest.raises(errors.TargetNameError, match="None is no path; name a file"):
+        tmcodec.decode(tmp_path / "not_read.tmc", None, overwrite=overwrite)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [None, 7, io.StringIO()])
+def test_a_target_is_a_path_or_a_binary_file(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], target: Any
+) -> None:
+    def never(done: int, total: int) -> None:
+        raise AssertionError("encoded first")
+
+    with pytest.raises(errors.TargetNameError, match="is neither a path nor a binary file object"):
+        tmcodec.encode(make_scene(), target, tokenizer=tiny_tokenizer("S2L2A"), progress=never)
 
 
 def test_salvage_reads_a_file_that_was_cut_short(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.atomic import atomic_path, check_target
-from tmcodec.errors import ChunkError, LayerNotFoundError, UnsupportedVersionError
+from tmcodec.errors import ChunkError, LayerNotFoundError, TargetNameError, UnsupportedVersionError
 from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.chunks import (
     EMPTY,
@@ -84,6 +85,8 @@ class TokenFileWriter:
     ------
     TargetExistsError
         If the path exists and `overwrite` is false.
+    TargetNameError
+        If the target is neither a path to a file nor a binary file object.
     UnsupportedVersionError
         If there is no such version.
     """
@@ -101,6 +104,8 @@ class TokenFileWriter:
             raise UnsupportedVersionError(f"format version {version}; choose among {VERSIONS}")
         if isinstance(target, str | os.PathLike):
             check_target(target, overwrite)
+        elif isinstance(target, io.TextIOBase) or not hasattr(target, "write"):
+            raise TargetNameError(f"{target!r} is neither a path nor a binary file object to write to")
         self.meta = meta
         self.version = version
         self.header_bytes = self.payload_bytes = self.size = 0
