@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tmcodec.codec.arrays import whole_classes, with_profile
 from tmcodec.errors import (
     ModalityError,
     NotATokenFileError,
@@ -139,7 +140,8 @@ def compare(
     Parameters
     ----------
     a
-        The reconstruction: token file or raster, told apart by the first bytes.
+        The reconstruction: token file or raster, told apart by the first bytes. Arrays go with their profile,
+        as ``(array, profile)``; see `tmcodec.encode`.
     b
         The original. Where only `b` is a token file, the two change places.
     layer, time, steps, seed, tokenizer, device, batch_size, max_pixels
@@ -177,6 +179,7 @@ def compare(
 
         check_target(plot, overwrite)
         check_picture_name(plot, a, b, count_bytes_of)
+    a, b, class_map = with_profile(a), with_profile(b), whole_classes(class_map)
     if is_token_file(b) and not is_token_file(a):
         a, b = b, a
     decoding = {
@@ -307,8 +310,8 @@ def _decoded(source: Any, decoding: dict[str, Any]) -> _Picture:
         valid=profile["valid"],
         dtype=meta.dtype, crs=profile["crs"], transform=tuple(profile["transform"] or IDENTITY)[:6],
         bytes=size, layer=meta,
-        steps=meta.steps if decoding["steps"] is None else decoding["steps"],
-        seed=meta.seed if decoding["seed"] is None else decoding["seed"],
+        steps=int(meta.steps if decoding["steps"] is None else decoding["steps"]),
+        seed=int(meta.seed if decoding["seed"] is None else decoding["seed"]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -523,6 +524,10 @@ def test_an_unknown_sampler_is_refused_also_where_one_step_needs_none(
         ({"seed": -1}, errors.SamplerError, "seed -1; give a whole number from 0 to 18446744073709551615"),
         ({"seed": 2**64}, errors.SamplerError, "seed 18446744073709551616"),
         ({"seed": "x"}, errors.SamplerError, "seed 'x'"),
+        ({"steps": 0}, errors.SamplerError, "steps 0; give a whole number from 1 to 1000"),
+        ({"steps": 1001}, errors.SamplerError, "steps 1001"),
+        ({"steps": 2.5}, errors.SamplerError, "steps 2.5"),
+        ({"steps": "4"}, errors.SamplerError, "steps '4'"),
     ],
 )
 def test_what_decode_cannot_take_is_refused_by_name(
@@ -541,6 +546,12 @@ def test_what_decode_cannot_take_is_refused_by_name(
         ({"scale": "x"}, errors.UnitsError, "--scale 'x' is not usable"),
         ({"batch_size": 0}, errors.ShapeError, "batch_size 0"),
         ({"batch_size": -4}, errors.ShapeError, "batch_size -4"),
+        ({"steps": 0}, errors.SamplerError, "steps 0; give a whole number from 1 to 1000"),
+        ({"steps": 5000}, errors.SamplerError, "steps 5000"),
+        ({"effort": 1.5}, errors.SearchError, "1.5 rounds of search; give 0 or more, a whole number"),
+        ({"tags": {"ACQUISITION_DATE": "May 2020"}}, errors.MetadataError, "'May 2020' is no date; write"),
+        ({"class_map": {10: 0.5}}, errors.UnitsError, "class_map has 10: 0.5; give whole numbers"),
+        ({"class_map": {10: float("nan")}}, errors.UnitsError, "class_map has 10: nan"),
     ],
 )
 def test_what_encode_cannot_take_is_refused_by_name(
@@ -559,6 +570,72 @@ def test_numbers_of_numpy_are_numbers(tokens: Path, weights: Path) -> None:
         steps=2,
     )  # fmt: skip
     np.testing.assert_array_equal(plain, other)
+
+
+def test_reports_of_numpys_numbers_are_json(scene: Path, weights: Path, tmp_path: Path) -> None:
+    path, two = tmp_path / "a.tmc", np.int64(2)
+    encoded = tmcodec.encode(scene, path, tokenizer=weights, steps=two, seed=two, window=(two, two, 32, 32))
+    decoded = tmcodec.decode(path, tmp_path / "a.tif", tokenizer=weights, steps=two, seed=two)
+    compared = tmcodec.compare(path, tmp_path / "a.tif", tokenizer=weights, steps=two, seed=two)
+    for report in (encoded, decoded, compared):
+        said = json.loads(json.dumps(report.to_dict()))
+        assert (said["width"], said.get("steps", 2), said.get("seed", 2)) == (32, 2, 2)
+
+
+# --------------------------------------------------------------------------- arrays and tags
+
+
+def test_what_was_decoded_can_be_encoded_again(tiny_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+    weights, path = tiny_tokenizer("S1GRD"), tmp_path / "a.tmc"
+    rng = np.random.default_rng(0)
+    valid = rng.random((2, 40, 48)) > 0.2
+    array = rng.normal(-14, 2, valid.shape).astype(np.float32)
+    for key in ("mask", "valid"):
+        profile = {"crs": "EPSG:32633", "transform": (10, 0, 5e5, 0, -10, 5e6), key: valid}
+        tmcodec.encode(array, path, modality="S1GRD", tokenizer=weights, profile=profile, overwrite=True)
+        once, kept = tmcodec.decode_array(path, tokenizer=weights)
+        np.testing.assert_array_equal(kept["valid"], valid)
+    tmcodec.encode(once, path, modality="S1GRD", tokenizer=weights, profile=kept, overwrite=True)
+    again = tmcodec.decode_array(path, tokenizer=weights)[1]
+    np.testing.assert_array_equal(again["valid"], valid)
+    assert (again["crs"], again["transform"]) == (kept["crs"], kept["transform"])
+    # As a pair, too, for either side of a comparison: where both are valid.
+    found = tmcodec.compare((once, kept), (array, {"valid": valid}), modality="S1GRD")
+    assert found.mask_agreement == 1 and found.metrics.pixels == valid.all(0).sum()
+    with pytest.raises(errors.RasterOpenError, match="mask and valid, which mean the same"):
+        tmcodec.encode(once, path, modality="S1GRD", profile={**kept, "mask": valid}, overwrite=True)
+
+
+def test_a_profile_goes_with_an_array_alone(scene: Path, weights: Path, tmp_path: Path) -> None:
+    with rasterio.open(scene) as dataset:
+        array, rasterios = dataset.read(), dict(dataset.profile)
+        rasterios |= {"tags": dataset.tags(), "descriptions": dataset.descriptions}
+        for source in (scene, str(scene), dataset, (array, rasterios)):
+            with pytest.raises(errors.RasterOpenError, match="profile goes with a NumPy array; a source of"):
+                tmcodec.encode(source, tmp_path / "a.tmc", tokenizer=weights, profile={"nodata": 0})
+    # All that rasterio puts in a profile (driver, blockxsize, tiled) may stay there.
+    tmcodec.encode(array, tmp_path / "a.tmc", tokenizer=weights, profile=rasterios)
+    tmcodec.encode((array, rasterios), tmp_path / "b.tmc", tokenizer=weights)
+    assert (tmp_path / "a.tmc").read_bytes() == (tmp_path / "b.tmc").read_bytes()
+
+
+def test_an_acquisition_date_among_the_tags_is_the_time(
+    make_scene: MakeScene, weights: Path, tmp_path: Path
+) -> None:
+    scene, days = make_scene(), ("2020-02-01", "2020-01-01T10:30:00+02:00")
+    paths = [tmp_path / "1.tmc", tmp_path / "2.tmc"]
+    for path, day in zip(paths, days, strict=True):
+        tmcodec.encode(scene, path, tokenizer=weights, tags={"ACQUISITION_DATE": day})
+    tmcodec.stack(paths, tmp_path / "both.tmc")
+    with tmcodec.open(tmp_path / "both.tmc") as file:
+        assert [str(time) for time in file["S2L2A"].times] == [
+            "2020-01-01 08:30:00+00:00", "2020-02-01 00:00:00+00:00"
+        ]  # fmt: skip
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.update_tags(TMCODEC_TIME="2019-01-01")
+    tmcodec.encode(scene, paths[0], tokenizer=weights, tags={"acquisition_date": days[0]}, overwrite=True)
+    with tmcodec.open(paths[0]) as file:
+        assert [str(time.date()) for time in file["S2L2A"].times] == ["2020-02-01"]
 
 
 def test_several_steps_draw_no_hills_on_a_plain(tmp_path: Path) -> None:

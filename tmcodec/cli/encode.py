@@ -70,7 +70,8 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
                  help="What the search pays for a bit, in parts of the mean error: 0 for the nearest "
                       "picture, 1 for small files. Default: the modality's, 0.03 to 0.2."),
     click.option("--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_parse_tags,
-                 help="Text to store in the file; may be repeated."),
+                 help="Text to store in the file; may be repeated. "
+                      "ACQUISITION_DATE=2020-12-31 is its time, too."),
     checkpoint_option,
     precision_option,
     click.option("--tile", type=click.Choice(["256", "224"]), default="256", show_default=True,

@@ -16,7 +16,7 @@ import torch
 
 from tmcodec.atomic import SIDECARS, check_geotiff_name, check_target
 from tmcodec.codec.balance import apply_balance
-from tmcodec.codec.encode import Progress, check_batch_size, neutral_token, side_of_batch
+from tmcodec.codec.encode import Progress, check_batch_size, check_steps, neutral_token, side_of_batch
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch
@@ -308,6 +308,7 @@ def make_job(
     layer.meta.check_time(wanted.time)
     check_batch_size(batch_size)
     seed = layer.seed if wanted.seed is None else check_seed(wanted.seed)
+    steps = check_steps(layer.steps if wanted.steps is None else wanted.steps)
     area = pick_window(layer, wanted)
     # What the file names is used, not asked for: one step needs no sampler, and so no package that has it.
     asked = None if wanted.sampler is None else check_sampler(wanted.sampler)
@@ -323,7 +324,7 @@ def make_job(
         layer=layer,
         tokenizer=tok,
         time=wanted.time,
-        steps=layer.steps if wanted.steps is None else wanted.steps,
+        steps=steps,
         seed=seed,
         sampler=sampler,
         samples=wanted.samples,

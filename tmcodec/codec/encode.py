@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tmcodec.atomic import check_target, check_token_name
+from tmcodec.codec.arrays import whole_classes, with_profile
 from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
@@ -24,6 +26,7 @@ from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
     MetadataError,
     ModalityError,
+    SamplerError,
     SearchError,
     ShapeError,
     TokenizerMismatchError,
@@ -37,8 +40,10 @@ from tmcodec.rasters import (
     grid_windows,
     open_raster,
     padded_size,
+    parse_time,
 )
 from tmcodec.samplers.sample import check_sampler
+from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
 from tmcodec.tokenfile.metadata import SCALE_TAG
@@ -51,6 +56,8 @@ Mask = npt.NDArray[np.bool_]
 CHUNK = 64
 """Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
 
+DATE_TAG = "ACQUISITION_DATE"
+"""Tag of the caller's that is the time of the layer, too."""
 OWN_TAGS = "TMCODEC_"
 """What the names of tmcodec's own tags begin with."""
 
@@ -77,6 +84,18 @@ def check_batch_size(batch_size: int) -> None:
     """
     if not isinstance(batch_size, Integral) or batch_size < 1:
         raise ShapeError(f"batch_size {batch_size!r}; give a whole number, 1 or more")
+
+
+def check_steps(steps: int) -> int:
+    """Return the sampling steps.
+
+    Raises
+    ------
+    SamplerError
+    """
+    if not isinstance(steps, Integral) or not 1 <= steps <= TRAIN_STEPS:
+        raise SamplerError(f"steps {steps!r}; give a whole number from 1 to {TRAIN_STEPS}")
+    return int(steps)
 
 
 def encode(
@@ -112,7 +131,7 @@ def encode(
     ----------
     src
         A path or URL that rasterio opens, an open dataset, or an array ``(C, H, W)`` or ``(H, W)``
-        (with `profile`).
+        (with `profile`, or as ``(array, profile)``).
     dst
         Path of the token file, or a writable binary file object.
     modality
@@ -134,15 +153,19 @@ def encode(
     batch_size
         Native tiles processed at once.
     steps, seed, sampler
-        Stored in the file as defaults for decoding.
+        Stored in the file as defaults for decoding; 1 to 1000 steps.
     balance
         Whether to store gains and offsets that bring the decoded bands nearer to the raster (two small
         integers a band for every 512 pixels), at the price of decoding once. None: for Sentinel-2's bands
         with the embedded tokenizers.
     tags
-        Free texts to store.
+        Free texts to store. ``ACQUISITION_DATE``, in ISO 8601, is also the time that the file states,
+        whatever the raster says.
     profile
-        For arrays: ``crs``, ``transform``, ``nodata``, ``descriptions``, ``tags``.
+        For arrays alone: ``crs``, ``transform``, ``nodata``, ``descriptions``, ``scale`` and ``offset``
+        (value = stored * scale + offset), ``units``, ``tags``, ``name``, and ``mask`` or ``valid``, true
+        where valid, ``(H, W)`` or ``(C, H, W)``. Other keys change nothing, so that rasterio's profiles and
+        those of `tmcodec.decode_array` will do.
     overwrite
         Replace an existing file.
     progress
@@ -174,7 +197,7 @@ def encode(
         check_target(dst, overwrite)
         check_token_name(dst, src)
     watch = Stopwatch()
-    source = (src, dict(profile or {})) if isinstance(src, np.ndarray) else src
+    source, class_map, steps = with_profile(src, profile), whole_classes(class_map), check_steps(steps)
     part = as_window(window) if window is not None else None
     check_batch_size(batch_size)
     with open_raster(
@@ -249,7 +272,7 @@ def layer_meta(
     Raises
     ------
     MetadataError
-        If a tag has the name of one of tmcodec's own.
+        If a tag has the name of one of tmcodec's own, or an acquisition date is none.
     """
     kept = dict(tags or {})
     for key in kept:
@@ -278,11 +301,28 @@ def layer_meta(
         mask_kind=raster.mask_kind,
         crs=raster.crs,
         transform=raster.transform,
-        times=(raster.time,),
+        times=(tagged_time(kept) or raster.time,),
         steps=steps,
         seed=seed,
         tags=kept,
     )
+
+
+def tagged_time(tags: Mapping[str, str]) -> datetime | None:
+    """Return the time of the tag ``ACQUISITION_DATE``, or None without one.
+
+    Raises
+    ------
+    MetadataError
+        If it is no date.
+    """
+    for key, text in tags.items():
+        if key.upper() == DATE_TAG:
+            time = parse_time(str(text))
+            if time is None:
+                raise MetadataError(f"tag {key}: {text!r} is no date; write it as 2020-12-31 (T10:30:00Z)")
+            return time
+    return None
 
 
 def chunk_of(tok: Tokenizer) -> int:
@@ -384,8 +424,8 @@ class Revision:
     def __init__(
         self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None, bit_price: float | None
     ) -> None:
-        if effort is not None and effort < 0:
-            raise SearchError(f"{effort} rounds of search; give 0 or more")
+        if effort is not None and (not isinstance(effort, Integral) or effort < 0):
+            raise SearchError(f"{effort} rounds of search; give 0 or more, a whole number")
         if bit_price is not None and not 0 <= bit_price < math.inf:
             raise SearchError(f"a bit cannot cost {bit_price}; give 0 or more")
         self.tok, self.exact, self.price = tok, exact, bit_price

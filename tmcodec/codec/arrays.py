@@ -1,0 +1,60 @@
+"""What the caller gives beside a raster: the profile of an array, and the map of its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tmcodec.errors import RasterOpenError, UnitsError
+
+
+def with_profile(source: Any, profile: Mapping[str, Any] | None = None) -> Any:
+    """Return what `tmcodec.rasters.open_raster` takes.
+
+    Parameters
+    ----------
+    source
+        A path, a dataset, an array, or an array with its profile, ``(array, profile)``.
+    profile
+        Of an array. Its ``valid``, as `tmcodec.decode_array` returns it, is another word for ``mask``.
+
+    Raises
+    ------
+    RasterOpenError
+        If there is a profile beside something that is no array, or it has both words.
+    """
+    if profile is not None:
+        if not isinstance(source, np.ndarray):
+            kind = type(source).__name__
+            raise RasterOpenError(f"profile goes with a NumPy array; a source of type {kind} has its own")
+        source = source, profile
+    if not isinstance(source, tuple) or len(source) != 2 or not isinstance(source[1], Mapping):
+        return source
+    array, given = source[0], dict(source[1])
+    if given.get("valid") is not None:
+        if given.get("mask") is not None:
+            raise RasterOpenError("profile has mask and valid, which mean the same; leave one out")
+        given["mask"] = given.pop("valid")
+    return array, given
+
+
+def whole_classes(class_map: Mapping[int, int] | str | None) -> Mapping[int, int] | str | None:
+    """Return a class map of whole numbers, such as 3.0 is, too; a text is for its reader to judge.
+
+    Raises
+    ------
+    UnitsError
+        If a class is none.
+    """
+    if not isinstance(class_map, Mapping):
+        return class_map
+    for pair in class_map.items():
+        try:
+            whole = tuple(map(int, pair)) == pair
+        except (TypeError, ValueError, OverflowError):
+            whole = False
+        if not whole:
+            raise UnitsError(f"class_map has {pair[0]!r}: {pair[1]!r}; give whole numbers, theirs to ours")
+    return {int(theirs): int(ours) for theirs, ours in class_map.items()}
