@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from fsq_helpers import BACKENDS, FORMS
@@ -141,3 +142,7 @@ def test_wide_indices_wrap_at_the_codebook(backend):
     indices = torch.tensor([0, 104, 105, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 10**15, -1, -(2**33)])
     expected = quantizer.indices_to_codes(torch.tensor([i % 105 for i in indices.tolist()]))
     assert torch.equal(quantizer.indices_to_codes(indices), expected)
+    unsigned = ((np.uint32, [2**31, 2**31 + 1, 2**32 - 1]), (np.uint64, [2**63, 2**63 - 1, 2**64 - 1]))
+    for dtype, wide in unsigned:
+        found = quantizer.indices_to_codes(torch.from_numpy(np.array(wide, dtype)))
+        assert torch.equal(found, quantizer.indices_to_codes(torch.tensor([i % 105 for i in wide])))

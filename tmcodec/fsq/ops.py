@@ -22,6 +22,8 @@ from tmcodec.fsq.backends import Kernels, Layer, choose
 from tmcodec.fsq.grid import Grid, make_grid
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+WIDE = (torch.int64, torch.uint32, torch.uint64)
+"""Integers that int32 does not hold."""
 
 
 # --------------------------------------------------------------------------- arguments and layout
@@ -133,9 +135,13 @@ def _quantize(
 
 def _wrapped(indices: Tensor, grid: Grid) -> Tensor:
     """Return int32 indices with the same digits; wider ones wrap at the codebook, not at 32 bits."""
-    if indices.dtype == torch.int64:
-        indices = indices.remainder(math.prod(grid.levels))
-    return indices.to(torch.int32)
+    if indices.dtype not in WIDE:
+        return indices.to(torch.int32)
+    size, wide = math.prod(grid.levels), indices.to(torch.int64)
+    rest = wide.remainder(size)
+    if indices.dtype == torch.uint64:  # from 2^63 on it is negative now, 2^64 less
+        rest = torch.where(wide < 0, (rest + 2**64 % size).remainder(size), rest)
+    return rest.to(torch.int32)
 
 
 def _dequantize(indices: Tensor, grid: Grid, axis: int, backend: str | None) -> Tensor:
