@@ -28,7 +28,7 @@ from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
 from tmcodec.samplers.schedule import terramind_alpha_bar
 
 MAX_CONTEXT_TOKENS = 32
-"""Cap on the context of a decoded window; only more than ten steps would want more."""
+"""Cap on the context of a decoded window; only ten steps or more would want more."""
 
 MAX_SAMPLES = 64
 """Most pictures that one decode averages."""

@@ -2,7 +2,7 @@
 
 A decoder that has seen other places drifts in colour: green water turns grey, a desert pale. Two small
 integers a band and neighbourhood, fitted when the raster was encoded, mend that. Here they are only
-integers and bytes; `tmcodec.rasters.balance` fits and applies them.
+integers and bytes; `tmcodec.codec.balance` fits and applies them.
 """
 
 from __future__ import annotations
