@@ -156,10 +156,13 @@ def test_an_exact_scene_counts_for_no_method(evaluated: Evaluated) -> None:
 
 
 def test_between_codecs_of_equal_means_the_exact_one_is_best(evaluated: Evaluated) -> None:
-    for rest in ((29, 31), (math.inf, math.inf)):
+    for rest, exact in (((29, 31), 1), ((math.inf, math.inf), 3)):
         rows = {"tok@1": (30, 34, 60), "jp2": (*rest, 40), "webp": (*rest, math.inf)}
-        best = report_of(evaluated[0], rows).best_codec("tok")
+        report = report_of(evaluated[0], rows)
+        best = report.best_codec("tok")
         assert best is not None and best.key == "webp"
+        scenes = f"(exact on {exact} further scene{'s' if exact > 1 else ''})."
+        assert sentences(report)[0].endswith(f"against webp, the best codec at the same file size {scenes}")
 
 
 def test_scenes_without_a_finite_score(

@@ -80,6 +80,8 @@ def sentences(report: Report) -> list[str]:
             gap = report.difference(first.key, best.key, report.score)
             text += f"; {signed(gap, measure.digits, measure.unit)} against {best.title}"
             text += ", the best codec at the same file size"
+            exact = report.infinite(best.key, report.score)
+            text += f" (exact on {plural(exact, 'further scene')})" if exact else ""
         found.append(text + ".")
         rest = [(m, report.mean(m.key, report.score).mean) for m in own]
         scored = [(m, s) for m, s in rest if s is not None]
