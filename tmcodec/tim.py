@@ -248,8 +248,10 @@ def _name(name: str) -> str:
 
 def _physical(name: str, value: Any) -> Any:
     """Return standardised pixels ``(B, C, H, W)`` in physical units; tokens and classes as they are."""
+    from tmcodec.generation.conditions import as_tensor
+
     row = get_modality(name)
-    pixels = torch.as_tensor(value)
+    pixels = as_tensor(name, value)
     if row.categorical or pixels.ndim != 4:
         return value
     mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (row.mean, row.std))
