@@ -254,7 +254,9 @@ def _physical(name: str, value: Any) -> Any:
     pixels = as_tensor(name, value)
     if row.categorical or pixels.ndim != 4:
         return value
-    mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (row.mean, row.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device=pixels.device).view(-1, 1, 1) for v in (row.mean, row.std)
+    )
     return pixels.float() * std + mean
 
 

@@ -367,6 +367,19 @@ def test_a_single_name_is_one_target() -> None:
     assert torch.equal(one.tokens["LULC"], other.tokens["LULC"])
 
 
+def test_the_callers_default_data_type_changes_nothing() -> None:
+    loaded, x = tiny_generator(), tokens()
+    expected = generate(loaded, {"S2L2A": x}, ["DEM", "LULC"], decoding_steps=2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = generate(loaded, {"S2L2A": x}, ["DEM", "LULC"], decoding_steps=2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("DEM", "LULC"):
+        assert torch.equal(found.tokens[name], expected.tokens[name])
+        assert torch.equal(found.log_probabilities[name], expected.log_probabilities[name])
+
+
 def test_names_and_numbers_as_they_come() -> None:
     """Names in any case, NumPy's integers: all mean the same as the plain ones."""
     loaded, x = tiny_generator(), tokens()

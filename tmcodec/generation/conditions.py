@@ -210,7 +210,9 @@ def _filled(pixels: Tensor, finite: Tensor, mean: tuple[float, ...]) -> Tensor:
 def normalise(modality: str, pixels: Tensor) -> Tensor:
     """Return standardised bands ``(B, C, H, W)``, with TerraMind 1.0's statistics."""
     row = get_modality(modality)
-    mean, std = (torch.tensor(v, device=pixels.device).view(1, -1, 1, 1) for v in (row.mean, row.std))
+    mean, std = (
+        torch.tensor(v, dtype=torch.float32, device=pixels.device).view(-1, 1, 1) for v in (row.mean, row.std)
+    )
     return (pixels - mean) / std
 
 

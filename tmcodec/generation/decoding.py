@@ -167,7 +167,7 @@ def decode_target(
     TargetError
         If tokens of the target must be shown to the encoder and it has no embedding for them.
     """
-    tokens, scores = known.clone(), torch.zeros(known.shape, device=known.device)
+    tokens, scores = known.clone(), torch.zeros(known.shape, dtype=torch.float32, device=known.device)
     queue = missing_positions(known)
     if plan.order == "roar":
         queue = shuffled(queue, noise)

@@ -77,7 +77,7 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 def band_balance(mean: Tensor, z: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Least-squares gain and offset ``(B, C, 1, 1)`` of each crop and band: ``gain * mean + offset ~ z``.
 
-    The codec stores such a balance for each neighbourhood of a raster (`tmcodec.rasters.balance`), so
+    The codec stores such a balance for each neighbourhood of a raster (`tmcodec.codec.balance`), so
     tokens need not spend themselves on what it mends.
     """
     w = torch.ones_like(z) if valid is None else valid.expand_as(z).float()
