@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from raster_helpers import SHARED, MakeRaster, shared_rasters
 
-from tmcodec.errors import RasterWriteError, TargetExistsError, WindowError
+from tmcodec.errors import RasterWriteError, TargetExistsError, TargetNameError, WindowError
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, RasterWriter, Window, grid_windows, open_raster
 from tmcodec.rasters.windows import IDENTITY
@@ -385,8 +385,8 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, limit: int, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unwritable_folder_is_one_error(tmp_path: Path) -> None:
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
     (tmp_path / "a.tif").mkdir()
-    with pytest.raises(RasterWriteError, match="cannot write"):
+    with pytest.raises(TargetNameError, match="is a folder; name a file in it"):
         write_one(tmp_path / "a.tif", [1], dtype="int16", overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]

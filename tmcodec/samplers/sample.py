@@ -119,7 +119,7 @@ def ddim(
         direction = (x - now.sqrt() * clean) / (1 - now).sqrt()
         if clamp:
             clean = clean.clamp(-1, 1)
-        fresh = (1 - then) / (1 - now) * (1 - now / then) if added else torch.tensor(0.0)
+        fresh = (1 - then) / (1 - now) * (1 - now / then) if added else torch.zeros_like(now)
         # The difference is zero after the first timestep, where there is no signal, and must not round below.
         x = then.sqrt() * clean + (1 - then - fresh).clamp_min(0).sqrt() * direction
         if added:
