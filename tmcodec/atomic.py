@@ -80,8 +80,8 @@ RASTER_SUFFIXES = (
 """Names that a token file should not have."""
 
 
-def check_geotiff_name(target: str | os.PathLike[str], source: Any = None) -> None:
-    """Refuse to write a GeoTIFF over its source, or under a name that says something else.
+def check_geotiff_name(target: str | os.PathLike[str], *sources: Any) -> None:
+    """Refuse to write a GeoTIFF over one of its sources, or under a name that says something else.
 
     GDAL goes by what is in a file and writes under any name; most others go by the name.
 
@@ -89,14 +89,14 @@ def check_geotiff_name(target: str | os.PathLike[str], source: Any = None) -> No
     ----------
     target
         What is to be written.
-    source
+    sources
         What is read; anything that is no path cannot be the target.
 
     Raises
     ------
     TargetNameError
     """
-    _refuse_source(target, source)
+    _refuse_sources(target, sources)
     if Path(target).suffix.lower() not in ("", *GEOTIFF_SUFFIXES):
         raise TargetNameError(f"{os.fspath(target)}: what is written is a GeoTIFF; name it .tif")
 
@@ -113,8 +113,7 @@ def check_token_name(target: str | os.PathLike[str], *sources: Any) -> None:
     ------
     TargetNameError
     """
-    for source in sources:
-        _refuse_source(target, source)
+    _refuse_sources(target, sources)
     if Path(target).suffix.lower() in RASTER_SUFFIXES:
         raise TargetNameError(f"{os.fspath(target)}: what is written is a token file; name it .tmc")
 
@@ -131,16 +130,16 @@ def check_picture_name(target: str | os.PathLike[str], *sources: Any) -> None:
     ------
     TargetNameError
     """
-    for source in sources:
-        _refuse_source(target, source)
+    _refuse_sources(target, sources)
     if Path(target).suffix.lower() != ".png":
         raise TargetNameError(f"{os.fspath(target)}: what is written is a picture; name it .png")
 
 
-def _refuse_source(target: str | os.PathLike[str], source: Any) -> None:
-    both = isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.exists(target)
-    if both and os.path.samefile(source, target):
-        raise TargetNameError(f"{os.fspath(target)} is the source itself; choose another target")
+def _refuse_sources(target: str | os.PathLike[str], sources: Sequence[Any]) -> None:
+    for source in sources:
+        both = isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.exists(target)
+        if both and os.path.samefile(source, target):
+            raise TargetNameError(f"{os.fspath(target)} is the source itself; choose another target")
 
 
 @contextlib.contextmanager

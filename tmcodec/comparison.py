@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.codec.arrays import whole_classes, with_profile
+from tmcodec.codec.arrays import with_profile
 from tmcodec.errors import (
     ModalityError,
     NotATokenFileError,
@@ -179,7 +179,7 @@ def compare(
 
         check_target(plot, overwrite)
         check_picture_name(plot, a, b, count_bytes_of)
-    a, b, class_map = with_profile(a), with_profile(b), whole_classes(class_map)
+    a, b = with_profile(a), with_profile(b)
     if is_token_file(b) and not is_token_file(a):
         a, b = b, a
     decoding = {

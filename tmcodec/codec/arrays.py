@@ -1,4 +1,4 @@
-"""What the caller gives beside a raster: the profile of an array, and the map of its classes."""
+"""Arrays and their profiles, as callers give them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tmcodec.errors import RasterOpenError, UnitsError
+from tmcodec.errors import RasterOpenError
 
 
 def with_profile(source: Any, profile: Mapping[str, Any] | None = None) -> Any:
@@ -38,23 +38,3 @@ def with_profile(source: Any, profile: Mapping[str, Any] | None = None) -> Any:
             raise RasterOpenError("profile has mask and valid, which mean the same; leave one out")
         given["mask"] = given.pop("valid")
     return array, given
-
-
-def whole_classes(class_map: Mapping[int, int] | str | None) -> Mapping[int, int] | str | None:
-    """Return a class map of whole numbers, such as 3.0 is, too; a text is for its reader to judge.
-
-    Raises
-    ------
-    UnitsError
-        If a class is none.
-    """
-    if not isinstance(class_map, Mapping):
-        return class_map
-    for pair in class_map.items():
-        try:
-            whole = tuple(map(int, pair)) == pair
-        except (TypeError, ValueError, OverflowError):
-            whole = False
-        if not whole:
-            raise UnitsError(f"class_map has {pair[0]!r}: {pair[1]!r}; give whole numbers, theirs to ours")
-    return {int(theirs): int(ours) for theirs, ours in class_map.items()}

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from tmcodec.atomic import check_target, check_token_name
-from tmcodec.codec.arrays import whole_classes, with_profile
+from tmcodec.codec.arrays import with_profile
 from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
@@ -197,7 +197,7 @@ def encode(
         check_target(dst, overwrite)
         check_token_name(dst, src)
     watch = Stopwatch()
-    source, class_map, steps = with_profile(src, profile), whole_classes(class_map), check_steps(steps)
+    source, steps = with_profile(src, profile), check_steps(steps)
     part = as_window(window) if window is not None else None
     check_batch_size(batch_size)
     with open_raster(

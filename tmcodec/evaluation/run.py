@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.codec.arrays import whole_classes
 from tmcodec.codec.decode import decode_array
 from tmcodec.codec.encode import encode
 from tmcodec.codec.tokenizer import Tokenizer
@@ -132,7 +131,7 @@ def evaluate(
         check_apart(report, [*paths, *map(Path, train)])
     toks = load_tokenizers(tokenizers, modality, checkpoints, device)
     row = get_modality(toks[0].modality.name)
-    reading = Reading(row, s2_offset, tuple(s2_offset_of), scale, whole_classes(class_map), max_pixels)
+    reading = Reading(row, s2_offset, tuple(s2_offset_of), scale, class_map, max_pixels)
     job = Job(
         toks, row, reading, check_steps(steps, row), check_baselines(baselines, bool(train)), device,
         batch_size, seed, load_perception(lpips, row),

@@ -134,8 +134,7 @@ def check_names(outputs: Outputs, sources: Sequence[str | os.PathLike[str]]) -> 
     """Refuse names that say something else than what is written, and those of the sources."""
     for path in outputs.paths:
         check = check_token_name if path == outputs.tokens else check_geotiff_name
-        for source in sources or (None,):
-            check(path, source)
+        check(path, *sources)
 
 
 def check_outputs(outputs: Outputs, overwrite: bool) -> None:

@@ -574,11 +574,20 @@ def parse_class_map(text: str) -> dict[int, int]:
 
 
 def check_class_map(class_map: Mapping[int, int]) -> None:
-    """Raise `UnitsError` where a target is no class of the table."""
+    """Raise `UnitsError` where an id is no whole number, as 3.0 is, or a target no class of the table."""
     classes = MODALITIES["LULC"].classes
-    for target in class_map.values():
+    for source, target in class_map.items():
+        if not (_whole(source) and _whole(target)):
+            raise UnitsError(f"class_map has {source!r}: {target!r}; give whole numbers, theirs to ours")
         if not 0 <= target < len(classes):
             raise UnitsError(f"--class-map maps to class {target}; choose one of 0..{len(classes) - 1}")
+
+
+def _whole(number: Any) -> bool:
+    try:
+        return bool(int(number) == number)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def map_classes(ids: npt.NDArray[Any], class_map: Mapping[int, int] | None) -> npt.NDArray[np.float32]:
