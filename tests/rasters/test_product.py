@@ -14,16 +14,13 @@ from rasterio.enums import ColorInterp
 from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters.arrays import ArrayDataset
+from tmcodec.rasters.classes import WORLDCOVER_TO_TERRAMIND, check_classes, map_classes, parse_class_map
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
-    WORLDCOVER_TO_TERRAMIND,
     acquisition_time,
-    check_classes,
     decide_s2_offset,
     decide_scaling,
     infer_modality,
-    map_classes,
-    parse_class_map,
     parse_time,
     sample_values,
     select_bands,

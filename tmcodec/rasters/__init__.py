@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tmcodec.rasters.arrays import ArrayDataset
     from tmcodec.rasters.blend import Blender, ramp, ramp_weights
+    from tmcodec.rasters.classes import WORLDCOVER_TO_TERRAMIND, parse_class_map
     from tmcodec.rasters.fill import fill_invalid
     from tmcodec.rasters.nodata import usable_nodata, valid_pixels
     from tmcodec.rasters.product import (
-        WORLDCOVER_TO_TERRAMIND,
         acquisition_time,
         decide_s2_offset,
         decide_scaling,
         infer_modality,
-        parse_class_map,
         parse_time,
         select_bands,
     )
@@ -40,10 +39,11 @@ if TYPE_CHECKING:
 _HOME = {
     "arrays": ("ArrayDataset",),
     "blend": ("Blender", "ramp", "ramp_weights"),
+    "classes": ("WORLDCOVER_TO_TERRAMIND", "parse_class_map"),
     "fill": ("fill_invalid",),
     "nodata": ("usable_nodata", "valid_pixels"),
-    "product": ("WORLDCOVER_TO_TERRAMIND", "acquisition_time", "decide_s2_offset", "decide_scaling",
-                "infer_modality", "parse_class_map", "parse_time", "select_bands"),
+    "product": ("acquisition_time", "decide_s2_offset", "decide_scaling", "infer_modality", "parse_time",
+                "select_bands"),
     "reader": ("RasterSource", "gdal_env", "open_raster", "own_modality"),
     "render": ("render_rgb",),
     "windows": ("IDENTITY", "Window", "align_out", "as_window", "grid_windows", "padded_size",

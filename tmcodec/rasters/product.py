@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import PurePath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,22 +22,6 @@ from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.plausible import check_values
-
-WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
-    0: 0,  # no data
-    10: 2,  # tree cover -> trees
-    20: 9,  # shrubland -> rangeland
-    30: 9,  # grassland -> rangeland
-    40: 4,  # cropland -> crops
-    50: 5,  # built-up -> built area
-    60: 6,  # bare or sparse vegetation -> bare ground
-    70: 7,  # snow and ice
-    80: 1,  # permanent water
-    90: 3,  # herbaceous wetland -> flooded vegetation
-    95: 3,  # mangroves -> flooded vegetation
-    100: 9,  # moss and lichen -> rangeland
-}
-"""ESA WorldCover's class ids to TerraMind's."""
 
 IN_METRES: dict[str, float] = {
     **dict.fromkeys(("ft", "foot", "feet", "international foot"), 0.3048),
@@ -82,7 +65,8 @@ def _texts(dataset: Dataset) -> str:
     return "\n".join([dataset.name, *all_tags(dataset).values(), *filter(None, dataset.descriptions)])
 
 
-def _label(dataset: Dataset) -> str:
+def label_of(dataset: Dataset) -> str:
+    """Return what messages call a raster: its file's name."""
     return PurePath(dataset.name).name or "raster"
 
 
@@ -143,7 +127,7 @@ def _contradicted(modality: Modality, dataset: Dataset) -> bool:
         return dataset.dtypes[0] != "uint8"
     if modality.units == "dB":
         # The folder may be called anything; the file's name and tags speak of the product.
-        text = _texts(dataset).replace(dataset.name, _label(dataset), 1)
+        text = _texts(dataset).replace(dataset.name, label_of(dataset), 1)
         grd, rtc = _GRD.search(text) is not None, _RTC.search(text) is not None
         return grd == rtc or grd != (modality.name == "S1GRD")
     return False
@@ -161,7 +145,7 @@ def _candidates(dataset: Dataset) -> list[Modality]:
 
 
 def _ask_for_modality(dataset: Dataset, candidates: Sequence[Modality]) -> str:
-    what = f"{_label(dataset)}: {len(_data_indexes(dataset))} band(s) of {dataset.dtypes[0]}"
+    what = f"{label_of(dataset)}: {len(_data_indexes(dataset))} band(s) of {dataset.dtypes[0]}"
     names = " or ".join(m.name for m in candidates)
     if names:
         return f"{what} and the metadata leave the modality open; pass --modality {names}"
@@ -188,13 +172,13 @@ def select_bands(dataset: Dataset, modality: Modality) -> list[int]:
             return colored
         if len(indexes) == wanted:
             return indexes
-        raise BandError(f"{_label(dataset)}: {modality.name} needs {wanted} bands, the file has "
+        raise BandError(f"{label_of(dataset)}: {modality.name} needs {wanted} bands, the file has "
                         f"{len(indexes)} without descriptions; describe them as {' '.join(modality.bands)}")
     found: dict[str, int] = {}
     for index in indexes:
         name = _band_name(modality, dataset.descriptions[index - 1] or "")
         if name in found:
-            raise BandError(f"{_label(dataset)}: bands {found[name]} and {index} are both called {name}; "
+            raise BandError(f"{label_of(dataset)}: bands {found[name]} and {index} are both called {name}; "
                             "rename one")
         if name is not None:
             found[name] = index
@@ -202,7 +186,7 @@ def select_bands(dataset: Dataset, modality: Modality) -> list[int]:
     if missing and wanted == len(indexes) == 1 and not _names_a_band(dataset.descriptions[indexes[0] - 1]):
         return indexes  # the only band of the file, under a free text such as "SRTM 30 m"
     if missing:
-        raise BandError(f"{_label(dataset)}: {modality.name} misses the bands {' '.join(missing)}; "
+        raise BandError(f"{label_of(dataset)}: {modality.name} misses the bands {' '.join(missing)}; "
                         "add them or set the band descriptions")
     return [found[b] for b in modality.bands]
 
@@ -248,7 +232,7 @@ def decide_s2_offset(dataset: Dataset, choice: str, modality: Modality) -> str:
     if len(verdicts) == 1:
         return verdicts.pop()
     why = "contradicts itself about" if verdicts else "does not say anything about"
-    raise OffsetUnknownError(f"{_label(dataset)}: the metadata {why} Sentinel-2's radiometric offset; "
+    raise OffsetUnknownError(f"{label_of(dataset)}: the metadata {why} Sentinel-2's radiometric offset; "
                              "pass --s2-offset present (baseline 04.00 or later, not harmonised) or absent")
 
 
@@ -458,9 +442,9 @@ def decide_scaling(
     if modality.optical:
         if scale is None:
             dtype = dataset.dtypes[indexes[0] - 1]
-            factor, shift = _to_digital_numbers(_label(dataset), values, dtype, factor, shift)
+            factor, shift = _to_digital_numbers(label_of(dataset), values, dtype, factor, shift)
         shift += S2_OFFSET if s2_offset == "absent" else 0.0
-    check_values(_label(dataset), modality, values, factor, shift)
+    check_values(label_of(dataset), modality, values, factor, shift)
     return factor, shift
 
 
@@ -468,11 +452,11 @@ def _tagged_scaling(dataset: Dataset, indexes: Sequence[int], modality: Modality
     """Return the scaling that the bands' tags state, into the modality's units where they name others."""
     pairs = {(float(dataset.scales[i - 1]), float(dataset.offsets[i - 1])) for i in indexes}
     if len(pairs) > 1:
-        raise UnitsError(f"{_label(dataset)}: the bands have different scales or offsets; "
+        raise UnitsError(f"{label_of(dataset)}: the bands have different scales or offsets; "
                          "pass one --scale for all of them")
     scale, offset = pairs.pop()
     if not (math.isfinite(scale) and scale != 0 and math.isfinite(offset)):
-        raise UnitsError(f"{_label(dataset)}: its tags say scale {scale:g} and offset {offset:g}, which "
+        raise UnitsError(f"{label_of(dataset)}: its tags say scale {scale:g} and offset {offset:g}, which "
                          f"leave no values; pass --scale so that stored * scale is in {modality.units}")
     if modality.units != "m":
         return scale, offset
@@ -546,82 +530,3 @@ def parse_time(text: str) -> datetime | None:
         return datetime.fromisoformat(iso + offset).astimezone(timezone.utc)
     except (ValueError, OverflowError):
         return None
-
-
-# --------------------------------------------------------------------------- classes
-
-
-def parse_class_map(text: str) -> dict[int, int]:
-    """Read ``"10:2,20:9"`` (theirs to ours) or the name ``"worldcover"``.
-
-    Raises
-    ------
-    UnitsError
-        If the text is malformed, an id is repeated, or a target is no class.
-    """
-    if text.strip().lower() == "worldcover":
-        return dict(WORLDCOVER_TO_TERRAMIND)
-    mapping: dict[int, int] = {}
-    for item in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", item)
-        if match is None:
-            raise UnitsError(f"--class-map has the item {item.strip()!r}; write OLD:NEW,... or worldcover")
-        if int(match[1]) in mapping:
-            raise UnitsError(f"--class-map maps class {int(match[1])} twice; name each class once")
-        mapping[int(match[1])] = int(match[2])
-    check_class_map(mapping)
-    return mapping
-
-
-def check_class_map(class_map: Mapping[int, int]) -> None:
-    """Raise `UnitsError` where an id is no whole number, as 3.0 is, or a target no class of the table."""
-    classes = MODALITIES["LULC"].classes
-    for source, target in class_map.items():
-        if not (_whole(source) and _whole(target)):
-            raise UnitsError(f"class_map has {source!r}: {target!r}; give whole numbers, theirs to ours")
-        if not 0 <= target < len(classes):
-            raise UnitsError(f"--class-map maps to class {target}; choose one of 0..{len(classes) - 1}")
-
-
-def _whole(number: Any) -> bool:
-    try:
-        return bool(int(number) == number)
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def map_classes(ids: npt.NDArray[Any], class_map: Mapping[int, int] | None) -> npt.NDArray[np.float32]:
-    """Return class ids of the table, float32, same shape.
-
-    Parameters
-    ----------
-    ids
-        Valid stored ids, any real dtype.
-    class_map
-        Theirs to ours. Every id must be in it: passing unknown ids through would mix two
-        legends. None means that the ids are the table's.
-
-    Raises
-    ------
-    UnitsError
-        If an id is unknown or out of range.
-    """
-    table = class_map if class_map is not None else {i: i for i in range(len(MODALITIES["LULC"].classes))}
-    present = np.unique(ids)
-    unknown = [float(v) for v in present if float(v) not in table]
-    if unknown:
-        known = f"0..{len(table) - 1}" if class_map is None else "the given map"
-        raise UnitsError(f"class ids {', '.join(f'{v:g}' for v in unknown[:8])} are not in {known}; "
-                         "pass --class-map OLD:NEW,... (or --class-map worldcover) with all ids")
-    mapped = np.array([table[int(v)] for v in present], np.float32)
-    return mapped[np.searchsorted(present, ids)]
-
-
-def check_classes(dataset: Dataset, modality: Modality, class_map: Mapping[int, int] | None) -> None:
-    """Raise `UnitsError` where sampled class ids are unknown, before any network runs."""
-    values = sample_values(dataset, select_bands(dataset, modality))
-    if values.size:
-        try:
-            map_classes(values, class_map)
-        except UnitsError as error:
-            raise UnitsError(f"{_label(dataset)}: {error}") from None

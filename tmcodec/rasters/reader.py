@@ -24,19 +24,16 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band, masks_differ
+from tmcodec.rasters.classes import check_class_map, check_classes, map_classes, parse_class_map
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
     all_tags,
     black_is_nodata,
-    check_class_map,
-    check_classes,
     decide_s2_offset,
     decide_scaling,
     infer_modality,
-    map_classes,
     nodata_values,
-    parse_class_map,
     select_bands,
 )
 from tmcodec.rasters.windows import IDENTITY, Transform, Window, window_transform

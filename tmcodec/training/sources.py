@@ -16,8 +16,8 @@ import numpy.typing as npt
 from tmcodec.errors import ConfigError, CorpusError, ModalityError, TmcodecError
 from tmcodec.modalities import S2_OFFSET, Modality, canonical_band, get_modality
 from tmcodec.rasters.arrays import Dataset
+from tmcodec.rasters.classes import parse_class_map
 from tmcodec.rasters.fill import fill_invalid
-from tmcodec.rasters.product import parse_class_map
 from tmcodec.rasters.reader import (
     GDAL_ERRORS,
     RasterSource,
