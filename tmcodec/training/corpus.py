@@ -14,13 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality
+from tmcodec.rasters.classes import WORLDCOVER_TO_TERRAMIND
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
-
-# WorldCover ids to TerraMind's classes (0 no data, 1 water, 2 trees, 3 flooded vegetation, 4 crops,
-# 5 built, 6 bare, 7 snow, 8 clouds, 9 rangeland).
-WORLDCOVER = {10: 2, 20: 9, 30: 9, 40: 4, 50: 5, 60: 6, 70: 7, 80: 1, 90: 3, 95: 3, 100: 9}
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def read_classes(path: Path, bands: Sequence[str]) -> tuple[Array, Mask]:
     values, valid, _ = read_scene(path)
     if path.parent.name == "LULC_worldcover":
         mapped = np.zeros_like(values)
-        for theirs, ours in WORLDCOVER.items():
+        for theirs, ours in WORLDCOVER_TO_TERRAMIND.items():
             mapped[values == theirs] = ours
         values = mapped
     values[~valid] = 0
