@@ -184,8 +184,14 @@ def _dequantize_project(
 
 # --------------------------------------------------------------------------- custom operators
 
+# Their schemas are written out: torch 2.4 infers none from annotations that are strings.
 
-@torch.library.custom_op("tmcodec::fsq_quantize", mutates_args=())
+
+@torch.library.custom_op(
+    "tmcodec::fsq_quantize",
+    mutates_args=(),
+    schema="(Tensor latents, SymInt[] levels, str form, SymInt axis, str backend) -> (Tensor, Tensor)",
+)
 def _quantize_op(
     latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str
 ) -> tuple[Tensor, Tensor]:
@@ -202,7 +208,11 @@ def _(latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str
     return _empty_codes(latents, axis, torch.float32), indices
 
 
-@torch.library.custom_op("tmcodec::fsq_indices", mutates_args=())
+@torch.library.custom_op(
+    "tmcodec::fsq_indices",
+    mutates_args=(),
+    schema="(Tensor latents, SymInt[] levels, str form, SymInt axis, str backend) -> Tensor",
+)
 def _indices_op(latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str) -> Tensor:
     indices = _quantize(latents, make_grid(levels, form), axis, backend, False, True)[1]
     assert indices is not None
@@ -215,7 +225,11 @@ def _(latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str
     return latents.new_empty(_without(latents.shape, axis), dtype=torch.int32)
 
 
-@torch.library.custom_op("tmcodec::fsq_dequantize", mutates_args=())
+@torch.library.custom_op(
+    "tmcodec::fsq_dequantize",
+    mutates_args=(),
+    schema="(Tensor indices, SymInt[] levels, str form, SymInt axis, str backend) -> Tensor",
+)
 def _dequantize_op(indices: Tensor, levels: Sequence[int], form: str, axis: int, backend: str) -> Tensor:
     return _dequantize(indices, make_grid(levels, form), axis, backend)
 
@@ -226,7 +240,12 @@ def _(indices: Tensor, levels: Sequence[int], form: str, axis: int, backend: str
     return indices.new_empty((*indices.shape[:axis], len(levels), *indices.shape[axis:]), dtype=torch.float32)
 
 
-@torch.library.custom_op("tmcodec::fsq_backward", mutates_args=())
+@torch.library.custom_op(
+    "tmcodec::fsq_backward",
+    mutates_args=(),
+    schema="(Tensor grad_codes, Tensor latents, SymInt[] levels, str form, SymInt axis, str backend)"
+    " -> Tensor",
+)
 def _backward_op(
     grad_codes: Tensor, latents: Tensor, levels: Sequence[int], form: str, axis: int, backend: str
 ) -> Tensor:
@@ -256,7 +275,12 @@ def _quantize_gradients(
 _quantize_op.register_autograd(_quantize_gradients, setup_context=_save_latents)
 
 
-@torch.library.custom_op("tmcodec::fsq_project_quantize", mutates_args=())
+@torch.library.custom_op(
+    "tmcodec::fsq_project_quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? bias, SymInt[] levels, str form, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
+)
 def _project_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, levels: Sequence[int], form: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,7 +322,12 @@ def _project_gradients(
 _project_op.register_autograd(_project_gradients, setup_context=_save_projection)
 
 
-@torch.library.custom_op("tmcodec::fsq_dequantize_project", mutates_args=())
+@torch.library.custom_op(
+    "tmcodec::fsq_dequantize_project",
+    mutates_args=(),
+    schema="(Tensor indices, Tensor weight, Tensor? bias, SymInt[] levels, str form, ScalarType dtype,"
+    " str backend) -> Tensor",
+)
 def _expand_op(
     indices: Tensor,
     weight: Tensor,

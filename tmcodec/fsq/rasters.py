@@ -236,8 +236,21 @@ def _blend(
     return kernels.blend(tiles.detach().contiguous(), tiling, weights, scale, (height, width), dtype)
 
 
-_normalize_op = torch.library.custom_op("tmcodec::normalize_patchify", _normalize, mutates_args=())
-_blend_op = torch.library.custom_op("tmcodec::blend", _blend, mutates_args=())
+_normalize_op = torch.library.custom_op(
+    "tmcodec::normalize_patchify",
+    _normalize,
+    mutates_args=(),
+    schema="(Tensor raster, float[] mean, float[] std, SymInt tile, SymInt[] row_starts, SymInt[] col_starts,"
+    " Tensor? mask, float fill, ScalarType dtype, str backend) -> Tensor",
+)
+_blend_op = torch.library.custom_op(
+    "tmcodec::blend",
+    _blend,
+    mutates_args=(),
+    schema="(Tensor tiles, SymInt[] row_starts, SymInt[] col_starts, Tensor row_weights, Tensor col_weights,"
+    " SymInt height, SymInt width, float[] mean, float[] std, Tensor? mask, float fill, ScalarType dtype,"
+    " str backend) -> Tensor",
+)
 
 
 # Operators pass all their arguments by place; these read the ones that decide the result's shape.
