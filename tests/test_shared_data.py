@@ -33,20 +33,22 @@ WITH_OFFSET = ("S2L2A/terramesh_433D", "S2L1C/terramesh_282D", "S2L1C/terramesh_
 pytestmark = pytest.mark.skipif(not RASTERS, reason=f"no shared rasters in {DATA}")
 
 
-def encode(path: Path, dst: Path) -> Any:
+def encode(path: Path, dst: Path, effort: int | None = None) -> Any:
     """Encode with the flags that the corpus' manifest asks for."""
     modality = NAMED.get(path.parent.name, path.parent.name)
     present = any(name in str(path) for name in WITH_OFFSET)
     offset = ("present" if present else "absent") if MODALITIES[modality].optical else "auto"
     class_map = "worldcover" if path.parent.name == "LULC_worldcover" else None
-    return tmcodec.encode(path, dst, modality=modality, s2_offset=offset, class_map=class_map)
+    return tmcodec.encode(
+        path, dst, modality=modality, s2_offset=offset, class_map=class_map, effort=effort
+    )
 
 
 @pytest.mark.parametrize("path", RASTERS, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_there_and_back(path: Path, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        report = encode(path, tmp_path / "a.tmc")
+        report = encode(path, tmp_path / "a.tmc", effort=1)  # the whole search: where quality is asserted
         tmcodec.decode(tmp_path / "a.tmc", tmp_path / "a.tif")
         with rasterio.open(path) as a, rasterio.open(tmp_path / "a.tif") as b:
             assert (a.crs, a.transform, a.shape, a.count) == (b.crs, b.transform, b.shape, b.count)
