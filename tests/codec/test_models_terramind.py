@@ -29,6 +29,7 @@ from tmcodec.codec.store import read_stored, stored_path
 from tmcodec.codec.terramind import TerraMindTokenizer, reflect_to, starts
 from tmcodec.codec.terramind_models import OFFICIAL, modality_of
 from tmcodec.codec.terramind_weights import Checkpoint, identity, open_checkpoint, tensors_digest
+from tmcodec.codec.tokenizer import pick_device
 from tmcodec.modalities import MODALITIES
 from tmcodec.networks.terramind.net import ENCODER_PREFIXES, DecoderHalf, EncoderHalf
 from tmcodec.rasters import Window
@@ -608,3 +609,11 @@ def test_messages_about_bad_checkpoints_give_no_dangerous_advice(tmp_path: Path)
 def test_other_devices_are_refused_by_name(write: Write) -> None:
     with pytest.raises(errors.DeviceError, match="device 'meta' is not supported; use auto, cpu or cuda"):
         tmcodec.load_tokenizer(S1, device="meta", checkpoint=write(S1))
+
+
+def test_a_cuda_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(errors.DeviceError, match="no device 'cuda:2'; this machine has 2"):
+        pick_device("cuda:2")

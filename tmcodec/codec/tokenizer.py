@@ -55,6 +55,8 @@ def pick_device(device: str) -> torch.device:
         raise DeviceError(f"device {device!r} is not supported; use auto, cpu or cuda")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA device is available; use --device cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
+        raise DeviceError(f"there is no device {device!r}; this machine has {count}, counted from cuda:0")
     return chosen
 
 
