@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from training_helpers import SMALL
 
 from tmcodec.networks.mini import MiniConfig, MiniNet
 from tmcodec.training.energy import cell_norms, energy_score, pyramid, relief_weights, whole_cells
-from tmcodec.training.stages import energy_error, freeze
+from tmcodec.training.stages import StageName, denoising_error, energy_error, freeze, sampled_picture
 from tmcodec.training.starting import textured
 
 
@@ -80,6 +82,24 @@ def test_parts_of_coarse_cells_are_left_out() -> None:
     assert whole_cells(torch.zeros(1, 2, 100, 65)).shape == (1, 2, 96, 64)
     x = torch.arange(100 * 71.0).view(1, 1, 100, 71)
     assert torch.equal(whole_cells(x, 5, 7), x[..., 5:69, 7:71])
+
+
+def test_all_that_a_stage_trains_gets_a_gradient() -> None:
+    """Several processes wait for the gradients of all parameters that are trained."""
+    cfg = MiniConfig("NDVI", 1, (8, 8, 8, 6, 5), **SMALL, mean=(0.3,), std=(0.3,), residual_std=(0.5,))
+    z, valid = torch.randn(2, 1, 64, 64), torch.ones(2, 1, 64, 64, dtype=torch.bool)
+    losses: dict[StageName, Callable[[MiniNet, torch.Generator], torch.Tensor]] = {
+        "denoiser": lambda net, generator: denoising_error(net, z, valid, generator).mean(),
+        "energy": lambda net, generator: energy_error(net, z, valid, generator),
+        "chain": lambda net, generator: (sampled_picture(net, z, 2, generator) - z).square().mean(),
+    }
+    for stage, loss in losses.items():
+        net = textured(MiniNet(cfg))
+        freeze(net, stage)
+        loss(net, torch.Generator().manual_seed(0)).backward()
+        trained = {name: p.grad for name, p in net.named_parameters() if p.requires_grad}
+        assert trained
+        assert [name for name, grad in trained.items() if grad is None] == [], stage
 
 
 def test_masked_pixels_change_nothing() -> None:

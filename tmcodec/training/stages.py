@@ -71,7 +71,9 @@ def freeze(net: MiniNet, stage: StageName) -> None:
         If there is nothing to train.
     """
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name.startswith(PARTS[stage]))
+        # How strong a texture is comes into what is drawn alone; processes would wait for its gradient.
+        idle = stage == "denoiser" and name.startswith("denoiser.gain.")
+        parameter.requires_grad_(name.startswith(PARTS[stage]) and not idle)
     if not any(p.requires_grad for p in net.parameters()):
         raise ConfigError(f"stage {stage} has nothing to train in this network; it has no denoiser")
 
