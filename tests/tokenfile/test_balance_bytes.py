@@ -15,9 +15,11 @@ from tokenfile_helpers import layer_meta, random_tokens, seal, section, split, v
 
 from tmcodec.errors import MetadataError, StackError, TokenFileError
 from tmcodec.tokenfile import Balance, LayerMeta, TokenFile, stack
-from tmcodec.tokenfile.balance import MAX_VALUE, node_counts, pack_balance, unpack_balance
+from tmcodec.tokenfile.balance import MAX_VALUE, most_values, node_counts, pack_balance, unpack_balance
 from tmcodec.tokenfile.binary import Cursor
 from tmcodec.tokenfile.golomb import pack_golomb, unpack_golomb
+from tmcodec.tokenfile.header import pack_header, pack_index, unpack_header
+from tmcodec.tokenfile.metadata import FileMeta
 
 INTEGERS = st.integers(-MAX_VALUE, MAX_VALUE) | st.integers(-40, 40)
 
@@ -179,6 +181,31 @@ BOMB = zstandard.ZstdCompressor().compress(bytes(2**27))
 def test_malformed_bytes_are_refused(body: bytes) -> None:
     with pytest.raises(MetadataError):
         unpack_balance(Cursor(HEAD + body, "x"), 3)
+
+
+def test_balances_do_not_grow_beyond_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2^20 integers and 16 for each byte of the header are all that the layers may have together."""
+
+    def pack(*rows: int) -> bytes:
+        layers = []
+        for name, count in enumerate(rows):
+            balance = replace(balanced().balance, spacing=1, values=(0,) * (512 * count * 6), mix=())
+            layers.append(layer_meta(
+                name=str(name), patch=16, width=512 * 16, height=count * 16, balance=balance))
+        header = pack_header(FileMeta(tuple(layers)), [pack_index(m.chunks, [], [], [], []) for m in layers])
+        assert len(header) < 1000
+        return header
+
+    layers = unpack_header(pack(170, 171))[0].layers  # 341 * 512 * 6 = 2^20 - 1024
+    assert sum(len(layer.balance.values) for layer in layers if layer.balance is not None) == 2**20 - 1024
+    with pytest.raises(MetadataError, match="more gains and offsets than readers take"):
+        pack(180, 171)
+    monkeypatch.setattr("tmcodec.tokenfile.header.most_values", lambda header: 2**24)
+    header = pack(180, 171)
+    monkeypatch.undo()
+    with pytest.raises(MetadataError, match="layer 1, field 16: a balance of 2101248 bytes; at most"):
+        unpack_header(header)
+    assert (most_values(0), most_values(100)) == (2**20, 2**20 + 1600)
 
 
 def test_a_balance_of_another_grid_is_refused() -> None:

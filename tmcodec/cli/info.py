@@ -110,7 +110,7 @@ def _balance(meta: LayerMeta) -> dict[str, Any] | None:
     if meta.balance is None:
         return None
     nodes = meta.balance.nodes(meta.rows, meta.cols, len(meta.times), len(meta.bands))
-    return {**dataclasses.asdict(meta.balance), "values": nodes.tolist()}
+    return {**vars(meta.balance), "values": nodes.tolist()}
 
 
 def _stored_tokens(layer: Layer) -> int:

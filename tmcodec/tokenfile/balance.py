@@ -26,6 +26,8 @@ MAX_COMPONENTS = 16
 """Most components of a mixing."""
 MAX_VALUES = 2**24
 """Most integers of one layer: bounds what a compressed field can grow to."""
+FREE_VALUES, VALUES_A_BYTE = 2**20, 16
+"""Integers of all layers that any file may have, and that each byte of its header allows beyond."""
 
 _VARINTS, _ZSTD = 0, 1
 _USUAL = 0
@@ -112,6 +114,11 @@ def check_balance(balance: Balance, rows: int, cols: int, times: int, bands: int
         raise MetadataError(f"balance: {len(balance.mix)} integers of mixing, each component has {size}")
     if max(map(abs, (*balance.values, *balance.mix))) > MAX_VALUE:
         raise MetadataError(f"balance: an integer beyond {MAX_VALUE}")
+
+
+def most_values(header: int) -> int:
+    """Return how many integers the balances of all layers may have in a header of so many bytes."""
+    return FREE_VALUES + VALUES_A_BYTE * header
 
 
 def join_balances(steps: Sequence[tuple[Balance | None, int, int]]) -> Balance | None:
@@ -207,8 +214,12 @@ def _pack_general(balance: Balance, zigzagged: NDArray[np.int64], bands: int) ->
     return pack_varint(balance.spacing) + scale + mix + bytes([kind]) + data
 
 
-def unpack_balance(cursor: Cursor, bands: int, version: int = VERSION) -> Balance:
+def unpack_balance(
+    cursor: Cursor, bands: int, version: int = VERSION, most: int = MAX_VALUES
+) -> Balance:
     """Invert `pack_balance`; the number of nodes is the layer's to check.
+
+    A frame of more than `most` integers is not unpacked.
 
     Raises
     ------
@@ -225,7 +236,7 @@ def unpack_balance(cursor: Cursor, bands: int, version: int = VERSION) -> Balanc
     mix = _unzigzag(cursor.varints(mixed, "mixing")) if mixed else ()
     kind = cursor.u8("kind")
     if kind == _ZSTD:
-        zigzagged = _unpack_words(bytes(cursor.rest()), cursor.what)
+        zigzagged = _unpack_words(bytes(cursor.rest()), cursor.what, min(most, MAX_VALUES))
     elif kind == _VARINTS:
         ahead = cursor.peek()
         zigzagged = cursor.varints(int(np.count_nonzero(np.frombuffer(ahead, np.uint8) < 0x80)), "balance")
@@ -258,10 +269,10 @@ def _unzigzag(values: NDArray[np.int64]) -> tuple[int, ...]:
     return tuple(((values >> 1) ^ -(values & 1)).tolist())
 
 
-def _unpack_words(frame: bytes, what: str) -> NDArray[np.int64]:
+def _unpack_words(frame: bytes, what: str, most: int) -> NDArray[np.int64]:
     """Return the 32-bit words of a frame that holds their lowest bytes first, then the next, and so on."""
     size = zstd_size(frame, what, MetadataError)
-    if size % 4 or size > 4 * MAX_VALUES:
-        raise MetadataError(f"{what}: a balance of {size} bytes; at most {4 * MAX_VALUES} fit")
+    if size % 4 or size > 4 * most:
+        raise MetadataError(f"{what}: a balance of {size} bytes; at most {4 * most} fit")
     raw = zstd_unpack(frame, size, what, MetadataError)
     return np.frombuffer(raw, np.uint8).reshape(4, -1).T.copy().view("<u4").astype(np.int64).ravel()

@@ -15,7 +15,7 @@ from typing import Any
 
 from tmcodec.errors import MetadataError, UnknownSectionError
 from tmcodec.modalities import MODALITIES, Modality
-from tmcodec.tokenfile.balance import pack_balance, unpack_balance
+from tmcodec.tokenfile.balance import MAX_VALUES, pack_balance, unpack_balance
 from tmcodec.tokenfile.binary import Cursor, encode_utf8, pack_number, pack_string, pack_varint, zigzag
 from tmcodec.tokenfile.metadata import (
     DTYPE_IDS,
@@ -52,6 +52,7 @@ class _Context:
     version: int
     modality: str = ""
     stored_bands: int = 0
+    room: int = MAX_VALUES
 
     @property
     def standard(self) -> Modality | None:
@@ -348,7 +349,7 @@ def _pack_balance(meta: LayerMeta, context: _Context) -> bytes | None:
 
 
 def _unpack_balance(cursor: Cursor, context: _Context) -> dict[str, Any]:
-    return {"balance": unpack_balance(cursor, context.bands, context.version)}
+    return {"balance": unpack_balance(cursor, context.bands, context.version, context.room)}
 
 
 def _pack_name(meta: LayerMeta, context: _Context) -> bytes | None:
@@ -463,8 +464,10 @@ def pack_layer(meta: LayerMeta, crs: list[str], version: int = VERSION) -> bytes
     return b"".join(pack_section(number, data, version) for number, data in packed if data is not None)
 
 
-def unpack_layer(data: memoryview, crs: list[str], what: str, version: int = VERSION) -> LayerMeta:
-    """Invert `pack_layer`.
+def unpack_layer(
+    data: memoryview, crs: list[str], what: str, version: int = VERSION, room: int = MAX_VALUES
+) -> LayerMeta:
+    """Invert `pack_layer`, whose balance has at most `room` integers.
 
     Raises
     ------
@@ -473,7 +476,7 @@ def unpack_layer(data: memoryview, crs: list[str], what: str, version: int = VER
     stored = dict(unpack_sections(Cursor(data, what), _FIELDS, version=version))
     if _REGISTERED in stored and not stored.keys().isdisjoint({_TOKENIZER, _WEIGHTS}):
         raise MetadataError(f"{what}: a registered tokenizer beside another name or checksum")
-    context = _Context(crs, version)
+    context = _Context(crs, version, room=room)
     values: dict[str, Any] = {}
     # The modality first, or else the tokenizer that tells it: the defaults of the other fields depend on it.
     for number in sorted(stored, key=lambda n: (n != _MODALITY, n != _REGISTERED, n)):

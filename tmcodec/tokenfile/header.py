@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.errors import MetadataError
+from tmcodec.tokenfile.balance import most_values
 from tmcodec.tokenfile.binary import Cursor, pack_varint
 from tmcodec.tokenfile.chunks import EMPTY, MAX_TAG
 from tmcodec.tokenfile.fields import pack_layer, pack_tags, unpack_layer, unpack_tags
@@ -154,7 +155,15 @@ def pack_header(meta: FileMeta, indexes: Sequence[bytes], version: int = VERSION
         parts.append((SECTION_TAGS, pack_tags(meta.tags)))
     parts += [(SECTION_LAYER, pack_layer(layer, crs, version)) for layer in meta.layers]
     parts += [(SECTION_INDEX, index) for index in indexes]
-    return b"".join(pack_section(section, data, version) for section, data in parts)
+    header = b"".join(pack_section(section, data, version) for section, data in parts)
+    if sum(map(_values, meta.layers)) > most_values(len(header)):
+        raise MetadataError("header: more gains and offsets than readers take; write fewer dates to one file")
+    return header
+
+
+def _values(layer: LayerMeta) -> int:
+    """Return how many integers its balance has."""
+    return 0 if layer.balance is None else len(layer.balance.values) + len(layer.balance.mix)
 
 
 def unpack_header(header: bytes, version: int = VERSION) -> tuple[FileMeta, list[ChunkIndex]]:
@@ -173,11 +182,12 @@ def unpack_header(header: bytes, version: int = VERSION) -> tuple[FileMeta, list
     crs = [unpack_crs(data) for data in found[SECTION_CRS]]
     if len(set(crs)) != len(crs):
         raise MetadataError("header: a CRS is stored twice")
-    layers = tuple(
-        unpack_layer(data, crs, f"layer {i}", version) for i, data in enumerate(found[SECTION_LAYER])
-    )
+    layers, room = list[LayerMeta](), most_values(len(header))
+    for i, data in enumerate(found[SECTION_LAYER]):
+        layers.append(unpack_layer(data, crs, f"layer {i}", version, room))
+        room -= _values(layers[-1])
     tags = unpack_tags(Cursor(found[SECTION_TAGS][0], "tags")) if found[SECTION_TAGS] else {}
-    meta = FileMeta(layers, tags)
+    meta = FileMeta(tuple(layers), tags)
     return meta, _unpack_indexes(meta.layers, found[SECTION_INDEX])
 
 
