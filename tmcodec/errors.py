@@ -187,6 +187,10 @@ class TargetNameError(TmcodecError, ValueError):
     """The target is the source, no file at all, or its suffix says something else than what is written."""
 
 
+class TargetWriteError(TmcodecError, OSError):
+    """The target took less than there was to write."""
+
+
 class BackendError(TmcodecError, RuntimeError):
     """The kernels asked for are unknown, or cannot run here."""
 

@@ -23,7 +23,9 @@ from tmcodec.errors import (
     LayerNotFoundError,
     LimitExceededError,
     SourceError,
+    StackError,
     TargetExistsError,
+    TargetWriteError,
     TokenRangeError,
     WindowError,
 )
@@ -222,17 +224,36 @@ def test_fsspec_memory() -> None:
         assert file["a"].tokens((0, 0, 5, 5)).tolist() == TOKENS[0, :5, :5].tolist()
 
 
-@pytest.mark.parametrize("source", [5, io.TextIOWrapper(io.BytesIO())])
-def test_not_a_source(source: Any) -> None:
-    if isinstance(source, io.TextIOWrapper):
-        source.seek = None  # type: ignore[method-assign,assignment]
-        source = type("Pipe", (), {"read": lambda *_: b"", "seek": _no_seek})()
-    with pytest.raises(SourceError):
+def _no_seek(*_: object) -> int:
+    raise io.UnsupportedOperation("underlying stream is not seekable")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (5, "neither a path nor a binary file object"),
+        (type("Pipe", (), {"read": lambda *_: b"", "seek": _no_seek})(), "read at random places"),
+        (io.StringIO("text"), "the file object reads text; open it as 'rb'"),
+    ],
+)
+def test_not_a_source(source: Any, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
         TokenFile.open(source)
 
 
-def _no_seek(*_: object) -> int:
-    raise io.UnsupportedOperation("underlying stream is not seekable")
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://no/such.tmc", "cannot open memory://no/such.tmc: there is no such file"),
+        ("nosuch://x/y.tmc", "cannot open nosuch://x/y.tmc: .*nosuch"),
+        ("filecache://x.tmc", "cannot open filecache://x.tmc: "),
+    ],
+)
+def test_urls_that_cannot_be_opened(url: str, message: str) -> None:
+    pytest.importorskip("fsspec")
+    with pytest.raises(SourceError, match=message) as found:
+        TokenFile.open(url)
+    assert "\n" not in str(found.value)
 
 
 def test_a_closed_file_says_so(tmp_path: Path) -> None:
@@ -284,6 +305,11 @@ def test_an_open_file_is_opened_again_where_it_is_unpickled(
         pickle.loads(pickled)
     with TokenFile.open(io.BytesIO(MASKED)) as unnamed, pytest.raises(SourceError, match="a file object"):
         pickle.dumps(unnamed)
+
+
+def test_stacking_one_path_is_no_list() -> None:
+    with pytest.raises(StackError, match=r"stack takes a list of token files; give \['a\.tmc', \.\.\.\]"):
+        tokenfile.stack("a.tmc", "b.tmc")
 
 
 def test_missing_path(tmp_path: Path) -> None:
@@ -429,6 +455,37 @@ def test_target_exists(tmp_path: Path) -> None:
     with TokenFile.open(path) as file:
         assert file.meta.layers[0] == META
     assert [p.name for p in tmp_path.iterdir()] == ["x.tmc"]
+
+
+class Slow(io.RawIOBase):
+    """A raw file, pipe or socket: takes seven bytes at a time, and no more than `room`."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.data = room, b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int | None:
+        part = bytes(data[: min(7, self.room - len(self.data))])
+        self.data += part
+        return len(part) or None
+
+
+def test_targets_that_take_less_at_a_time() -> None:
+    meta = layer_meta(width=20, height=20)  # one chunk
+    tokens = random_tokens(meta)
+    whole = write_file(meta, [tokens])
+    for room in (10**9, len(whole), len(whole) - 1):
+        target = Slow(room)
+        writer = TokenFileWriter(target, FileMeta((meta,)))  # type: ignore[arg-type]
+        writer.write_chunk(0, 0, 0, 0, tokens[0])
+        if room >= len(whole):
+            writer.finish()
+            assert (target.data, writer.size) == (whole, len(whole))
+        else:
+            with pytest.raises(TargetWriteError, match="takes no more bytes"):
+                writer.finish()
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

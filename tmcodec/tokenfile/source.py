@@ -38,7 +38,7 @@ class ByteSource:
     Raises
     ------
     SourceError
-        If a file object is not seekable.
+        If a file object is not seekable or reads text, or a URL cannot be opened.
     MissingDependencyError
         If a URL needs a package that is not installed.
     OSError
@@ -121,6 +121,8 @@ def _open(source: str | os.PathLike[str] | IO[bytes]) -> tuple[Any, bool, str]:
     if not isinstance(source, str | os.PathLike):
         if not hasattr(source, "read"):
             raise SourceError(f"{source!r} is neither a path nor a binary file object")
+        if isinstance(source, io.TextIOBase):
+            raise SourceError(f"{getattr(source, 'name', 'the file object')} reads text; open it as 'rb'")
         return source, False, str(getattr(source, "name", "token file"))
     name = as_url(os.fspath(source))
     if "://" in name:
@@ -147,6 +149,11 @@ def _open_url(url: str) -> Any:
         return filesystem.open(path, "rb", cache_type="none")
     except ImportError as cause:
         raise MissingDependencyError(f"reading {url} needs another package: {cause}") from cause
+    except FileNotFoundError as cause:
+        raise SourceError(f"cannot open {url}: there is no such file") from cause
+    except Exception as cause:  # each of its filesystems has errors of its own
+        reason = " ".join(str(cause).split()) or type(cause).__name__
+        raise SourceError(f"cannot open {url}: {reason}") from cause
 
 
 def _read_fully(file: Any, count: int) -> bytes:

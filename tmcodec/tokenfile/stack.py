@@ -57,6 +57,8 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
     TargetNameError
         If the target is one of the sources, or called like a raster.
     """
+    if isinstance(sources, str | os.PathLike):
+        raise StackError(f"stack takes a list of token files; give [{os.fspath(sources)!r}, ...]")
     if not sources:
         raise StackError("nothing to stack; name at least one token file")
     if isinstance(target, str | os.PathLike):

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import pairwise
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tmcodec.atomic import atomic_path, check_target
-from tmcodec.errors import ChunkError, LayerNotFoundError, TargetNameError, UnsupportedVersionError
+from tmcodec.errors import (
+    ChunkError,
+    LayerNotFoundError,
+    TargetNameError,
+    TargetWriteError,
+    UnsupportedVersionError,
+)
 from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.chunks import (
     EMPTY,
@@ -229,6 +234,8 @@ class TokenFileWriter:
         ------
         ChunkError
             If a chunk was never written, unless that makes it empty.
+        TargetWriteError
+            If a file object takes less than all.
         TargetExistsError
             If the path has come into being meanwhile.
         """
@@ -324,15 +331,33 @@ class TokenFileWriter:
 
     def _copy(self, file: IO[bytes], start: bytes, payload: list[_Entry]) -> None:
         """Write prelude and header, then the payload in index order whatever the order it came in."""
-        file.write(start)
+        _write_fully(file, start)
         whole = self.payload_bytes == self._spooled
         if whole and all(a.offset + a.length == b.offset for a, b in pairwise(payload)):
             self._spool.seek(0)
-            shutil.copyfileobj(cast("Any", self._spool), file, 2**20)
+            while part := self._spool.read(2**20):
+                _write_fully(file, part)
             return
         for entry in payload:
             self._spool.seek(entry.offset)
-            file.write(self._spool.read(entry.length))
+            _write_fully(file, self._spool.read(entry.length))
+
+
+def _write_fully(file: IO[bytes], data: bytes | memoryview) -> None:
+    """Write all of `data`; raw files, pipes and sockets may take less at a time, or nothing for now.
+
+    Raises
+    ------
+    TargetWriteError
+        If the file takes no more.
+    """
+    while data:
+        count: int | None = file.write(data)
+        if count is None and not isinstance(file, io.RawIOBase):
+            return  # objects of other people's often say nothing
+        if not count:
+            raise TargetWriteError("the target takes no more bytes; give a buffered, blocking file object")
+        data = memoryview(data)[count:]
 
 
 def _index(chunks: int, filled: Mapping[int, _Entry]) -> bytes:
