@@ -293,6 +293,23 @@ def test_bad_options_leave_nothing(tmp_path: Path, cog: bool) -> None:
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_said_and_hidden_names_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GDAL says of a full disk that it cannot read a directory, of a file of another name."""
+
+    def failing(path: Path, *_: Any, **__: Any) -> None:
+        raise rasterio.errors.RasterioIOError(f"{path}: TIFFReadDirectory failed")
+
+    monkeypatch.setattr("tmcodec.rasters.writer.open_quietly", failing)
+    for free, says in ((2**30, r"a\.tif \(a\.tif: TIFFReadDirectory failed\)"), (0, "no space left on its disk")):
+        usage = type("Usage", (), {"free": free})
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, usage=usage: usage)
+        with pytest.raises(RasterWriteError, match=says):
+            write_one(tmp_path / "a.tif", [1], dtype="int16")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(RasterWriteError, match="folder does not exist"):
         write_one(tmp_path / "no" / "a.tif", [1], dtype="int16")

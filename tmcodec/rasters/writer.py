@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,6 +27,7 @@ from tmcodec.rasters.windows import IDENTITY, Transform, Window
 
 _TILE = 256  # a row of tiles of 10980 x 12 16-bit bands then fits GDAL's cache of 256 MB four times
 _COG_TILE = 512  # the COG driver's default and what remote readers expect
+_FULL = 2**20  # bytes left on a disk on which nothing more can be written
 
 
 class RasterWriter:
@@ -109,6 +111,7 @@ class RasterWriter:
         self._scale, self._offset, self._tagged = scale, offset, tagged
         self._cog, self._overwrite, self._compress = cog, overwrite, compress
         self._cache_chosen = cache_chosen()
+        self._final = self._draft = self.path
         self._stack: ExitStack | None = None
         self._dataset: Any = None
 
@@ -164,7 +167,7 @@ class RasterWriter:
             "driver": "GTiff", "width": self.width, "height": self.height, "count": len(self.bands),
             "dtype": self.dtype.name, "crs": self._parsed_crs(), "nodata": self.nodata,
             "tiled": True, "blockxsize": _TILE, "blockysize": _TILE, "interleave": "band",
-            "compress": self._compress, "predictor": 3 if self.dtype.kind == "f" else 2,
+            "compress": self._compress, "predictor": self._predictor,
             "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS",
         }
         if self._cog:
@@ -207,10 +210,20 @@ class RasterWriter:
         except GDAL_ERRORS as error:
             raise self._failed(error) from error
 
+    @property
+    def _predictor(self) -> int:
+        """GeoTIFF's: of floats, of differences, or none; libtiff 4.3 has none for integers of 64 bits."""
+        if self.dtype.kind == "f":
+            return 3
+        return 2 if self.dtype.itemsize < 8 else 1
+
     def _cog_options(self) -> dict[str, Any]:
         categorical = self._modality is not None and self._modality.categorical
-        return {"compress": self._compress, "predictor": "YES", "blocksize": _COG_TILE, "bigtiff": "IF_SAFER",
-                "num_threads": "ALL_CPUS", "overview_resampling": "MODE" if categorical else "AVERAGE"}
+        return {"compress": self._compress, "predictor": "NO" if self._predictor == 1 else "YES",
+                "blocksize": _COG_TILE, "bigtiff": "IF_SAFER",
+                # Several of GDAL's threads at a mask band say "Bad value 11 for ExtraSamples" on stderr.
+                "num_threads": 1 if self._masked else "ALL_CPUS",
+                "overview_resampling": "MODE" if categorical else "AVERAGE"}
 
     def _discard(self) -> None:
         if self._dataset is not None:
@@ -222,8 +235,14 @@ class RasterWriter:
                 Path(f"{self._draft}{ending}").unlink(missing_ok=True)
 
     def _failed(self, error: BaseException) -> TmcodecError:
-        return RasterWriteError(f"cannot write {self.path} ({one_line(error)}); check the options, the disk "
-                                "and the permissions")
+        # Of a full disk GDAL says that it cannot read back what it wrote.
+        if self.path.parent.is_dir() and shutil.disk_usage(self.path.parent).free < _FULL:
+            return RasterWriteError(f"cannot write {self.path}: no space left on its disk; nothing was written")
+        said = one_line(error)
+        for hidden in (self._draft, self._final):
+            said = said.replace(str(hidden), self.path.name).replace(hidden.name, self.path.name)
+        return RasterWriteError(f"cannot write {self.path} ({said}); check the options, the disk and the "
+                                "permissions")
 
     # ----------------------------------------------------------------- values
 
@@ -277,6 +296,7 @@ class RasterWriter:
             raise WindowError(f"window {window} is not inside the raster of {self.width} x {self.height}; "
                               "clip it first")
 
+    @np.errstate(over="ignore", invalid="ignore")  # a file may state any scale
     def to_stored(self, values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
         """Return one band as it is stored: scaled, clipped, rounded, invalid pixels marked.
 

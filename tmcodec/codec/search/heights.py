@@ -132,7 +132,8 @@ class Ground:
             with torch.enable_grad():
                 total = (weight * self.error(start + relief * shift)).sum()
                 (shift.grad,) = torch.autograd.grad(total, shift)
-            adam.step()
+            with torch.device("cpu"):  # where Adam counts its steps; torch 2.4 took the caller's default
+                adam.step()
         return (start + relief * shift).detach()
 
     def weights(self, error: Tensor) -> Tensor:
