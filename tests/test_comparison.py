@@ -13,7 +13,7 @@ import rasterio
 from PIL import Image
 
 import tmcodec
-from tmcodec.comparison import Comparison
+from tmcodec.comparison import Comparison, _same_place
 from tmcodec.errors import (
     LayerNotFoundError,
     LineEndingError,
@@ -105,6 +105,16 @@ def test_georeferencing_and_masks(make_scene: MakeScene) -> None:
     assert not tmcodec.compare(bare, original).crs_equal
     other_zone = make_scene("DEM", nodata=-32768, name="zone.tif", crs="EPSG:32634")
     assert not tmcodec.compare(other_zone, original).crs_equal
+
+
+def test_places_beyond_all_numbers_are_equal_where_they_are_the_same() -> None:
+    far = (1.7e308, 1.7e308, 0.0, 1.7e308, -1.7e308, 0.0)
+    assert _same_place(far, far, 100, 100)
+    assert not _same_place(far, (1.0, 0.0, 0.0, 0.0, -1.0, 0.0), 100, 100)
+    assert not _same_place((1.0, 0.0, 0.0, 0.0, -1.0, 0.0), far, 100, 100)
+    ten = (10.0, 0.0, 5e5, 0.0, -10.0, 4e6)
+    assert _same_place(ten, (10.0, 0.0, 5e5 + 0.009, 0.0, -10.0, 4e6), 100, 100)
+    assert not _same_place(ten, (10.0, 0.0, 5e5 + 0.011, 0.0, -10.0, 4e6), 100, 100)
 
 
 def test_sizes_must_match(make_scene: MakeScene) -> None:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from tmcodec.errors import ShapeError
+from tmcodec.errors import ShapeError, UnitsError
 from tmcodec.metrics import (
     PEAKS,
     ClassMetrics,
@@ -196,6 +196,15 @@ def test_classes_against_set_arithmetic() -> None:
         first, second = (set(np.flatnonzero(valid & (a == i))) for a in (reference, other))
         assert result.iou[name] == pytest.approx(len(first & second) / len(first | second))
     assert result.accuracy == pytest.approx(float((reference == other)[valid].mean()))
+
+
+@pytest.mark.parametrize("wild", [-1.0, 10.0, 1e10, math.nan])
+def test_ids_without_a_name_are_refused_where_they_count(wild: float) -> None:
+    reference, other = np.ones((2, 1, 4), np.float32)
+    other[0, 0] = wild
+    with pytest.raises(UnitsError, match="the legend has 0 to 9"):
+        class_metrics(reference, other, all_valid(reference), LULC.classes)
+    assert class_metrics(reference, other, other == 1, LULC.classes).accuracy == 1
 
 
 def test_no_valid_class_pixel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -390,12 +391,13 @@ def _same_crs(one: str | None, two: str | None) -> bool:
 def _same_place(one: Transform, two: Transform, width: int, height: int) -> bool:
     """Return whether all corners agree within a thousandth of a pixel."""
     a, b, _, d, e, _ = one
-    tolerance = _PLACE_TOLERANCE * min(abs(complex(a, d)), abs(complex(b, e)))
+    tolerance = _PLACE_TOLERANCE * min(math.hypot(a, d), math.hypot(b, e))
+    apart = 0.0
     for col, row in ((0, 0), (width, 0), (0, height), (width, height)):
         x, y = ((t[0] * col + t[1] * row + t[2], t[3] * col + t[4] * row + t[5]) for t in (one, two))
-        if max(abs(x[0] - y[0]), abs(x[1] - y[1])) > tolerance:
-            return False
-    return True
+        apart = max(apart, math.hypot(x[0] - y[0], x[1] - y[1]))
+    # Numbers beyond float64 have no distance.
+    return one == two or (math.isfinite(tolerance) and apart <= tolerance)
 
 
 def _plot(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.errors import ShapeError
+from tmcodec.errors import ShapeError, UnitsError
 from tmcodec.modalities import S2_OFFSET, Modality
 
 Real = npt.NDArray[np.floating[Any]]
@@ -264,11 +264,20 @@ def ndvi_error(reference: Real, other: Real, valid: Bool, modality: Modality) ->
 
 
 def class_metrics(reference: Real, other: Real, valid: Bool, names: tuple[str, ...]) -> ClassMetrics:
-    """Compare two maps of class ids, shapes (H, W); `names` are the names of ids 0, 1, ..."""
+    """Compare two maps of class ids, shapes (H, W); `names` are the names of ids 0, 1, ...
+
+    Raises
+    ------
+    UnitsError
+        If a valid pixel has an id without a name.
+    """
     count = len(names)
-    first, second = reference[valid].astype(np.int64), other[valid].astype(np.int64)
-    if first.size == 0:
+    if not valid.any():
         return ClassMetrics(0, math.nan, math.nan, {})
+    for ids in (reference[valid], other[valid]):
+        if not (ids.min() >= 0 and ids.max() < count):
+            raise UnitsError(f"class ids {ids.min():g} to {ids.max():g}; the legend has 0 to {count - 1}")
+    first, second = reference[valid].astype(np.int64), other[valid].astype(np.int64)
     confusion = np.bincount(first * count + second, minlength=count * count).reshape(count, count)
     both = np.diag(confusion)
     either = confusion.sum(axis=0) + confusion.sum(axis=1) - both

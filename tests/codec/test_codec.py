@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import tmcodec
 from tmcodec import errors
 from tmcodec.cli import cli
-from tmcodec.codec.decode import Squares
+from tmcodec.codec.decode import Squares, Wanted, make_job
 from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
 from tmcodec.modalities import MODALITIES
@@ -488,6 +488,29 @@ def test_a_layer_that_does_not_describe_its_tokens_is_refused_by_what_differs(
     for tokenizer in (weights, tmcodec.load_tokenizer(str(weights), "cpu")):
         with pytest.raises(errors.TokenizerMismatchError, match=says):
             tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=tokenizer)
+
+
+def test_classes_that_a_layer_scales_are_refused(make_scene: MakeScene, tmp_path: Path) -> None:
+    tmcodec.encode(make_scene("LULC"), tmp_path / "a.tmc")
+    with tmcodec.open(tmp_path / "a.tmc") as file:
+        meta = file["LULC"].meta.replace(offset=1e10)
+    with TokenFileWriter(tmp_path / "forged.tmc", FileMeta((meta,)), sparse=True):
+        pass
+    with pytest.raises(errors.TokenizerMismatchError, match="LULC scales class ids, which are names"):
+        tmcodec.decode_array(tmp_path / "forged.tmc")
+
+
+def test_the_tile_that_a_file_states_does_not_say_how_much_is_decoded_at_once(
+    tokens: Path, weights: Path, tmp_path: Path
+) -> None:
+    with tmcodec.open(tokens) as file:
+        meta = file["S2L2A"].meta.replace(balance=None, width=8192, height=8192, tile=65536)
+    with TokenFileWriter(tmp_path / "forged.tmc", FileMeta((meta,)), sparse=True):
+        pass
+    with tmcodec.open(tmp_path / "forged.tmc") as file:
+        wanted = Wanted(None, 0, None, None, None, None, False, None, 1)
+        job = make_job(file, wanted, str(weights), "cpu", 16, 2**31, {})
+    assert job.squares.side == 1024  # 4 x 4 tiles of 256 pixels
 
 
 def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: Path, tmp_path: Path) -> None:

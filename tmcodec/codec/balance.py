@@ -205,6 +205,7 @@ def _row_moments(decoded: Values, original: Values, valid: Mask, side: int, pivo
     return np.array(found, np.float64)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a file may state any numbers; what is no value is clipped
 def apply_balance(
     values: Values, at: Window, balance: Balance, nodes: Nodes, mix: Nodes, patch: int
 ) -> Values:

@@ -319,7 +319,8 @@ def make_job(
         )
     tok = matching_tokenizer(layer, tokenizer, device, how)
     sampler = layer.sampler if asked is None else tok.check_sampler(asked)
-    side = side_of_batch(batch_size, layer.tile, layer.chunk * layer.patch)
+    # Not the tile that the file says, which could be as large as the raster.
+    side = side_of_batch(batch_size, tok.tile, layer.chunk * layer.patch)
     return Job(
         layer=layer,
         tokenizer=tok,
@@ -402,6 +403,10 @@ def _check_described(layer: Layer, tok: Tokenizer) -> None:
                 f"layer {layer.name} has the {what} {stored}, but {tok.name}, which it names, has {own}; "
                 "encode the raster again"
             )
+    if tok.modality.categorical and (layer.meta.scale, layer.meta.offset) != (1, 0):
+        raise TokenizerMismatchError(
+            f"layer {layer.name} scales class ids, which are names; encode the raster again"
+        )
     if len(tok.modality.bands) != len(layer.bands):
         raise TokenizerMismatchError(
             f"layer {layer.name} has {len(layer.bands)} bands, but {tok.name} decodes to "
