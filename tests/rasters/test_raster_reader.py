@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 import rasterio
 from raster_helpers import MakeRaster
 from rasterio.env import get_gdal_config, set_gdal_config
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
@@ -416,6 +418,82 @@ def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.
     reader.open_quietly("second")
     first.join()
     assert warnings.filters == before
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_filters_of_others_stay_as_they_make_them(make_raster: MakeRaster) -> None:
+    nowhere = make_raster(np.ones((4, 5), np.int16), crs=None, transform=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning of ours would be raised
+        with reader._QUIET:
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)  # equal to ours
+            warnings.simplefilter("ignore", DeprecationWarning)
+            reader.open_quietly(nowhere).close()
+        reader.open_quietly(nowhere).close()
+        assert [one[:3:2] for one in warnings.filters[:3]] == [
+            ("ignore", DeprecationWarning), ("ignore", NotGeoreferencedWarning), ("error", Warning)
+        ]
+    before = list(warnings.filters)
+    with warnings.catch_warnings():  # whose list of filters, ours among them, is put back meanwhile
+        reader._QUIET.__enter__()
+    reader._QUIET.__exit__()
+    assert warnings.filters == before
+
+
+def test_a_slow_file_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(2, timeout=10)  # broken where one waits for the other
+    monkeypatch.setattr(rasterio, "open", lambda path, mode: together.wait())
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(reader.open_quietly, ("first", "second"))) == [0, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_child_forked_while_others_are_inside_starts_anew(
+    cache: Callable[[], int], make_raster: MakeRaster
+) -> None:
+    path = make_raster(np.ones((4, 5), np.int16))
+    inside, done, before = threading.Event(), threading.Event(), list(warnings.filters)
+
+    def stay() -> None:
+        with reader.gdal_env(), reader._QUIET:
+            inside.set()
+            done.wait(10)
+
+    def open_one() -> bool:
+        quiet = warnings.filters == before
+        with open_raster(path, "DEM") as source:
+            source.read(WHOLE)
+        return quiet and warnings.filters == before and cache() == 512 << 20
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(stay)
+        inside.wait(10)
+        reader._QUIET._lock.acquire()  # as another thread may at that moment
+        reader._SMALL_CACHE._lock.acquire()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)
+            with suppress(BaseException):
+                os._exit(0 if open_one() else 1)
+            os._exit(2)
+        reader._SMALL_CACHE._lock.release()
+        reader._QUIET._lock.release()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        done.set()
+    assert warnings.filters == before and cache() == 512 << 20
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_child_forked_inside_leaves_for_itself(cache: Callable[[], int]) -> None:
+    with reader.gdal_env():
+        child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            with reader.gdal_env():
+                small = cache() == 256 << 20
+            os._exit(0 if small and cache() == 512 << 20 else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_truncated_files_fail_in_one_line(make_raster: MakeRaster) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,34 +43,102 @@ GDAL_ERRORS: tuple[type[Exception], ...] = (RasterioError, CPLE_BaseError, OSErr
 """What rasterio raises for a bad file or option; some functions pass GDAL's own classes through."""
 
 _CACHE_BYTES = 256 << 20
-_FILTERING = threading.Lock()
-"""Filters of warnings are the process's: threads that put them back out of turn leave one there for good."""
 _STRIP_BYTES = 64 << 20  # stored bytes read at once; bounds the copy beside the float32 result
 
 
-class _SmallCache:
-    """Holds GDAL's block cache, one for the whole process, at 256 MB while any thread is inside."""
+class _Inside:
+    """Counts the threads inside something that holds for the process: the first begins it, the last ends it.
+
+    The lock is held for that alone, so that no thread waits for another's work. A forked child has none of
+    the other threads, which would never leave there, and nobody to open the lock.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._before, self._held = threading.Lock(), 0, 0, 0
+        self._lock, self._inside = threading.Lock(), 0
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
-                self._before = int(get_gdal_config("GDAL_CACHEMAX"))
-                self._held = min(self._before, _CACHE_BYTES)
-                set_gdal_config("GDAL_CACHEMAX", self._held)
             self._inside += 1
+            self._begin()
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            # Who has set another size meanwhile wants that one.
-            if self._inside == 0 and int(get_gdal_config("GDAL_CACHEMAX")) == self._held:
-                set_gdal_config("GDAL_CACHEMAX", self._before)
+            self._inside = max(self._inside - 1, 0)  # who was inside while forking leaves in the child, too
+            if self._inside == 0:
+                self._end()
+
+    def after_fork(self) -> None:
+        """Forget the parent's threads."""
+        self._lock, self._inside = threading.Lock(), 0
+
+    def _begin(self) -> None:
+        """Begin, unless that is done."""
+        raise NotImplementedError
+
+    def _end(self) -> None:
+        """End, unless that is done."""
+        raise NotImplementedError
 
 
-_SMALL_CACHE = _SmallCache()
+class _SmallCache(_Inside):
+    """Holds GDAL's block cache, one for the whole process, at 256 MB while any thread is inside.
+
+    A child forked meanwhile gets the old size back when it leaves for the first time itself. To set it in
+    `after_fork` would take a lock of GDAL's, which another thread of the parent may hold for ever there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before, self._held = 0, 0  # nothing is held
+
+    def _begin(self) -> None:
+        if not self._held:
+            self._before = int(get_gdal_config("GDAL_CACHEMAX"))
+            self._held = min(self._before, _CACHE_BYTES)
+            set_gdal_config("GDAL_CACHEMAX", self._held)
+
+    def _end(self) -> None:
+        # Who has set another size meanwhile wants that one.
+        if self._held and int(get_gdal_config("GDAL_CACHEMAX")) == self._held:
+            set_gdal_config("GDAL_CACHEMAX", self._before)
+        self._held = 0
+
+
+class _Quiet(_Inside):
+    """Filters out rasterio's warning that a raster lies on no map while any thread is inside.
+
+    Filters are the process's, and `warnings.catch_warnings` would leave one there for good where threads put
+    them back out of turn. This takes out its own and no other, from the list it is in and the one in use:
+    somebody's `catch_warnings` may have begun or ended meanwhile.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = ("ignore", None, NotGeoreferencedWarning, None, 0)
+        self._filters: list[Any] | None = None
+
+    def _begin(self) -> None:
+        if self._filters is None:
+            self._filters = cast("list[Any]", warnings.filters)
+            self._filters.insert(0, self._own)
+
+    def _end(self) -> None:
+        for filters in (self._filters or [], cast("list[Any]", warnings.filters)):
+            for place, one in enumerate(filters):
+                if one is self._own:  # an equal one is somebody else's
+                    del filters[place]
+                    break
+        self._filters = None
+
+    def after_fork(self) -> None:
+        super().after_fork()
+        self._end()
+
+
+_SMALL_CACHE, _QUIET = _SmallCache(), _Quiet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_SMALL_CACHE.after_fork)
+    os.register_at_fork(after_in_child=_QUIET.after_fork)
 
 
 def cache_chosen() -> bool:
@@ -98,8 +166,7 @@ def gdal_env(chosen: bool | None = None) -> Iterator[None]:
 
 def open_quietly(path: str | os.PathLike[str], mode: str = "r", **profile: Any) -> Any:
     """Open with rasterio, without its warning that the raster lies on no map: such are welcome."""
-    with _FILTERING, warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with _QUIET:
         return rasterio.open(os.fspath(path), mode, **profile)
 
 
