@@ -642,6 +642,31 @@ def test_a_profile_goes_with_an_array_alone(scene: Path, weights: Path, tmp_path
     assert (tmp_path / "a.tmc").read_bytes() == (tmp_path / "b.tmc").read_bytes()
 
 
+def test_dates_with_and_without_nodata_stack_and_decode_as_before(weights: Path, tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).integers(1, 60, (12, 48, 64)).astype(np.uint16)
+    black, masked = whole.copy(), np.ones((48, 64), bool)
+    black[:, :, :20], masked[30:] = 0, False
+    dates: list[tuple[np.ndarray, dict[str, Any]]] = [(whole, {}), (black, {}), (whole, {"mask": masked})]
+    paths = [tmp_path / f"{month}.tmc" for month in (1, 2, 3)]
+    how = {"modality": "S2L2A", "s2_offset": "present", "tokenizer": weights}
+    for path, (array, profile) in zip(paths, dates, strict=True):
+        tags = {"ACQUISITION_DATE": f"2020-01-0{path.stem}"}
+        profile["transform"] = (10, 0, 5e5, 0, -10, 5e6)
+        tmcodec.encode(array, path, profile=profile, tags=tags, **how)
+    tmcodec.stack(paths, tmp_path / "all.tmc")
+    truth = [np.ones((48, 64), bool), black.any(0), masked]
+    for time, (path, valid) in enumerate(zip(paths, truth, strict=True)):
+        alone, kept = tmcodec.decode_array(path, tokenizer=weights)
+        array, profile = tmcodec.decode_array(tmp_path / "all.tmc", time=time, tokenizer=weights)
+        assert profile["nodata"] == 0 and (profile["valid"] == valid).all() and (kept["valid"] == valid).all()
+        assert (array[:, valid] == np.maximum(alone[:, valid], 1)).all() and not array[:, ~valid].any()
+        tmcodec.decode(tmp_path / "all.tmc", tmp_path / f"{time}.tif", time=time, tokenizer=weights)
+        with rasterio.open(tmp_path / f"{time}.tif") as dataset:
+            assert (dataset.read() == array).all() and ((dataset.read_masks() > 0) == valid).all()
+        if time == 0:
+            assert (alone == 0).any()  # what would be nodata, had it not been moved
+
+
 def test_an_acquisition_date_among_the_tags_is_the_time(
     make_scene: MakeScene, weights: Path, tmp_path: Path
 ) -> None:

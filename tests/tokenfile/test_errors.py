@@ -530,6 +530,46 @@ def test_stack_refuses_values_of_two_meanings(other: dict[str, str]) -> None:
     assert stack(same, io.BytesIO()).layers[0].tags == tags
 
 
+@pytest.mark.parametrize(
+    ("marks", "merged"),
+    [
+        (((None, "nodata"), (0, "nodata")), (0, "nodata")),
+        (((-1, "nodata"), (None, "nodata"), (-1, "nodata")), (-1, "nodata")),
+        (((None, "nodata"), (None, "mask")), (None, "mask")),
+        (((None, "mask"), (0, "nodata")), (0, "nodata")),
+        (((None, "mask"), (None, "mask")), (None, "mask")),
+        (((None, "mask"), (None, "nodata"), (7, "nodata")), (7, "nodata")),
+    ],
+)
+def test_stack_takes_what_marks_invalid_pixels_from_the_dates_that_have_it(
+    marks: tuple[tuple[int | None, str], ...], merged: tuple[int | None, str]
+) -> None:
+    for ordered in (marks, marks[::-1]):
+        dates = [
+            source(nodata=nodata, mask_kind=kind, times=(datetime(2020, month, 1),))
+            for month, (nodata, kind) in enumerate(ordered, 1)
+        ]
+        layer = stack(dates, io.BytesIO()).layers[0]
+        assert (layer.nodata, layer.mask_kind) == merged
+
+
+@pytest.mark.parametrize(
+    ("modality", "values", "why"),
+    [
+        ("S2L2A", (None, 0, 1), "0 and 1"),
+        ("LULC", (None, 3), "3 and None"),  # grid squares of class 3 would be lost
+        ("LULC", (0, None), "0 and None"),
+    ],
+)
+def test_stack_refuses_nodata_that_differs(modality: str, values: tuple[int | None, ...], why: str) -> None:
+    dates = [
+        source(modality=modality, nodata=nodata, times=(datetime(2020, month, 1),))
+        for month, nodata in enumerate(values, 1)
+    ]
+    with pytest.raises(StackError, match=f"nodata differs, {why}; encode both alike"):
+        stack(dates, io.BytesIO())
+
+
 def test_stack_names_the_files(tmp_path: Path) -> None:
     paths = [tmp_path / "one.tmc", tmp_path / "two.tmc"]
     when = (datetime(2020, 1, 1),)

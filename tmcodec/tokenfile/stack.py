@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from tmcodec.atomic import check_token_name
 from tmcodec.errors import StackError
+from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.balance import join_balances
 from tmcodec.tokenfile.layer import Layer
 from tmcodec.tokenfile.metadata import SCALE_TAG, FileMeta, LayerMeta
@@ -23,8 +24,9 @@ Source = str | os.PathLike[str] | IO[bytes]
 _Step = tuple[Layer, int]
 
 _BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
-# What may differ between files of one layer: times and balances are merged, texts kept where they agree.
-_FREE = {"times", "tags", "description", "balance"}
+# What may differ between files of one layer: times, balances and what marks invalid pixels are merged, texts
+# kept where they agree.
+_FREE = {"times", "tags", "description", "balance", "nodata", "mask_kind"}
 
 
 def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) -> FileMeta:
@@ -33,6 +35,8 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
     Layers of different names stand beside each other in the order of the sources. Layers of
     one name must agree in everything but times, tags and description; their time steps are
     sorted, one without a time comes first. Tags and descriptions are kept where all have the same.
+    A date may have a nodata value or a mask where another has none: all get what one of them has,
+    the nodata value where both are there.
     Chunks are copied undecoded, with their checksums checked; only those coded with another time step
     as their reference are coded anew.
 
@@ -120,13 +124,8 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
     first = group[0].meta
     for layer in group[1:]:
         for field in dataclasses.fields(LayerMeta):
-            one, other = getattr(first, field.name), getattr(layer.meta, field.name)
-            # As tuples: they compare by identity first, so that a NaN nodata equals itself.
-            if field.name not in _FREE and (one,) != (other,):
-                raise StackError(
-                    f"{group[0].file_name} and {layer.file_name}: layer {first.name!r}: {field.name} differs,"
-                    f" {_show(one)} and {_show(other)}; encode both alike"
-                )
+            if field.name not in _FREE:
+                _check_same(field.name, group[0], layer)
         one, other = first.tags.get(SCALE_TAG), layer.meta.tags.get(SCALE_TAG)
         if one != other:  # what stored values mean, which one layer says once
             raise StackError(
@@ -134,12 +133,47 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
                 f" offset tags differ, {one or 'none'} and {other or 'none'}; give both the same, or none"
             )
     descriptions = {layer.meta.description for layer in group}
+    nodata, mask_kind = _merge_nodata(group)
     return first.replace(
+        nodata=nodata,
+        mask_kind=mask_kind,
         times=tuple(map(_time, steps)),
         tags=_agreeing([layer.meta.tags for layer in group]),
         description=first.description if len(descriptions) == 1 else "",
         balance=join_balances([(layer.meta.balance, i, len(layer.meta.times)) for layer, i in steps]),
     )
+
+
+def _check_same(field: str, first: Layer, other: Layer) -> None:
+    """Raise unless two layers of one name have the same in a field of their metadata."""
+    one, two = getattr(first.meta, field), getattr(other.meta, field)
+    # As tuples: they compare by identity first, so that a NaN nodata equals itself.
+    if (one,) != (two,):
+        raise StackError(
+            f"{first.file_name} and {other.file_name}: layer {first.meta.name!r}: {field} differs,"
+            f" {_show(one)} and {_show(two)}; encode both alike"
+        )
+
+
+def _merge_nodata(group: Sequence[Layer]) -> tuple[float | int | None, str]:
+    """Return nodata value and mask kind of layers of one name; raise where two have different values.
+
+    Files hold what is valid, not the value that marks it, and decoding moves valid pixels off that value.
+    So a date without one, or with a mask, decodes right with another's value. A mask is one for all bands,
+    and gives way to a value. Classes cannot be moved off it: the value may be a class of the other date.
+    """
+    named = [layer for layer in group if layer.meta.nodata is not None]
+    for layer in named[1:]:
+        _check_same("nodata", named[0], layer)
+    nodata = named[0].meta.nodata if named else None
+    row = MODALITIES.get(group[0].meta.modality)
+    if nodata is not None and row is not None and row.categorical and 0 <= nodata < len(row.classes):
+        for layer in group:
+            _check_same("nodata", named[0], layer)
+    kinds = {layer.meta.mask_kind for layer in group}
+    if len(kinds) == 1:
+        return nodata, kinds.pop()
+    return nodata, "mask" if nodata is None else "nodata"
 
 
 def _agreeing(all_tags: Sequence[Mapping[str, str]]) -> dict[str, str]:
