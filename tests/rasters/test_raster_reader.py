@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import threading
@@ -26,7 +27,10 @@ from rasterio.transform import Affine
 
 import tmcodec.rasters.reader as reader
 from tmcodec.errors import BandError, ModalityError, RasterOpenError, UnitsError, WindowError
+from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import Window, open_raster
+from tmcodec.rasters.arrays import ArrayDataset
+from tmcodec.rasters.product import black_is_nodata
 
 WHOLE = Window(0, 0, 5, 4)
 
@@ -153,6 +157,39 @@ def test_undeclared_no_data_is_found_in_large_files(make_raster: MakeRaster) -> 
             assert (~valid[0]).sum() == (1100 * 300 if window is None else 50)
             assert source.nodata == 0
 
+
+def _black(kind: str, size: int, share: float) -> np.ndarray:
+    """Return where that share of a square is, at its edges."""
+    rows, cols = np.mgrid[:size, :size]
+    if kind == "strip":
+        return cols < share * size
+    if kind == "two strips":
+        return (cols < share / 2 * size) | (cols >= (1 - share / 2) * size)
+    return rows + (size - 1 - cols) < math.sqrt(2 * share) * size  # a triangle in a corner
+
+
+@pytest.mark.parametrize("kind", ["strip", "two strips", "corner"])
+def test_undeclared_no_data_is_found_at_the_edges(kind: str) -> None:
+    for share, expected in ((0.005, None), (0.0135, 0), (0.094, 0)):
+        array = np.full((12, 1600, 1600), 3000, np.uint16)
+        array[:, _black(kind, 1600, share)] = 0
+        for turned in (array, array[:, ::-1, ::-1]):
+            with open_raster(turned, "S2L2A", s2_offset="present") as source:
+                assert source.nodata == expected
+
+
+def test_a_raster_without_black_is_looked_at_in_few_places() -> None:
+    dataset = ArrayDataset(np.full((12, 3000, 4000), 3000, np.uint16))
+    seen, read = [], dataset.read
+
+    def noted(indexes: Any, *, window: Any = None, out_shape: Any = None) -> Any:
+        seen.append((*indexes, *window))
+        return read(indexes, window=window, out_shape=out_shape)
+
+    dataset.read = noted  # type: ignore[method-assign]
+    assert not black_is_nodata(dataset, range(1, 13), MODALITIES["S2L2A"])
+    assert {one[0] for one in seen} == {1}  # a single band
+    assert sum((b - a) * (d - c) for _, (a, b), (c, d) in seen) == 8 * 16**2 + 16 * 96**2
 
 
 def test_nodata_of_each_band_counts_alone(make_raster: MakeRaster) -> None:
