@@ -642,6 +642,22 @@ def test_a_profile_goes_with_an_array_alone(scene: Path, weights: Path, tmp_path
     assert (tmp_path / "a.tmc").read_bytes() == (tmp_path / "b.tmc").read_bytes()
 
 
+def test_a_decoded_array_without_gaps_is_encoded_as_the_raster_was(
+    make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    scene, how = make_scene("S2RGB"), {"modality": "S2RGB", "tokenizer": tiny_tokenizer("S2RGB")}
+    paths = [tmp_path / "1.tmc", tmp_path / "2.tmc"]
+    tmcodec.encode(scene, paths[0], **how)
+    array, profile = tmcodec.decode_array(paths[0], tokenizer=how["tokenizer"])
+    assert profile["valid"].all()
+    tmcodec.encode(array, paths[1], profile=profile, tags={"ACQUISITION_DATE": "2020-01-01"}, **how)
+    tmcodec.stack(paths, tmp_path / "both.tmc")
+    tmcodec.decode(paths[1], tmp_path / "b.tif", tokenizer=how["tokenizer"])
+    with tmcodec.open(paths[1]) as file, rasterio.open(tmp_path / "b.tif") as dataset:
+        assert (file["S2RGB"].mask_kind, file["S2RGB"].nodata) == ("nodata", None)
+        assert dataset.mask_flag_enums == ([rasterio.enums.MaskFlags.all_valid],) * 3
+
+
 def test_dates_with_and_without_nodata_stack_and_decode_as_before(weights: Path, tmp_path: Path) -> None:
     whole = np.random.default_rng(0).integers(1, 60, (12, 48, 64)).astype(np.uint16)
     black, masked = whole.copy(), np.ones((48, 64), bool)

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import rasterio
 from raster_helpers import MakeRaster
+from rasterio.enums import MaskFlags
 from rasterio.env import get_gdal_config, set_gdal_config
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
@@ -559,6 +561,28 @@ def test_array_masks() -> None:
     with open_raster((np.array([[1, 2]], np.int16), {"mask": mask}), "DEM") as source:
         assert source.mask_kind == "mask"
         assert np.array_equal(source.read(Window(0, 0, 2, 1))[1][0], mask)
+
+
+@pytest.mark.parametrize("mask", [np.ones((10, 10), bool), np.ones((12, 10, 10), np.uint8)])
+def test_masks_that_are_true_everywhere_are_none(mask: np.ndarray) -> None:
+    for given in ((swath(), {"mask": mask}), np.ma.array(swath(), mask=False)):
+        with open_raster(given, "S2L2A", s2_offset="absent") as source:
+            assert (source.mask_kind, source.nodata) == ("nodata", None)
+            assert source.read(Window(0, 0, 10, 10))[1].all()  # black, too: the mask has said so
+
+
+def test_masks_are_compared_without_a_copy() -> None:
+    array, mask = np.ones((12, 500, 500), np.uint8), np.ones((12, 500, 500), bool)
+    mask[:, 7] = False
+    tracemalloc.start()
+    try:
+        dataset = ArrayDataset(array, {"mask": mask})
+        assert tracemalloc.get_traced_memory()[1] < 500 * 500 * 3  # a band or two, of twelve
+    finally:
+        tracemalloc.stop()
+    assert dataset.mask_flag_enums == ([MaskFlags.per_dataset],) * 12
+    mask[5, 0, 0] = False
+    assert ArrayDataset(array, {"mask": mask}).mask_flag_enums == ([],) * 12
 
 
 def test_complex_and_mixed_dtypes_are_refused(make_raster: MakeRaster) -> None:

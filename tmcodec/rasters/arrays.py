@@ -90,8 +90,13 @@ class ArrayDataset:
         ``transform`` (Affine or 6-tuple), ``nodata``, ``descriptions`` (one string a
         band), ``scale`` and ``offset`` (one number or one a band; physical = stored *
         scale + offset as in GDAL), ``units`` (as `descriptions`), ``tags``, ``name``, ``mask``
-        ((H, W) or (C, H, W), true where valid). Other keys are ignored, so that
-        ``dataset.profile`` will do.
+        ((H, W) or (C, H, W), true where valid; true everywhere is none). Other keys are ignored,
+        so that ``dataset.profile`` will do.
+
+    Attributes
+    ----------
+    all_valid : bool
+        Whether a mask said that every pixel is valid, so that no value marks others undeclared.
 
     Raises
     ------
@@ -122,6 +127,9 @@ class ArrayDataset:
         self._mask = self._parse_mask(given.get("mask"))
         if own is not None:
             self._mask = own.reshape(self._array.shape) if self._mask is None else self._mask & own
+        self.all_valid = self._mask is not None and bool(self._mask.all())
+        if self.all_valid:  # the raster that is decoded from it needs no mask band to say so
+            self._mask = None
         self.mask_flag_enums: Sequence[Sequence[Any]] = (self._mask_flags(),) * self.count
 
     def _numbers(self, key: str, value: Any) -> tuple[float, ...]:
@@ -139,13 +147,14 @@ class ArrayDataset:
     def _mask_flags(self) -> list[MaskFlags]:
         if self._mask is None:
             return [MaskFlags.all_valid]
-        same = self._mask.strides[0] == 0 or bool((self._mask == self._mask[:1]).all())
+        # Band by band: comparing all at once would make another array of their size.
+        same = self._mask.strides[0] == 0 or all(np.array_equal(self._mask[0], band) for band in self._mask)
         return [MaskFlags.per_dataset] if same else []
 
     def _parse_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
         if mask is None:
             return None
-        flags = np.asarray(mask).astype(np.bool_)
+        flags = np.asarray(mask).astype(np.bool_, copy=False)
         if flags.shape not in ((self.height, self.width), self._array.shape):
             raise RasterOpenError(f"profile['mask'] has shape {flags.shape}; give that of the array")
         return np.broadcast_to(flags, self._array.shape)

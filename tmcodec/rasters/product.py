@@ -320,7 +320,7 @@ def black_is_nodata(dataset: Dataset, indexes: Sequence[int], modality: Modality
     That is what 0 in all bands says in ESA's product definition, and most files do not declare it. They are
     where the raster has neither a nodata value nor a mask, and more than `BLACK` of it is such.
     """
-    if not modality.optical or has_mask_band(dataset, indexes):
+    if not modality.optical or has_mask_band(dataset, indexes) or getattr(dataset, "all_valid", False):
         return False
     declared = any(n is not None for n in nodata_values(dataset, indexes, modality))
     return not declared and _more_than_black(dataset, indexes)
