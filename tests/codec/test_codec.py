@@ -572,7 +572,8 @@ def test_what_decode_cannot_take_is_refused_by_name(
         ({"steps": 0}, errors.SamplerError, "steps 0; give a whole number from 1 to 1000"),
         ({"steps": 5000}, errors.SamplerError, "steps 5000"),
         ({"effort": 1.5}, errors.SearchError, "1.5 rounds of search; give 0 or more, a whole number"),
-        ({"tags": {"ACQUISITION_DATE": "May 2020"}}, errors.MetadataError, "'May 2020' is no date; write"),
+        ({"tags": {"ACQUISITION_DATE": "May 2020"}}, errors.MetadataError, "'May 2020' is no date with year"),
+        ({"tags": {"ACQUISITION_DATE": "2020-12"}}, errors.MetadataError, "day; write it as 2020-12-31 or"),
         ({"class_map": {10: 0.5}}, errors.UnitsError, "class_map has 10: 0.5; give whole numbers"),
         ({"class_map": {10: float("nan")}}, errors.UnitsError, "class_map has 10: nan"),
     ],
@@ -697,9 +698,15 @@ def test_an_acquisition_date_among_the_tags_is_the_time(
         ]  # fmt: skip
     with rasterio.open(scene, "r+") as dataset:
         dataset.update_tags(TMCODEC_TIME="2019-01-01")
-    tmcodec.encode(scene, paths[0], tokenizer=weights, tags={"acquisition_date": days[0]}, overwrite=True)
-    with tmcodec.open(paths[0]) as file:
-        assert [str(time.date()) for time in file["S2L2A"].times] == ["2020-02-01"]
+    for tags, expected, kept in (
+        ({"acquisition_date": days[0]}, "2020-02-01", {"acquisition_date": days[0]}),
+        ({"ACQUISITION_DATE": "20200201"}, "2020-02-01", {"ACQUISITION_DATE": "20200201"}),
+        ({"ACQUISITION_DATE": " ", "a": ""}, "2019-01-01", {"a": ""}),
+    ):
+        tmcodec.encode(scene, paths[0], tokenizer=weights, tags=tags, overwrite=True)
+        with tmcodec.open(paths[0]) as file:
+            assert [str(time.date()) for time in file["S2L2A"].times] == [expected]
+            assert file["S2L2A"].tags == kept
 
 
 def test_several_steps_draw_no_hills_on_a_plain(tmp_path: Path) -> None:

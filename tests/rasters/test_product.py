@@ -339,6 +339,27 @@ def test_no_time(profile: dict[str, Any]) -> None:
     assert acquisition_time(dataset(**profile)) is None
 
 
+@pytest.mark.parametrize("text", [
+    "2020-12-31T10:30:00+01", "2020-12-31T10:30+01:00", "20201231T103000+0100", "20201231T0930Z",
+    "2020-12-31T09:30:00,000", "2020:12:31 09:30:00", "2020-12-31 0930", "20201231T10:30:00.0000000001+01",
+    "2020-12-30T23:30-10",
+])  # fmt: skip
+def test_iso_8601_in_all_forms(text: str) -> None:
+    assert parse_time(text) == datetime(2020, 12, 31, 9, 30, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize("text", [
+    "", "2020", "2020-12", "202012", "2020-1231", "2020-12-32", "20201231T", "2020-W53-4", "31.12.2020",
+    "2020-12-31T1", "2020-12-31T10:30:00+1", "2020-12-31T25", "2020-12-31/2021-01-31", "12020-12-31",
+])  # fmt: skip
+def test_what_is_no_date(text: str) -> None:
+    assert parse_time(text) is None
+
+
+def test_days_alone() -> None:
+    assert parse_time("20201231") == parse_time("2020-12-31") == datetime(2020, 12, 31, tzinfo=timezone.utc)
+
+
 def test_parse_time_zone_without_colon() -> None:
     assert parse_time("2020-01-01T00:30:00-0130") == datetime(2020, 1, 1, 2, tzinfo=timezone.utc)
 

@@ -159,8 +159,8 @@ def encode(
         integers a band for every 512 pixels), at the price of decoding once. None: for Sentinel-2's bands
         with the embedded tokenizers.
     tags
-        Free texts to store. ``ACQUISITION_DATE``, in ISO 8601, is also the time that the file states,
-        whatever the raster says.
+        Free texts to store. ``ACQUISITION_DATE``, in ISO 8601 with year, month and day, is also the time
+        that the file states, whatever the raster says; empty it is no tag.
     profile
         For arrays alone: ``crs``, ``transform``, ``nodata``, ``descriptions``, ``scale`` and ``offset``
         (value = stored * scale + offset), ``units``, ``tags``, ``name``, and ``mask`` or ``valid``, true
@@ -274,7 +274,8 @@ def layer_meta(
     MetadataError
         If a tag has the name of one of tmcodec's own, or an acquisition date is none.
     """
-    kept = dict(tags or {})
+    # An empty date, as a script's variable that is not set, is no tag.
+    kept = {key: text for key, text in (tags or {}).items() if key.upper() != DATE_TAG or str(text).strip()}
     for key in kept:
         if key.upper().startswith(OWN_TAGS):
             raise MetadataError(f"tag {key}: names with {OWN_TAGS} are tmcodec's own; choose another")
@@ -320,7 +321,8 @@ def tagged_time(tags: Mapping[str, str]) -> datetime | None:
         if key.upper() == DATE_TAG:
             time = parse_time(str(text))
             if time is None:
-                raise MetadataError(f"tag {key}: {text!r} is no date; write it as 2020-12-31 (T10:30:00Z)")
+                raise MetadataError(f"tag {key}: {text!r} is no date with year, month and day; write it as "
+                                    "2020-12-31 or 2020-12-31T10:30:00Z")
             return time
     return None
 

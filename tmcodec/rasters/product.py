@@ -539,8 +539,8 @@ _TIME_KEYS = (
     "DATETIME",
 )
 _ISO = re.compile(
-    r"(\d{4})[-:](\d\d)[-:](\d\d)"
-    r"(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?\s*(Z|[+-]\d\d:?\d\d)?)?"
+    r"(\d{4})([-:]?)(\d\d)\2(\d\d)"
+    r"(?:[T ](\d\d)(?::?(\d\d)(?::?(\d\d)(?:[.,](\d+))?)?)?\s*(Z|[+-]\d\d(?::?\d\d)?)?)?"
 )
 
 
@@ -566,13 +566,17 @@ def acquisition_time(dataset: Dataset) -> datetime | None:
 
 
 def parse_time(text: str) -> datetime | None:
-    """Read ISO 8601 or TIFF's ``YYYY:MM:DD HH:MM:SS``; no zone means UTC; None where neither fits."""
+    """Read ISO 8601 or TIFF's ``YYYY:MM:DD HH:MM:SS``; no zone means UTC; None where neither fits.
+
+    ISO's basic form, ``20201231T103000Z``, is taken, too; a year, a month or a week alone is no time.
+    """
     match = _ISO.fullmatch(text.strip())
     if match is None:
         return None
-    year, month, day, hour, minute, second, fraction, zone = match.groups()
+    year, _, month, day, hour, minute, second, fraction, zone = match.groups()
     iso = f"{year}-{month}-{day}T{hour or '00'}:{minute or '00'}:{second or '00'}.{(fraction or '0')[:6]:0<6}"
-    offset = "+00:00" if zone in (None, "Z") else f"{zone[:3]}:{zone[-2:]}"
+    # Spelt out, for Python 3.10 reads no other form.
+    offset = "+00:00" if zone in (None, "Z") else f"{zone[:3]}:{zone[3:].lstrip(':') or '00'}"
     try:
         return datetime.fromisoformat(iso + offset).astimezone(timezone.utc)
     except (ValueError, OverflowError):
