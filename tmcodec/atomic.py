@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError
+from tmcodec.texts import shown
 
 SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
 """What GDAL appends to the name of a GeoTIFF, for files that it reads along with it."""
@@ -39,7 +40,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
         If it is no path, or that of a folder, a device, a pipe or a socket.
     """
     if not isinstance(path, str | os.PathLike):
-        raise TargetNameError(f"{path!r} is no path; name a file to write")
+        raise TargetNameError(f"{shown(path)} is no path; name a file to write")
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")

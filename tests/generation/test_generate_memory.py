@@ -342,7 +342,10 @@ def test_bad_input_is_refused_in_one_line(
 
 @pytest.mark.parametrize(
     ("place", "message"),
-    [((200, 0), "outside"), ((0, math.nan), "outside"), ("here", "in degrees"), ((1, 2, 3), "coords")],
+    [
+        ((200, 0), "outside"), ((0, math.nan), "outside"), ("here", "in degrees"), ((1, 2, 3), "coords"),
+        (np.array([[None, 1], [2, 3]], object), "^coords a ndarray; give "),
+    ],
 )
 def test_coordinates_off_the_globe_are_refused(place: object, message: str) -> None:
     loaded = tiny_generator()

@@ -40,6 +40,7 @@ from tmcodec.rasters import (
     window_transform,
 )
 from tmcodec.samplers.sample import check_sampler
+from tmcodec.texts import shown
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
 from tmcodec.tokenfile.metadata import SCALE_TAG
 
@@ -343,7 +344,7 @@ def check_seed(seed: int) -> int:
     SamplerError
     """
     if not isinstance(seed, Integral) or not 0 <= seed < 2**64:
-        raise SamplerError(f"seed {seed!r}; give a whole number from 0 to {2**64 - 1}")
+        raise SamplerError(f"seed {shown(seed)}; give a whole number from 0 to {2**64 - 1}")
     return int(seed)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tmcodec.atomic import check_target, check_token_name
+from tmcodec.atomic import check_token_name
 from tmcodec.codec.arrays import with_profile
 from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
@@ -44,9 +44,11 @@ from tmcodec.rasters import (
 )
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.samplers.schedule import TRAIN_STEPS
+from tmcodec.texts import shown
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
 from tmcodec.tokenfile.metadata import SCALE_TAG
+from tmcodec.tokenfile.writer import check_token_target
 
 Progress = Callable[[int, int], None]
 Tokens = npt.NDArray[np.int32]
@@ -83,7 +85,7 @@ def check_batch_size(batch_size: int) -> None:
     ShapeError
     """
     if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ShapeError(f"batch_size {batch_size!r}; give a whole number, 1 or more")
+        raise ShapeError(f"batch_size {shown(batch_size)}; give a whole number, 1 or more")
 
 
 def check_steps(steps: int) -> int:
@@ -94,7 +96,7 @@ def check_steps(steps: int) -> int:
     SamplerError
     """
     if not isinstance(steps, Integral) or not 1 <= steps <= TRAIN_STEPS:
-        raise SamplerError(f"steps {steps!r}; give a whole number from 1 to {TRAIN_STEPS}")
+        raise SamplerError(f"steps {shown(steps)}; give a whole number from 1 to {TRAIN_STEPS}")
     return int(steps)
 
 
@@ -193,8 +195,8 @@ def encode(
     TmcodecError
         A subclass for each way to fail; nothing is left under the target name.
     """
+    check_token_target(dst, overwrite)
     if isinstance(dst, str | os.PathLike):
-        check_target(dst, overwrite)
         check_token_name(dst, src)
     watch = Stopwatch()
     source, steps = with_profile(src, profile), check_steps(steps)
@@ -321,8 +323,8 @@ def tagged_time(tags: Mapping[str, str]) -> datetime | None:
         if key.upper() == DATE_TAG:
             time = parse_time(str(text))
             if time is None:
-                raise MetadataError(f"tag {key}: {text!r} is no date with year, month and day; write it as "
-                                    "2020-12-31 or 2020-12-31T10:30:00Z")
+                raise MetadataError(f"tag {key}: {shown(text)} is no date with year, month and day; "
+                                    "write it as 2020-12-31 or 2020-12-31T10:30:00Z")
             return time
     return None
 

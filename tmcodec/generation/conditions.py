@@ -26,6 +26,7 @@ from tmcodec.modalities import get_modality
 from tmcodec.networks.generator.config import SEQUENCES, GeneratorConfig, ModalitySpec
 from tmcodec.networks.generator.model import Part
 from tmcodec.rasters.fill import fill_invalid
+from tmcodec.texts import shown
 
 if TYPE_CHECKING:
     from tmcodec.generation.models import LoadedGenerator
@@ -282,7 +283,7 @@ def _coordinates(value: Any, batch: int) -> Sequence[tuple[float, float] | None]
     try:
         pairs = as_tensor("coords", value).double()
     except ConditionError:
-        raise ConditionError(f"coords {value!r}; give (longitude, latitude) in degrees") from None
+        raise ConditionError(f"coords {shown(value)}; give (longitude, latitude) in degrees") from None
     pairs = pairs[None].expand(batch, -1) if pairs.ndim == 1 else pairs
     if pairs.shape != (batch, 2):
         raise ConditionError(f"coords of shape {tuple(pairs.shape)} for {batch} items; give (lon, lat) each")

@@ -12,6 +12,7 @@ from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 
 from tmcodec.errors import RasterOpenError
+from tmcodec.texts import shown
 
 Slices = tuple[tuple[int, int], tuple[int, int]]
 """``((row, row_end), (col, col_end))``, rasterio's plain form of a window."""
@@ -209,7 +210,7 @@ def _number(key: str, value: Any) -> float | None:
     if value is None or isinstance(value, int | float):
         return value
     if not isinstance(value, np.integer | np.floating):
-        raise RasterOpenError(f"profile[{key!r}] is {_shown(value)}; give a number")
+        raise RasterOpenError(f"profile[{key!r}] is {shown(value)}; give a number")
     number: float = value.item()
     return number
 
@@ -223,12 +224,6 @@ def _as_float16(nodata: float | None) -> float | None:
     return nodata if math.isinf(rounded) else rounded
 
 
-def _shown(value: Any) -> str:
-    """Return how a message shows a value: itself where that is short, else its type."""
-    text = repr(value)
-    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
-
-
 def _parse_transform(transform: Any) -> tuple[float, ...]:
     if transform is None:
         return (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -237,7 +232,7 @@ def _parse_transform(transform: Any) -> tuple[float, ...]:
     except (TypeError, ValueError):
         six = ()
     if len(six) < 6:
-        raise RasterOpenError(f"profile['transform'] is {_shown(transform)}; give an Affine or six numbers")
+        raise RasterOpenError(f"profile['transform'] is {shown(transform)}; give an Affine or six numbers")
     return six
 
 

@@ -23,6 +23,7 @@ from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.plausible import check_values
+from tmcodec.texts import shown
 
 IN_METRES: dict[str, float] = {
     **dict.fromkeys(("ft", "foot", "feet", "international foot"), 0.3048),
@@ -480,7 +481,7 @@ def decide_scaling(
         If the values cannot be in the modality's units.
     """
     if scale is not None and not (isinstance(scale, Real) and math.isfinite(scale) and scale != 0):
-        raise UnitsError(f"--scale {scale!r} is not usable; give a finite number other than 0")
+        raise UnitsError(f"--scale {shown(scale)} is not usable; give a finite number other than 0")
     if modality.categorical:
         return 1.0, 0.0
     indexes = select_bands(dataset, modality)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tmcodec.errors import WindowError
+from tmcodec.texts import shown
 
 Transform = tuple[float, float, float, float, float, float]
 Bounds = tuple[float, float, float, float]
@@ -104,7 +105,7 @@ def as_window(window: Sequence[int]) -> Window:
     try:
         col, row, width, height = map(operator.index, window)
     except (TypeError, ValueError):
-        raise WindowError(f"window {window!r}; give four whole numbers, COL ROW WIDTH HEIGHT") from None
+        raise WindowError(f"window {shown(window)}; give four whole numbers, COL ROW WIDTH HEIGHT") from None
     return Window(col, row, width, height)
 
 
@@ -179,7 +180,7 @@ def window_from_bounds(bounds: Bounds, transform: Transform | None, width: int, 
     try:
         left, bottom, right, top = map(_number, bounds)
     except (TypeError, ValueError):
-        raise WindowError(f"bounds {bounds!r}; give four numbers, LEFT BOTTOM RIGHT TOP") from None
+        raise WindowError(f"bounds {shown(bounds)}; give four numbers, LEFT BOTTOM RIGHT TOP") from None
     if not (left < right and bottom < top):
         raise WindowError(f"bounds {bounds} are empty; give LEFT BOTTOM RIGHT TOP, the smaller one first")
     corners = [_pixel_of(x, y, transform or IDENTITY) for x in (left, right) for y in (bottom, top)]

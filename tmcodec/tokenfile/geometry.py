@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tmcodec.errors import LimitExceededError, WindowError
+from tmcodec.texts import shown
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -128,7 +129,7 @@ class TokenGrid:
             col, row, width, height = (operator.index(v) for v in window)
         except (TypeError, ValueError):
             raise WindowError(
-                f"window {window!r} is not four integers (col_off, row_off, width, height) in tokens"
+                f"window {shown(window)} is not four integers (col_off, row_off, width, height) in tokens"
             ) from None
         inside = col >= 0 and row >= 0 and col + width <= self.cols and row + height <= self.rows
         if not inside or width < 1 or height < 1:

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from tmcodec.errors import LayerNotFoundError, MetadataError
+from tmcodec.texts import shown
 from tmcodec.tokenfile.balance import Balance, check_balance
 from tmcodec.tokenfile.binary import encode_utf8
 from tmcodec.tokenfile.geometry import TokenGrid
@@ -198,9 +199,9 @@ class LayerMeta:
         LayerNotFoundError
         """
         if not isinstance(time, numbers.Integral) or not 0 <= time < len(self.times):
-            shown = time if isinstance(time, numbers.Integral) else repr(time)
+            step = time if isinstance(time, numbers.Integral) else shown(time)
             raise LayerNotFoundError(
-                f"layer {self.name!r} has no time step {shown}; it has {len(self.times)}, from 0"
+                f"layer {self.name!r} has no time step {step}; it has {len(self.times)}, from 0"
             )
 
     def replace(self, **changes: Any) -> LayerMeta:
@@ -263,7 +264,7 @@ def _normalise(meta: LayerMeta) -> None:
         try:
             object.__setattr__(meta, name, convert(value))
         except (TypeError, ValueError, OverflowError):
-            raise MetadataError(f"{name}: {value!r} has the wrong type") from None
+            raise MetadataError(f"{name}: {shown(value)} has the wrong type") from None
 
     for name in ("width", "height", "patch", "tile", "chunk", "steps", "seed"):
         put(name, operator.index)
@@ -311,7 +312,7 @@ def sorted_tags(tags: Mapping[str, str]) -> dict[str, str]:
 def _check_text(name: str, text: object, low: int, high: int) -> None:
     """Check that `text` is a str of `low` to `high` bytes of UTF-8."""
     if not isinstance(text, str):
-        raise MetadataError(f"{name}: {text!r} is not a text")
+        raise MetadataError(f"{name}: {shown(text)} is not a text")
     size = len(encode_utf8(text, high, name))
     need(size >= low, name, "is empty")
 

@@ -9,6 +9,7 @@ import threading
 from typing import IO, Any
 
 from tmcodec.errors import MissingDependencyError, SourceError, TruncatedFileError
+from tmcodec.texts import shown
 
 FIRST_BLOCK = 65536
 """Bytes of the first read; nearly every header fits."""
@@ -120,7 +121,7 @@ def _open(source: str | os.PathLike[str] | IO[bytes]) -> tuple[Any, bool, str]:
     """Return (file object, whether it is ours to close, name)."""
     if not isinstance(source, str | os.PathLike):
         if not hasattr(source, "read"):
-            raise SourceError(f"{source!r} is neither a path nor a binary file object")
+            raise SourceError(f"{shown(source)} is neither a path nor a binary file object; give one of them")
         if isinstance(source, io.TextIOBase):
             raise SourceError(f"{getattr(source, 'name', 'the file object')} reads text; open it as 'rb'")
         return source, False, str(getattr(source, "name", "token file"))

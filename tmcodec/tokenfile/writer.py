@@ -23,6 +23,7 @@ from tmcodec.errors import (
     TargetWriteError,
     UnsupportedVersionError,
 )
+from tmcodec.texts import shown
 from tmcodec.tokenfile.balance import Balance
 from tmcodec.tokenfile.chunks import (
     EMPTY,
@@ -107,10 +108,7 @@ class TokenFileWriter:
     ) -> None:
         if version not in VERSIONS:
             raise UnsupportedVersionError(f"format version {version}; choose among {VERSIONS}")
-        if isinstance(target, str | os.PathLike):
-            check_target(target, overwrite)
-        elif isinstance(target, io.TextIOBase) or not hasattr(target, "write"):
-            raise TargetNameError(f"{target!r} is neither a path nor a binary file object to write to")
+        check_token_target(target, overwrite)
         self.meta = meta
         self.version = version
         self.header_bytes = self.payload_bytes = self.size = 0
@@ -358,6 +356,20 @@ def _write_fully(file: IO[bytes], data: bytes | memoryview) -> None:
         if not count:
             raise TargetWriteError("the target takes no more bytes; give a buffered, blocking file object")
         data = memoryview(data)[count:]
+
+
+def check_token_target(target: str | os.PathLike[str] | IO[bytes], overwrite: bool) -> None:
+    """Refuse what `TokenFileWriter` cannot write to, before any work is done for it.
+
+    Raises
+    ------
+    TargetExistsError, TargetFolderError, TargetNameError
+        As `check_target`; the last also where the target is neither a path nor a binary file object.
+    """
+    if isinstance(target, str | os.PathLike):
+        check_target(target, overwrite)
+    elif isinstance(target, io.TextIOBase) or not hasattr(target, "write"):
+        raise TargetNameError(f"{shown(target)} is neither a path nor a binary file object to write to")
 
 
 def _index(chunks: int, filled: Mapping[int, _Entry]) -> bytes:
