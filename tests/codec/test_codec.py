@@ -20,6 +20,7 @@ from click.testing import CliRunner
 import tmcodec
 from tmcodec import errors
 from tmcodec.cli import cli
+from tmcodec.codec.arrays import with_profile
 from tmcodec.codec.decode import Squares, Wanted, make_job
 from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
@@ -637,6 +638,8 @@ def test_a_profile_goes_with_an_array_alone(scene: Path, weights: Path, tmp_path
         for source in (scene, str(scene), dataset, (array, rasterios)):
             with pytest.raises(errors.RasterOpenError, match="profile goes with a NumPy array; a source of"):
                 tmcodec.encode(source, tmp_path / "a.tmc", tokenizer=weights, profile={"nodata": 0})
+        for source in (scene, dataset, array):
+            assert with_profile(source, {}) is source  # an empty one says nothing
     # All that rasterio puts in a profile (driver, blockxsize, tiled) may stay there.
     tmcodec.encode(array, tmp_path / "a.tmc", tokenizer=weights, profile=rasterios)
     tmcodec.encode((array, rasterios), tmp_path / "b.tmc", tokenizer=weights)

@@ -18,14 +18,16 @@ def with_profile(source: Any, profile: Mapping[str, Any] | None = None) -> Any:
     source
         A path, a dataset, an array, or an array with its profile, ``(array, profile)``.
     profile
-        Of an array. Its ``valid``, as `tmcodec.decode_array` returns it, is another word for ``mask``.
+        Of an array; an empty one is none. Its ``valid``, as `tmcodec.decode_array` returns it, is another
+        word for ``mask``.
 
     Raises
     ------
     RasterOpenError
         If there is a profile beside something that is no array, or it has both words.
     """
-    if profile is not None:
+    empty = isinstance(profile, Mapping) and not profile  # says nothing, beside whatever source
+    if profile is not None and not empty:
         if not isinstance(source, np.ndarray):
             kind = type(source).__name__
             raise RasterOpenError(f"profile goes with a NumPy array; a source of type {kind} has its own")
