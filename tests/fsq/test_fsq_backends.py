@@ -308,6 +308,27 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), torch.get_num_threads(
     assert out.split() == ["0", "2"]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+def test_a_child_of_an_idle_parent_may_give_torch_its_threads_back():
+    code = """
+import os, signal
+import torch
+import tmcodec.fsq.native
+torch.set_num_threads(2)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    limited = torch.get_num_threads()
+    torch.set_num_threads(2)
+    x = torch.linspace(-1, 1, 900 * 500).view(900, 500)
+    done = (x @ x.T).relu().isfinite().all()
+    os._exit(0 if done and (limited, torch.get_num_threads()) == (1, 2) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["0"]
+
+
 def test_describing_needs_no_torch():
     code = "import sys; from tmcodec.fsq import describe; describe(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

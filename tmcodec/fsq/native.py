@@ -175,7 +175,9 @@ _threads = 0
 def _after_fork() -> None:
     """Keep to one thread: OpenMP's do not survive a fork, and waiting for them would never end.
 
-    Torch's neither, and it may have been at work in the parent. Its own data loader does the same.
+    Torch's neither, and it may have been at work in the parent. Its own data loader does the same. Where
+    it was not, ``torch.set_num_threads(n)`` in the child has it use n again, and where it was, hangs at
+    the next computation: nothing tells which, so that the limit cannot wait until it is needed.
     """
     global _threads
     _threads = 1
