@@ -237,7 +237,7 @@ class RasterWriter:
     def _failed(self, error: BaseException) -> TmcodecError:
         # Of a full disk GDAL says that it cannot read back what it wrote.
         if self.path.parent.is_dir() and shutil.disk_usage(self.path.parent).free < _FULL:
-            return RasterWriteError(f"cannot write {self.path}: no space left on its disk; nothing was written")
+            return RasterWriteError(f"cannot write {self.path}: no space left on its disk; free some")
         said = one_line(error)
         for hidden in (self._draft, self._final):
             said = said.replace(str(hidden), self.path.name).replace(hidden.name, self.path.name)
