@@ -183,6 +183,36 @@ def test_modalities_are_derived_and_missing_bands_masked(tmp_path: Path) -> None
     assert picture.max() == 255
 
 
+def test_dark_water_in_the_bands_that_are_read_is_no_nodata(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", "S2L2A")
+    names = MODALITIES["S2L2A"].bands
+    with rasterio.open(path, "r+") as dataset:
+        stored = dataset.read()
+        stored[[names.index(b) for b in ("B04", "B03", "B02")], :40] = 0  # water, harmonised and cut off
+        stored[:, :, :24] = 0  # outside the swath
+        dataset.write(stored)
+    no_data = np.zeros((96, 96), bool)
+    no_data[:, :24] = True
+    for modality in ("S2L2A", "S2RGB"):
+        _, valid = next(RasterFolder(str(path), modality, derive="S2L2A").windows(0))
+        assert np.array_equal(valid[0], ~no_data)
+
+
+def test_a_file_of_few_bands_has_nothing_else_to_judge_by(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    stored = rng().integers(1100, 3000, (2, 96, 96)).astype(np.uint16)
+    stored[:, :40] = 0
+    with rasterio.open(
+        path, "w", driver="GTiff", count=2, width=96, height=96, dtype="uint16"
+    ) as dataset:
+        dataset.write(stored)
+        dataset.descriptions = ("B04", "B8A")
+    source = RasterFolder(str(path), "S2L2A", s2_offset="present", missing_bands="invalid")
+    _, valid = next(source.windows(0))
+    there = source.bands_there(0)
+    assert np.array_equal(valid[there], np.repeat(stored.any(0)[None], 2, 0))
+
+
 def test_the_share_of_valid_pixels_is_of_the_bands_there(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     stored = rng(3).integers(1100, 3000, (1, 96, 96)).astype(np.uint16)

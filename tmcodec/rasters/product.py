@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
-from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band
+from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band, get_modality
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.plausible import check_values
@@ -313,6 +313,16 @@ def nodata_values(
         return declared
     special = _number(all_tags(dataset).get("SPECIAL_VALUE_NODATA", ""))
     return [usable_nodata(special, dataset.dtypes[i - 1]) for i in indexes]
+
+
+def all_bands(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> list[int]:
+    """Return bands (1-based) and, after them, the modality's others that the file describes.
+
+    The modality may name only the bands that are read; others of the table tell dark water from NO_DATA.
+    """
+    whole = get_modality(modality.name)
+    described = [i for i in _data_indexes(dataset) if _band_name(whole, dataset.descriptions[i - 1] or "")]
+    return [*indexes, *(i for i in described if i not in indexes)]
 
 
 def black_is_nodata(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> bool:

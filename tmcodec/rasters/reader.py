@@ -28,6 +28,7 @@ from tmcodec.rasters.classes import check_class_map, check_classes, map_classes,
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
+    all_bands,
     all_tags,
     black_is_nodata,
     decide_s2_offset,
@@ -246,7 +247,9 @@ class RasterSource:
         self.dtype = _common_dtype(dataset, self._indexes)
         self._nodatas = nodata_values(dataset, self._indexes, modality)
         self._masked = has_mask_band(dataset, self._indexes)
-        self._black = black_is_nodata(dataset, self._indexes, modality)
+        every = all_bands(dataset, self._indexes, modality)
+        self._black = black_is_nodata(dataset, every, modality)
+        self._further = every[len(self._indexes) :]
         self.nodata = self._output_nodata()
         self.mask_kind = "mask" if self._masked and self.nodata is None else "nodata"
         self.s2_offset = decide_s2_offset(dataset, s2_offset, modality)
@@ -309,13 +312,20 @@ class RasterSource:
         shape = (len(self._indexes), window.height, window.width)
         values, valid = np.empty(shape, np.float32), np.empty(shape, np.bool_)
         for first, last in self._strips(window):
-            stored, masks = self._read_stored(window, first, last)
+            stored, masks = self._read_stored(self._indexes, window, first, last)
             for band in range(shape[0]):
                 mask = None if masks is None else masks[band]
                 self._convert(stored[band], band, mask, values[band, first:last], valid[band, first:last])
             if self._black:
-                valid[:, first:last] &= stored.any(axis=0)
+                valid[:, first:last] &= self._seen(stored, window, first, last)
         return values, valid
+
+    def _seen(self, stored: npt.NDArray[Any], window: Window, first: int, last: int) -> npt.NDArray[np.bool_]:
+        """Return where a band is not 0, of those of the file that were not asked for, too."""
+        seen: npt.NDArray[np.bool_] = np.any(stored, axis=0)
+        if self._further and not seen.all():
+            seen |= np.any(self._read_stored(self._further, window, first, last)[0], axis=0)
+        return seen
 
     def _strips(self, window: Window) -> Iterator[tuple[int, int]]:
         """Yield row ranges of the window that end at the file's block borders."""
@@ -330,15 +340,15 @@ class RasterSource:
             first = last
 
     def _read_stored(
-        self, window: Window, first: int, last: int
+        self, indexes: list[int], window: Window, first: int, last: int
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
         row, col = self._origin.row + window.row, self._origin.col + window.col
         slices = ((row + first, row + last), (col, col + window.width))
         try:
             # All bands in one call: in a pixel-interleaved file they share their blocks.
             with self._lock, gdal_env(self._cache_chosen):
-                stored = self._dataset.read(self._indexes, window=slices)
-                masks = self._dataset.read_masks(self._indexes, window=slices) if self._masked else None
+                stored = self._dataset.read(indexes, window=slices)
+                masks = self._dataset.read_masks(indexes, window=slices) if self._masked else None
         except GDAL_ERRORS as error:
             raise RasterOpenError(f"{self.description}: cannot read window {window} ({one_line(error)}); "
                                   "check that the file is complete and open") from error
