@@ -624,8 +624,32 @@ def test_rasters_belong_together_by_their_paths(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match=r"flat\.tif and .*flat\.tiff have one name"):
         aligned(tmp_path)
     (tmp_path / "DEM" / "2020").rename(tmp_path / "DEM" / "2022")
-    with pytest.raises(CorpusError, match="paths below the folders must be equal"):
+    alone = r"all of S2L2A, DEM \(.*2020.t\.tif, .*2022.t\.tif\); paths below the folders must be equal"
+    with pytest.raises(CorpusError, match=alone):
         AlignedRasters([RasterFolder(str(tmp_path / m), m) for m in ("S2L2A", "DEM")], names="t")
+    (tmp_path / "DEM" / "2022" / "t.tif").unlink()
+    with pytest.raises(CorpusError, match=r"2020.t\.tif, none in DEM\)"):
+        AlignedRasters([RasterFolder(str(tmp_path / m), m) for m in ("S2L2A", "DEM")], names="t")
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_a_quicklook_beside_a_raster_is_a_bad_file(by_size: bool, tmp_path: Path) -> None:
+    for modality in ("S2L2A", "DEM"):
+        write_raster(tmp_path / modality / "t.tif", modality, 80)
+    quicklook = tmp_path / "S2L2A" / "t.png"
+    with rasterio.open(quicklook, "w", driver="PNG", width=8, height=8, count=3, dtype="uint8") as dataset:
+        dataset.write(np.zeros((3, 8, 8), np.uint8))
+    group = aligned(tmp_path, skip_bad=True, by_size=by_size)
+    assert [group.rasters["S2L2A"].name_of(p["S2L2A"]) for p in group.places] == [
+        str(tmp_path / "S2L2A" / "t.tif")
+    ]
+    assert (list(group.rasters["S2L2A"].bad), group.left_out) == ([str(quicklook)], [])
+    with pytest.raises(CorpusError, match=r"t\.png"):
+        aligned(tmp_path, by_size=by_size)
+    (tmp_path / "S2L2A" / "t.tif").rename(tmp_path / "S2L2A" / "t.tiff")
+    write_raster(tmp_path / "S2L2A" / "t.tif", "S2L2A", 80)  # two good ones
+    with pytest.raises(CorpusError, match=r"t\.tif and .*t\.tiff have one name"):
+        aligned(tmp_path, skip_bad=True, by_size=by_size)
 
 
 @pytest.mark.parametrize(
@@ -690,6 +714,9 @@ def test_windows_that_cannot_be_read_are_drawn_again_where_asked(
         return
     assert all(group.draw(np.random.default_rng(i))["DEM"][0].shape == (1, 64, 64) for i in range(20))
     assert list(group.rasters["DEM"].bad) == [str(tmp_path / "DEM" / "1.tif")]
+    monkeypatch.setattr(group.rasters["DEM"].opened(0), "read", fail)
+    with pytest.raises(CorpusError, match=r"could not be read .*DEM.[01]\.tif: cannot read\); mend"):
+        group.draw(np.random.default_rng(0))
 
 
 # --------------------------------------------------------------------------- what ships

@@ -127,18 +127,29 @@ class AlignedRasters:
         """Return the items of each folder that belong together, by the place's name."""
         items = {m: _items_by_place(folder) for m, folder in self.rasters.items()}
         common = sorted(set.intersection(*(set(i) for i in items.values())))
-        common = [name for name in common if fnmatchcase(PurePosixPath(name).name, names)]
+        common = _named(common, names)
         if not common:
             raise CorpusError(
-                f"no file {names!r} is in all of {', '.join(self.rasters)}; "
+                f"no file {names!r} is in all of {', '.join(self.rasters)} ({self._alone(items, names)}); "
                 "paths below the folders must be equal"
             )
         return {name: {m: self._only(m, items[m][name]) for m in items} for name in common}
 
+    def _alone(self, items: dict[str, dict[str, list[int]]], names: str) -> str:
+        """Return a file of each folder that found no partner, for a message."""
+        first = {m: next(iter(_named(sorted(places), names)), None) for m, places in items.items()}
+        return ", ".join(
+            f"none in {m}" if name is None else self.rasters[m].name_of(items[m][name][0])
+            for m, name in first.items()
+        )
+
     def _only(self, modality: str, items: list[int]) -> int:
-        """Return the one item of a place in a folder."""
+        """Return the one item of a place in a folder; a bad one only where there is nothing else."""
+        folder = self.rasters[modality]
+        if len(items) > 1 and folder.skip_bad:  # a quicklook may lie beside its raster
+            items = [i for i in items if _opens(folder, i)] or items[:1]
         if len(items) > 1:
-            one, two = (self.rasters[modality].name_of(i) for i in items[:2])
+            one, two = (folder.name_of(i) for i in items[:2])
             raise CorpusError(f"{one} and {two} have one name; keep one of them")
         return items[0]
 
@@ -186,21 +197,28 @@ class AlignedRasters:
         CorpusError
             If a file is bad and its folder's `skip_bad` is off, or no crop has enough valid pixels.
         """
+        unread = ""
         for _ in range(TRIES):
             read = self._read(rng)
-            if read is None:
+            if isinstance(read, str):
+                unread = read
                 continue
             crops = self._turned(self._warped(read, rng), rng)
             if min(float(valid.mean()) for _, valid in crops.values()) >= self.min_valid:
                 return self._finished(crops, rng)
+        if unread:
+            raise CorpusError(
+                f"{TRIES} crops in a row could not be read or had too few valid pixels ({unread}); "
+                "mend such files or take them away"
+            )
         raise CorpusError(
             f"{TRIES} crops in a row had too few valid pixels; lower min_valid or check the data"
         )
 
-    def _read(self, rng: np.random.Generator) -> tuple[Place, bool] | None:
+    def _read(self, rng: np.random.Generator) -> tuple[Place, bool] | str:
         """Read the same window of all rasters of a place; larger where it is to be warped.
 
-        None where one cannot be read there and is to be left out.
+        Where one cannot be read there and is to be left out, its name and why.
         """
         number = int(rng.choice(len(self.places), p=self.chances))
         warped = bool(rng.random() < self.warp)
@@ -212,7 +230,7 @@ class AlignedRasters:
                 crops[modality] = self._filled(modality, folder.opened(item).read(window))
             except TmcodecError as error:
                 folder.refuse(item, error)
-                return None
+                return f"{folder.name_of(item)}: {error}"
         return crops, warped
 
     def _filled(self, modality: str, crop: Crop) -> Crop:
@@ -271,6 +289,21 @@ def _same_pixels(one: MapGrid, other: MapGrid) -> bool:
     if one.crs != other.crs and CRS.from_user_input(one.crs) == CRS.from_user_input(other.crs):
         other = replace(other, crs=one.crs)
     return one.same(other)
+
+
+def _named(places: Sequence[str], names: str) -> list[str]:
+    """Return the places whose last part fits a pattern."""
+    return [place for place in places if fnmatchcase(PurePosixPath(place).name, names)]
+
+
+def _opens(folder: RasterFolder, item: int) -> bool:
+    """Tell whether a file is a raster of the folder's modality; note it as bad where not."""
+    try:
+        folder.opened(item)
+    except TmcodecError as error:
+        folder.refuse(item, error)
+        return False
+    return True
 
 
 def _items_by_place(folder: RasterFolder) -> dict[str, list[int]]:
