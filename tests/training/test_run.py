@@ -18,6 +18,8 @@ pytest.importorskip("lightning")
 pytest.importorskip("jsonargparse")
 
 from click.testing import CliRunner
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 
 from tmcodec.cli import cli
 from tmcodec.cli.train import translate
@@ -25,6 +27,7 @@ from tmcodec.codec.weights import load_weights, save_weights
 from tmcodec.errors import ConfigError
 from tmcodec.networks.mini import MiniConfig, MiniNet
 from tmcodec.training import run as training
+from tmcodec.training.monitors import SCORES, check_monitors
 from tmcodec.training.starting import net_of_checkpoint
 
 Config = Callable[..., Path]
@@ -318,17 +321,35 @@ def test_what_is_not_measured_cannot_be_monitored(callback: str, name: str, conf
 
 
 @pytest.mark.parametrize("callback", ["ModelCheckpoint", "EarlyStopping"])
-def test_monitors_without_validation_or_with_other_names_are_refused(callback: str, config: Config) -> None:
+def test_monitors_without_validation_are_refused(callback: str, config: Config) -> None:
     def start(monitor: str, *args: str) -> None:
         callbacks = [{"class_path": callback, "init_args": {"monitor": monitor}}]
         fit(config(), "--trainer.max_steps=1", f"--trainer.callbacks={callbacks}", *args)
 
     with pytest.raises(ConfigError, match="monitors val/loss, but nothing is validated"):
         start("val/loss", "--data.val=null")
-    with pytest.raises(ConfigError, match="monitors val_psnr, which stage mean does not measure"):
-        start("val_psnr")
+    with pytest.raises(ConfigError, match=r"monitors train/psnr, which stage mean .* train/hold, train/loss"):
+        start("train/psnr")
     if callback == "ModelCheckpoint":
         start("train/loss", "--data.val=null")
+
+
+class Told(Callback):
+    """Waits for figures in a way of its own."""
+
+    def __init__(self) -> None:
+        self.monitor = {"val/lost": "min"}
+
+
+def test_what_others_measure_can_be_monitored(config: Config, tmp_path: Path) -> None:
+    place = {"dirpath": str(tmp_path / "kept"), "mode": "max", "every_n_train_steps": 1, "save_top_k": 1}
+    for name in ("step", "epoch"):  # Lightning's own
+        callbacks = [{"class_path": "ModelCheckpoint", "init_args": {"monitor": name, **place}}]
+        fit(config(), "--trainer.max_steps=2", f"--trainer.callbacks={callbacks}")
+    assert list((tmp_path / "kept").glob("*step=2.ckpt"))
+    stop = EarlyStopping("another/score")
+    for callback in (stop, Told()):
+        check_monitors(Trainer(logger=False, callbacks=[callback]), ["loss"], "it")
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
@@ -356,6 +377,8 @@ def test_the_figures_named_are_those_measured(config: Config) -> None:
         done = fit(path, "--trainer.max_steps=1")
         measured = {k for k in done.trainer.callback_metrics if k.startswith("val/")}
         assert measured == {f"val/{k}" for k in done.model.figures()}
+        trained = {k for k in done.trainer.callback_metrics if k.startswith("train/")}
+        assert trained == {f"train/{k}" for k in set(done.model.figures()) - SCORES}
 
 
 @pytest.mark.parametrize("modality", ["NDVI", "LULC", "DEM"])

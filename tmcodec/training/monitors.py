@@ -9,19 +9,23 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from tmcodec.errors import ConfigError
 
+SCORES = frozenset({"psnr", "accuracy"})
+"""What only validation measures, which draws whole pictures."""
+
 
 def check_monitors(trainer: Trainer, figures: Iterable[str], what: str) -> None:
     """Refuse callbacks that monitor what the run will not measure.
 
     Lightning finds that out after the first validation, hours later, or never: without validation a
-    checkpoint that waits for one is never written.
+    checkpoint that waits for one is never written. Names that begin otherwise than ours do may be
+    Lightning's (``step``, ``epoch``) or figures that another callback logs.
 
     Parameters
     ----------
     trainer
         About to fit.
     figures
-        What validation measures, without ``val/``.
+        What validation measures, without ``val/``; training measures them, too, but for `SCORES`.
     what
         Who measures them, for the message.
 
@@ -32,15 +36,19 @@ def check_monitors(trainer: Trainer, figures: Iterable[str], what: str) -> None:
     """
     sources = getattr(getattr(trainer, "datamodule", None), "sources", {"val": True})
     validates = bool(sources["val"]) and trainer.limit_val_batches != 0
-    known = sorted(f"val/{name}" for name in figures) if validates else []
+    known = {
+        "val/": sorted(f"val/{name}" for name in figures) if validates else [],
+        "train/": sorted(f"train/{name}" for name in set(figures) - SCORES),
+    }
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         name = getattr(callback, "monitor", None)
-        if not name or name.startswith(("train/", "data/")) or name in known:
+        if not isinstance(name, str) or not name.startswith(("val/", "train/")):
             continue
-        who = f"{type(callback).__name__} monitors {name}"
-        if not validates:
+        who, choices = f"{type(callback).__name__} monitors {name}", known[name[: name.index("/") + 1]]
+        if not choices:
             raise ConfigError(f"{who}, but nothing is validated; give data.val, or monitor train/loss")
-        raise ConfigError(f"{who}, which {what} does not measure; choose among {', '.join(known)}")
+        if name not in choices:
+            raise ConfigError(f"{who}, which {what} does not measure; choose among {', '.join(choices)}")
 
 
 def check_validation(trainer: Trainer | None) -> None:
