@@ -287,6 +287,27 @@ def test_one_place_is_one_item_whatever_holds_it(form: Callable[[Any], Any]) -> 
     assert generate(loaded, {"coords": form(two)}, "DEM", decoding_steps=1).tokens["DEM"].shape == (2, 4, 4)
 
 
+@pytest.mark.parametrize("form", [tuple, list])
+@pytest.mark.parametrize("image", [True, False])
+def test_items_may_have_no_place(form: Callable[[Any], Any], image: bool) -> None:
+    loaded = tiny_generator()
+    loaded.vocabulary = Words()
+
+    def made(coords: Any, batch: int) -> torch.Tensor:
+        given = {"S2L2A": tokens(1).expand(batch, -1, -1)} if image else {}
+        found = generate(loaded, {**given, "coords": coords}, "DEM", decoding_steps=1)
+        return found.sampled_log_probabilities["DEM"][0]
+
+    both = made(form([None, (8, 47)]), 2)
+    assert torch.allclose(both[0], made(form([None]), 1)[0], atol=1e-5)
+    assert torch.allclose(both[1], made((8, 47), 1)[0], atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+    assert made(form([None, None]), 2).shape == (2, 4, 4)
+    if image:
+        with pytest.raises(ConditionError, match="coords of 3 items for 2; give"):
+            made(form([None, None, None]), 2)
+
+
 # --------------------------------------------------------------------------- bad input
 
 

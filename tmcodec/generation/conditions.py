@@ -274,11 +274,18 @@ def vocabulary_of(loaded: LoadedGenerator, name: str) -> Any:
     return loaded.vocabulary
 
 
+def some_without(value: Any) -> bool:
+    """Tell whether coordinates are given item by item, and some items have none."""
+    return isinstance(value, list | tuple) and any(item is None for item in value)
+
+
 def _coordinates(value: Any, batch: int) -> Sequence[tuple[float, float] | None]:
     """Return (longitude, latitude) of each item, None for those without."""
-    if isinstance(value, list) and any(item is None for item in value):
+    if some_without(value):
+        if len(value) != batch:
+            raise ConditionError(f"coords of {len(value)} items for {batch}; give (lon, lat) or None each")
         known = [item for item in value if item is not None]
-        places = iter(_coordinates(known, batch - len(value) + len(known)) if known else ())
+        places = iter(_coordinates(known, len(known)) if known else ())
         return [None if item is None else next(places) for item in value]
     try:
         pairs = as_tensor("coords", value).double()

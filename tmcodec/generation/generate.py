@@ -18,6 +18,7 @@ from tmcodec.generation.conditions import (
     as_tensor,
     image_inputs,
     sequence_inputs,
+    some_without,
 )
 from tmcodec.generation.engine import Request, Stream, run_in_batches
 from tmcodec.generation.settings import DECODING_STEPS, TOP_P, Settings, condition_name, target_spec
@@ -215,6 +216,8 @@ def _count(name: str, value: Any) -> int:
     """Return how many items a sequence input speaks of."""
     if name == "caption":
         return 1 if isinstance(value, str) else len(value)
+    if some_without(value):
+        return len(value)
     pairs = as_tensor(name, value)
     return len(pairs) if pairs.ndim > 1 else 1
 
