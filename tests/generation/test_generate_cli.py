@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tmcodec.cli.generate import DEFAULT_MODEL
 from tmcodec.codec import models
 from tmcodec.generation.models import DEFAULT_GENERATOR
 from tmcodec.generation.weights import save_generator
+from tmcodec.tokenfile import TokenFileWriter
 
 Run = Callable[..., Result]
 
@@ -137,6 +139,36 @@ def test_a_tokenizer_is_loaded_with_the_generators_tile(
     run("generate", src, "--to", "LULC", "-o", src.with_name("o.tmc"), "--model", model, "--tokenizer",
         tiny_tokenizer("LULC"), "--decoding-steps", 1)  # fmt: skip
     assert tiles and set(tiles) == {224}
+
+
+@pytest.mark.parametrize("tile", [224, 256])
+def test_a_tokenizer_is_loaded_with_the_tile_that_the_generator_names(
+    tile: int, src: Path, tiny_tokenizer: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its grid is none of the two: of 4 x 4 tokens."""
+    model, tiles, load = src.with_name("named.safetensors"), dict[str, int](), models.load_tokenizer
+    refs = tokenizer_refs({m: tiny_tokenizer(m) for m in ("S2L2A", "DEM", "LULC")})
+    save_generator(model, tiny_generator().net, "named", {m: replace(r, tile=tile) for m, r in refs.items()})
+
+    def watched(name: str, *args: Any, **how: Any) -> Any:
+        tiles[Path(name).stem] = how["tile"]  # the last load counts
+        return load(name, *args, **how)
+
+    monkeypatch.setattr(models, "load_tokenizer", watched)
+    tmc = src.with_name("tile.tmc")
+    rewrite_tile(src, tmc, tile)
+    run("generate", tmc, "--to", "DEM", "--to", "LULC", "-o", src.with_name("o.tmc"), "--model", model,
+        "--tokenizer", tiny_tokenizer("LULC"), "--decoding-steps", 1)  # fmt: skip
+    assert tiles == {"tiny-dem": tile, "tiny-lulc": tile}
+
+
+def rewrite_tile(src: Path, dst: Path, tile: int) -> None:
+    """Copy a file of one chunk, with another tile in its header."""
+    with tmcodec.open(src) as file:
+        (layer,) = file.layers.values()
+        meta = replace(file.meta, layers=(replace(layer.meta, tile=tile),))
+        with TokenFileWriter(dst, meta) as writer:
+            writer.write_chunk(0, 0, 0, 0, layer.tokens(), layer.valid())
 
 
 def test_no_decoding_steps_is_not_the_usual_number(src: Path, model: Path) -> None:

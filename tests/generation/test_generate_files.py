@@ -624,6 +624,26 @@ def test_terraminds_tokens_of_other_tiles_are_refused() -> None:
         check_layer(loaded, replace(dem, tile=256), {})
 
 
+@pytest.mark.parametrize("grid", [4, 8, 14, 16])
+def test_a_trained_generator_says_which_tiles_it_knows(grid: int) -> None:
+    """Its grid says nothing about them: windows of 14 tokens may be cut from tiles of 16."""
+    loaded, sha = tiny_generator(grid=grid), bytes(range(32))
+    dem = LayerMeta("DEM", "DEM", "terramind-v1-dem", sha, (8, 8), 64, 64, "int16", ("DEM",))
+    mine = replace(dem, tokenizer="my-terramind")
+    for tile, other in ((224, 256), (256, 224)):
+        for layer in (dem, mine):
+            loaded.tokenizers = {"DEM": TokenizerRef(layer.tokenizer, sha, tile)}
+            check_layer(loaded, replace(layer, tile=tile), {})
+            with pytest.raises(TokenizerMismatchError, match=f"encode with --tile {tile}"):
+                check_layer(loaded, replace(layer, tile=other), {})
+        # Weights files of older trainings do not say it.
+        loaded.tokenizers = {"DEM": TokenizerRef("terramind-v1-dem", sha)}
+        check_layer(loaded, replace(dem, tile=tile), {})
+        # Tokens of the embedded tokenizers are the same in any.
+        loaded.tokenizers = {"DEM": TokenizerRef("mini-dem-v2", sha, tile)}
+        check_layer(loaded, replace(dem, tokenizer="mini-dem-v2", tile=other), {})
+
+
 def test_targets_share_one_chunk(loaded: Loaded, tmp_path: Path) -> None:
     """Tiles of 224 pixels make chunks of 56 tokens, those of 256 chunks of 64."""
     given = np.random.default_rng(0).integers(0, 15360, (60, 4)).astype(np.int32)

@@ -215,6 +215,20 @@ def test_own_files_come_back(own: Path) -> None:
     assert "decoder_embeddings.tok_lulc@224.mod_emb" not in keys
 
 
+def test_tiles_are_in_the_header_where_they_are_known(own: Path, tmp_path: Path) -> None:
+    """And nowhere else: the identity is the weights', and headers without them stay readable."""
+    weights, again = open_weights(own), tmp_path / "again.safetensors"
+    refs = {"LULC": TokenizerRef("a", bytes(32), 224), "DEM": TokenizerRef("b", bytes(32)),
+            "NDVI": TokenizerRef("c")}  # fmt: skip
+    assert save_generator(again, weights.build(), "again", refs) == weights.sha256
+    assert open_weights(again).tokenizers == refs
+    with safe_open(again, framework="pt") as f:
+        assert json.loads(f.metadata()["tokenizers"]) == {
+            "LULC": {"name": "a", "sha256": "00" * 32, "tile": 224},
+            "DEM": {"name": "b", "sha256": "00" * 32}, "NDVI": {"name": "c", "sha256": None},
+        }  # fmt: skip
+
+
 def test_saved_weights_answer_alike(own: Path, tmp_path: Path) -> None:
     """A network written in float32 gives the same logits; its copy for training has its own memory."""
     net = open_weights(own).build()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,33 +28,40 @@ from click.testing import CliRunner
 from lightning.pytorch.strategies import DDPStrategy
 
 from tmcodec.cli import cli
+from tmcodec.codec.encode import encode
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.search import search
+from tmcodec.codec.terramind_weights import save_checkpoint
 from tmcodec.errors import ConfigError, CorpusError, RasterOpenError, TargetExistsError, WeightsError
 from tmcodec.generation.models import load_generator
 from tmcodec.modalities import MODALITIES
+from tmcodec.networks.terramind.config import TerraMindConfig
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFile, TokenFileWriter
 from tmcodec.training.any2any import run as training
 from tmcodec.training.any2any import tokens as token_corpora
 from tmcodec.training.any2any.aligned import AlignedRasters
 from tmcodec.training.any2any.budgets import Budgets, Mixture
 from tmcodec.training.any2any.data import TokenData, TokenSource, WindowSizes
-from tmcodec.training.any2any.grids import read_corpus, token_validity
+from tmcodec.training.any2any.grids import TokenizerId, read_corpus, token_validity
 from tmcodec.training.any2any.module import Any2AnyModule, Layout, find_unused_parameters
 from tmcodec.training.any2any.own import show_own
 from tmcodec.training.any2any.starting import generator_of_checkpoint
 from tmcodec.training.any2any.tokens import write_shard
 from tmcodec.training.sources import RasterFolder
+from tmcodec.training.terramind_net import TerraMindNet
 
 Make = Callable[..., Path]
 EVERYTHING = {"S2L2A": 1.0, "NDVI": 1.0}
 
 
-def layer(modality: str, side: int, count: int, sha: bytes = b"\1" * 32) -> LayerMeta:
+def layer(
+    modality: str, side: int, count: int, sha: bytes = b"\1" * 32, tile: int = 256,
+    names: dict[str, str] | None = None,
+) -> LayerMeta:  # fmt: skip
     """Return a layer of `count` grids of `side` tokens."""
-    row = MODALITIES[modality]
-    return LayerMeta(modality, modality, f"toy-{modality.lower()}", sha, row.levels, side * 16, side * 16,
-                     row.dtype, row.bands, times=(None,) * count)  # fmt: skip
+    row, name = MODALITIES[modality], (names or {}).get(modality, f"toy-{modality.lower()}")
+    return LayerMeta(modality, modality, name, sha, row.levels, side * 16, side * 16, row.dtype, row.bands,
+                     times=(None,) * count, tile=tile)  # fmt: skip
 
 
 def write_tokens(
@@ -159,6 +167,24 @@ def test_tokens_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
     data = TokenData([TokenSource([str(tmp_path / x)]) for x in ("a.tmc", "b.tmc")], budgets)
     with pytest.raises(ConfigError, match="S2L2A is by toy-s2l2a"):
         data.tokenizers()
+
+
+def test_tokens_of_two_tiles_are_refused_where_it_matters(tmp_path: Path) -> None:
+    for name, tile in (("a", 224), ("b", 256)):
+        write_tokens(tmp_path / "toy" / f"{name}.tmc", toy_grids(), tile=tile)
+    said = r"b\.tmc: .* in tiles of 256 pixels, other files' .* in tiles of 224 pixels; encode all with one"
+    with pytest.raises(CorpusError, match=said):
+        read_corpus([tmp_path / "toy"])
+    made = read_corpus([tmp_path / "toy" / "a.tmc"]).tokenizers["NDVI"]
+    assert made.tile == 224
+    # Checkpoints of older runs do not know it.
+    older = TokenizerId.from_plain({"name": made.name, "sha256": made.sha256, "levels": list(made.levels)})
+    assert older.agrees(made) and made.agrees(older) and not made.agrees(replace(made, tile=256))
+    assert not older.agrees(replace(made, sha256="00" * 32))
+    embedded = {"S2L2A": "mini-s2l2a-v2", "NDVI": "mini-ndvi-v2"}
+    for name, tile in (("a", 224), ("b", 256)):
+        write_tokens(tmp_path / "mini" / f"{name}.tmc", toy_grids(), tile=tile, names=embedded)
+    assert read_corpus([tmp_path / "mini"]).tokenizers["NDVI"].tile is None
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbage", "nothing wanted"])
@@ -372,6 +398,7 @@ def test_the_weights_file_is_a_generator(config: Make, tmp_path: Path) -> None:
     assert (made.name, made.cfg) == ("mine", module.net.cfg)
     assert made.tokenizers["NDVI"].name == "toy-ndvi"
     assert made.tokenizers["NDVI"].sha256 == b"\1" * 32
+    assert made.tokenizers["NDVI"].tile == 256
     again = fit(config("again"), "--trainer.max_steps=1", f"--model.start={file}")
     assert again.model.copied > 10
 
@@ -516,6 +543,42 @@ def test_shards_may_hold_searched_tokens(plan: Make, tmp_path: Path) -> None:
         expected = search(tok, own, np.array(pixels), np.ones(pixels.shape, np.bool_), 2)
         assert np.array_equal(tokens, expected)
         assert not np.array_equal(tokens, own)
+
+
+def tiny_terramind(path: Path) -> Path:
+    """Write random weights of TerraMind's layout for NDVI, lively enough that the context matters."""
+    torch.manual_seed(5)
+    row = MODALITIES["NDVI"]
+    cfg = TerraMindConfig("NDVI", 1, row.levels, "unet", row.mean, row.std, dim=24, depth=1, heads=2,
+                          unet_channels=32, unet_blocks=1)  # fmt: skip
+    state = {k: 3 * v if v.ndim > 1 else v for k, v in TerraMindNet(cfg).state_dict().items()}
+    save_checkpoint(path, cfg, state, "tiny-terramind", {})
+    return path
+
+
+@pytest.mark.parametrize(("side", "tile"), [(224, 224), (112, 224), (240, 256), (256, 256), (288, 256)])
+def test_terraminds_tokens_are_those_of_rasters(side: int, tile: int, plan: Make, tmp_path: Path) -> None:
+    weights = str(tiny_terramind(tmp_path / "tiny.safetensors"))
+    group = {"side": side, "crops": 2, "warp": 0.0}
+    training.tokens(["-c", str(plan(pixels=["NDVI"], group=group, tokenizers={"NDVI": weights}))], (0, 1))
+    (shard,) = (tmp_path / "out").glob("*.tmc")
+    (stack,) = read_corpus([shard]).stacks
+    with TokenFile.open(shard) as file:
+        assert file["NDVI"].meta.tile == tile
+    for pixels, tokens in zip(stack.pixels["NDVI"], stack.tokens["NDVI"], strict=True):
+        encode(np.array(pixels), tmp_path / "a.tmc", modality="NDVI", tokenizer=weights, tile=tile,
+               exact=True, overwrite=True)  # fmt: skip
+        with TokenFile.open(tmp_path / "a.tmc") as file:
+            assert np.array_equal(file["NDVI"].tokens(), tokens)
+
+
+def test_all_groups_have_tiles_of_one_size(plan: Make) -> None:
+    path = plan()
+    sections = yaml.safe_load(path.read_text())
+    (group,) = sections["groups"]
+    for sides, tile in (((320,), 256), ((320, 224), 224), ((256, 240), 256)):
+        path.write_text(yaml.safe_dump({**sections, "groups": [{**group, "side": s} for s in sides]}))
+        assert training.read_plan(["-c", str(path)]).tile == tile
 
 
 def test_shards_do_not_depend_on_who_writes_them(plan: Make, tmp_path: Path) -> None:

@@ -145,11 +145,10 @@ def command(
     images = [target for target in targets if target.lower() not in ("coords", "caption")]
     if images and out is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
-    from tmcodec.codec.models import load_tokenizer
     from tmcodec.generation.files import generate_files
     from tmcodec.generation.models import load_generator
     from tmcodec.generation.settings import DECODING_STEPS, Settings
-    from tmcodec.generation.tokenizers import tile_of
+    from tmcodec.generation.tokenizers import load_given
 
     named = ("order", "schedule", "token_schedule", "temperature", "top_k", "top_p", "guidance", "samples",
              "choice")  # fmt: skip
@@ -158,7 +157,7 @@ def command(
     asked = choices.pop("decoding_steps")
     settings = Settings(**how, decoding_steps=usual if asked is None else asked)
     loaded = load_generator(model, device, checkpoint=checkpoint)
-    toks = [load_tokenizer(name, device, tile=tile_of(loaded)) for name in tokenizers]
+    toks = [load_given(loaded, name, device) for name in tokenizers]
     with progress_bar("generating", quiet) as progress:
         report = generate_files(
             loaded, srcs, out, images, texts=texts, settings=settings, tokenizers=toks, progress=progress,

@@ -65,6 +65,11 @@ def default_model(modality: str) -> str:
     return _embedded(modality, VERSIONS.get(modality, (1,))[-1]).name
 
 
+def looks_at_tiles(name: str) -> bool:
+    """Tell whether tokens may depend on the tile that they were encoded in: those of the package do not."""
+    return name not in EMBEDDED and name not in RETIRED
+
+
 def find_weights(name: str) -> Path:
     """Return the weights file of an embedded or imported name, or of a path; nothing is fetched.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from tmcodec.codec.models import looks_at_tiles
 from tmcodec.codec.terramind_models import OFFICIAL
 from tmcodec.errors import ConditionError, TokenizerMismatchError
 from tmcodec.modalities import get_modality
@@ -48,17 +49,43 @@ def tokenizer_of(
             )
         from tmcodec.codec.models import load_tokenizer
 
-        tok = load_tokenizer(ref.name, str(loaded.device), tile=tile_of(loaded))
+        tile = tile_of(loaded, modality) or usual_tile(loaded)
+        tok = load_tokenizer(ref.name, str(loaded.device), tile=tile)
     if not _retrained(loaded, modality, tok):
         check_tokenizer(loaded, modality, tok.name, tok.sha256)
     return tok
 
 
-def tile_of(loaded: LoadedGenerator) -> int:
-    """Return the side in pixels of the tiles of TerraMind's tokens: as large as the generator's grid.
+def load_given(loaded: LoadedGenerator, name: str, device: str) -> Tokenizer:
+    """Load a tokenizer that the caller names, with the tile of the generator's tokens of its modality.
 
-    Other tokenizers do not look at it.
+    Raises
+    ------
+    TmcodecError
+        See `tmcodec.load_tokenizer`.
     """
+    from tmcodec.codec.models import load_tokenizer
+
+    tok = load_tokenizer(name, device, tile=usual_tile(loaded))  # its modality is known from here on
+    tile = tile_of(loaded, tok.modality.name)
+    return tok if tile in (None, tok.tile) else load_tokenizer(name, device, tile=tile)
+
+
+def tile_of(loaded: LoadedGenerator, modality: str) -> int | None:
+    """Return the side in pixels of the tiles of the generator's tokens, None where it is not known.
+
+    Weights files of a training say it. TerraMind's raw checkpoints, whose references have no hashes, were
+    trained on tiles as large as the grid. Others may have been trained on any.
+    """
+    ref = loaded.tokenizers.get(modality)
+    if ref is None or ref.tile is not None:
+        return None if ref is None else ref.tile
+    official = ref.sha256 is None and ref.name in OFFICIAL
+    return usual_tile(loaded) if official else None
+
+
+def usual_tile(loaded: LoadedGenerator) -> int:
+    """Return the tile for TerraMind's tokenizers as large as the generator's grid, 256 where none is."""
     tile = loaded.cfg.grid * loaded.cfg.patch
     return tile if tile in (224, 256) else 256
 
@@ -75,14 +102,14 @@ def check_layer(loaded: LoadedGenerator, meta: LayerMeta, given: Mapping[str, To
     Raises
     ------
     TokenizerMismatchError
-        If they are of another tokenizer, or of TerraMind's in tiles of another size.
+        If they are of another tokenizer, or of tiles of another size, where it matters and is known.
     """
     tok = given.get(meta.modality)
     same = tok is not None and tok.sha256 == meta.weights_sha256
     if not (same and _retrained(loaded, meta.modality, tok)):
         check_tokenizer(loaded, meta.modality, meta.tokenizer, meta.weights_sha256)
-    tile = tile_of(loaded)
-    if meta.tokenizer in OFFICIAL and meta.tile != tile:
+    tile = tile_of(loaded, meta.modality)
+    if tile not in (None, meta.tile) and looks_at_tiles(meta.tokenizer):
         raise TokenizerMismatchError(
             f"the {meta.modality} tokens are of tiles of {meta.tile} pixels, but generator {loaded.name} "
             f"knows those of {tile}; encode with --tile {tile}"

@@ -51,10 +51,26 @@ class TokenizerRef:
         Name of the tokenizer.
     sha256
         Its content hash, 32 bytes; None: any weights imported under that name.
+    tile
+        Side in pixels of the tiles that the tokens are of; None where it does not matter or is not known.
     """
 
     name: str
     sha256: bytes | None = None
+    tile: int | None = None
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> TokenizerRef:
+        """Return what a header has; raise KeyError, TypeError or ValueError where it is malformed."""
+        digest, tile = plain.get("sha256"), plain.get("tile")
+        return cls(
+            str(plain["name"]), bytes.fromhex(digest) if digest else None, None if tile is None else int(tile)
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return it as a header has it: a tile only where it is known."""
+        plain = {"name": self.name, "sha256": self.sha256.hex() if self.sha256 else None}
+        return plain if self.tile is None else {**plain, "tile": self.tile}
 
 
 @dataclass(frozen=True)
@@ -161,10 +177,7 @@ def _own(
     try:
         found = GeneratorConfig.from_dict(json.loads(notes.pop("config")))
         raw = json.loads(notes.pop("tokenizers", "{}"))
-        refs = {
-            str(m): TokenizerRef(str(r["name"]), bytes.fromhex(r["sha256"]) if r.get("sha256") else None)
-            for m, r in raw.items()
-        }
+        refs = {str(m): TokenizerRef.from_plain(r) for m, r in raw.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
     _check_size(found, config, name, path)
@@ -276,10 +289,7 @@ def _write(
 ) -> bytes:
     plain = plain_config(config)
     digest = content_hash(plain, tensors)
-    refs = {
-        modality: {"name": ref.name, "sha256": ref.sha256.hex() if ref.sha256 else None}
-        for modality, ref in sorted(tokenizers.items())
-    }
+    refs = {modality: ref.to_plain() for modality, ref in sorted(tokenizers.items())}
     header = {
         "format": FORMAT,
         "name": name,

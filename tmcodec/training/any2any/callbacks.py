@@ -17,12 +17,14 @@ class GeneratorFile(FileAtEnd):
     module = Any2AnyModule
 
     def write(self, path: Path, module: Any2AnyModule, weights: Tensors, step: int) -> None:
-        """Write it in half precision, with its tokenizers' names and hashes, under a temporary name first."""
+        """Write it in half precision, with its tokenizers' names, hashes and tiles; atomically."""
         from tmcodec.generation.weights import TokenizerRef, save_generator
 
         net = Generator(module.net.cfg)
         net.load_state_dict(untied(net, weights))
-        refs = {m: TokenizerRef(t.name, bytes.fromhex(t.sha256)) for m, t in module.tokenizers.items()}
+        refs = {
+            m: TokenizerRef(t.name, bytes.fromhex(t.sha256), t.tile) for m, t in module.tokenizers.items()
+        }
         notes = {"licence": self.licence, "training": f"{step} steps"}
         with atomic_path(path, overwrite=True) as temporary:
             save_generator(temporary, net, self.name, refs, notes)

@@ -339,8 +339,7 @@ class TokenData(LightningDataModule):
                 for modality, made in corpus.tokenizers.items():
                     if known.setdefault(modality, made) != made:
                         raise ConfigError(
-                            f"{modality} is by {made.name} ({made.sha256[:12]}) in one source and by "
-                            f"{known[modality].name} ({known[modality].sha256[:12]}) in another; "
+                            f"{modality} is by {made} in one source and by {known[modality]} in another; "
                             "encode all with one"
                         )
         return known

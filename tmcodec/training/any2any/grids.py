@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tmcodec.codec.models import looks_at_tiles
 from tmcodec.errors import CorpusError, TmcodecError
-from tmcodec.tokenfile import Layer, TokenFile
+from tmcodec.tokenfile import Layer, LayerMeta, TokenFile
 
 Tokens = npt.NDArray[np.integer]
 Mask = npt.NDArray[np.bool_]
@@ -29,11 +31,34 @@ class TokenizerId:
         As in a layer's header; the hash as 64 hexadecimal digits.
     levels
         FSQ levels.
+    tile
+        Side in pixels of the tiles that the tokens are of; None where it does not matter or is not known.
     """
 
     name: str
     sha256: str
     levels: tuple[int, ...]
+    tile: int | None = None
+
+    def __str__(self) -> str:
+        tile = "" if self.tile is None else f" in tiles of {self.tile} pixels"
+        return f"{self.name} ({self.sha256[:12]}){tile}"
+
+    @classmethod
+    def of_layer(cls, meta: LayerMeta) -> TokenizerId:
+        """Return which tokenizer made a layer, and with which tile where that may matter."""
+        tile = meta.tile if looks_at_tiles(meta.tokenizer) else None
+        return cls(meta.tokenizer, meta.weights_sha256.hex(), meta.levels, tile)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> TokenizerId:
+        """Return what a checkpoint has; older ones have no tile."""
+        return cls(plain["name"], plain["sha256"], tuple(plain["levels"]), plain.get("tile"))
+
+    def agrees(self, other: TokenizerId) -> bool:
+        """Tell whether tokens of both mean the same, as far as is known."""
+        known = None not in (self.tile, other.tile)
+        return self == other if known else replace(self, tile=None) == replace(other, tile=None)
 
 
 @dataclass
@@ -186,12 +211,11 @@ def _check_layer(path: Path, layer: Layer, stack: Stack, known: dict[str, Tokeni
         raise CorpusError(
             f"{path}: layer {meta.name!r} has {shape} dates, rows, columns, others {stack.shape}"
         )
-    made = TokenizerId(meta.tokenizer, meta.weights_sha256.hex(), meta.levels)
+    made = TokenizerId.of_layer(meta)
     first = known.setdefault(meta.modality, made)
     if first != made:
         raise CorpusError(
-            f"{path}: its {meta.modality} is by {made.name} ({made.sha256[:12]}), other files' by "
-            f"{first.name} ({first.sha256[:12]}); encode all with one"
+            f"{path}: its {meta.modality} is by {made}, other files' by {first}; encode all with one"
         )
 
 

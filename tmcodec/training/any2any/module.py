@@ -189,7 +189,7 @@ class Any2AnyModule(LightningModule):
                 raise ConfigError(
                     f"{made.name} has levels {made.levels}, the network's {modality} {spec.levels}"
                 )
-            if self.tokenizers.setdefault(modality, made) != made:
+            if not made.agrees(self.tokenizers.setdefault(modality, made)):
                 raise ConfigError(other_tokens(modality, self.tokenizers[modality], made))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -204,9 +204,9 @@ class Any2AnyModule(LightningModule):
                 "the checkpoint is of a network of other sizes than model.net; resume with its own config"
             )
         saved = json.loads(checkpoint[TOKENIZERS_KEY])
-        before = {m: TokenizerId(t["name"], t["sha256"], tuple(t["levels"])) for m, t in saved.items()}
+        before = {m: TokenizerId.from_plain(t) for m, t in saved.items()}
         for modality, made in before.items():
-            if self.tokenizers.get(modality, made) != made:
+            if not made.agrees(self.tokenizers.get(modality, made)):
                 raise ConfigError(other_tokens(modality, made, self.tokenizers[modality]))
         self.tokenizers = {**before, **self.tokenizers}
 
@@ -334,8 +334,8 @@ class Any2AnyModule(LightningModule):
 def other_tokens(modality: str, before: TokenizerId, now: TokenizerId) -> str:
     """Return what is said where a checkpoint's tokens are not the data's."""
     return (
-        f"the checkpoint was trained on {modality} by {before.name} ({before.sha256[:12]}), the data are by "
-        f"{now.name} ({now.sha256[:12]}); give it as model.start to go on with other tokens"
+        f"the checkpoint was trained on {modality} by {before}, the data are by {now}; "
+        "give it as model.start to go on with other tokens"
     )
 
 

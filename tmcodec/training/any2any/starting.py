@@ -35,10 +35,7 @@ def read_checkpoint(path: Path) -> tuple[GeneratorConfig, dict[str, Tensor], dic
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         cfg = GeneratorConfig.from_dict(json.loads(saved[CONFIG_KEY]))
         tensors = {**saved["state_dict"], **saved.get(AVERAGE_KEY, {})}
-        made = {
-            m: TokenizerId(t["name"], t["sha256"], tuple(t["levels"]))
-            for m, t in json.loads(saved[TOKENIZERS_KEY]).items()
-        }
+        made = {m: TokenizerId.from_plain(t) for m, t in json.loads(saved[TOKENIZERS_KEY]).items()}
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError,
             AttributeError, IndexError) as err:  # fmt: skip
         raise WeightsError(

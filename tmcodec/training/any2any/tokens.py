@@ -22,6 +22,7 @@ import torch
 from tmcodec.atomic import atomic_path, check_target
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.search import search
+from tmcodec.codec.terramind import TILES, TerraMindTokenizer
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import ConfigError, TargetExistsError
 from tmcodec.modalities import get_modality
@@ -96,6 +97,14 @@ class TokenPlan:
         """Of all groups, sorted."""
         return sorted({m for group in self.groups for m in group.modalities})
 
+    @property
+    def tile(self) -> int:
+        """Side in pixels of the tiles of TerraMind's tokens, one for all groups: a generator knows one.
+
+        The smallest crop decides: one of 224 pixels is a tile, and would be mirrored to fill one of 256.
+        """
+        return next((tile for tile in sorted(TILES) if min(g.side for g in self.groups) <= tile), max(TILES))
+
     def load_tokenizers(self) -> dict[str, Tokenizer]:
         """Load each modality's tokenizer.
 
@@ -108,7 +117,8 @@ class TokenPlan:
         """
         loaded = {}
         for m in self.modalities:
-            loaded[m] = load_tokenizer(self.tokenizers.get(m) or default_model(m), self.device)
+            name = self.tokenizers.get(m) or default_model(m)
+            loaded[m] = load_tokenizer(name, self.device, tile=self.tile)
             if loaded[m].modality.name != m:
                 raise ConfigError(
                     f"{loaded[m].name} is for {loaded[m].modality.name}, not for {m}; mend tokenizers"
@@ -220,7 +230,7 @@ def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[s
         for batch in batches(group, shard, plan.seed):
             for index, modality in enumerate(group.modalities):
                 values = np.stack([place[modality][0] for place in batch])
-                found = tokenizers[modality].encode(torch.from_numpy(values)).cpu().numpy()
+                found = encode_crops(tokenizers[modality], torch.from_numpy(values)).cpu().numpy()
                 for i, (place, tokens) in enumerate(zip(batch, found, strict=True)):
                     picture, valid = place[modality]
                     mask = np.broadcast_to(valid, picture.shape)
@@ -235,6 +245,16 @@ def write_shard(path: Path, plan: TokenPlan, shard: Shard, tokenizers: Mapping[s
                 temporary.open("wb") as file,
             ):
                 np.save(file, np.concatenate(parts), allow_pickle=False)
+
+
+def encode_crops(tok: Tokenizer, crops: torch.Tensor) -> torch.Tensor:
+    """Return the tokens ``(B, rows, cols)`` that rasters like the crops ``(B, C, side, side)`` would have.
+
+    TerraMind's tokenizers look at all that they are given, and rasters go through them in tiles.
+    """
+    if isinstance(tok, TerraMindTokenizer) and crops.shape[-1] != tok.tile:
+        return torch.cat([tok.encode_context(crop[None]) for crop in crops])
+    return tok.encode(crops)
 
 
 def batches(group: AlignedRasters, shard: Shard, seed: int) -> Iterator[list[Place]]:
