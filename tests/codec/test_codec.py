@@ -7,6 +7,7 @@ import json
 import threading
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -518,6 +519,27 @@ def test_a_sampler_that_cannot_decode_is_refused_at_once(scene: Path, weights: P
     with pytest.raises(errors.SamplerError, match="official clamps pictures, tiny-s2l2a draws residuals"):
         tmcodec.encode(scene, tmp_path / "a.tmc", tokenizer=weights, sampler="official", steps=3)
     assert not (tmp_path / "a.tmc").exists()
+
+
+@pytest.mark.parametrize("name", ["LCM", "TCD", "SASolver", "zzz"])
+def test_files_of_a_sampler_that_is_refused_decode_with_another(
+    name: str, tokens: Path, weights: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    old = tmp_path / "old.tmc"
+    with tmcodec.open(tokens) as file:
+        (layer,) = file.layers.values()
+        meta = replace(file.meta, layers=(replace(layer.meta, sampler=name, steps=3),))
+        with TokenFileWriter(old, meta) as writer:
+            writer.write_chunk(0, 0, 0, 0, layer.tokens(), layer.valid())
+    said = f"^the file names a sampler that cannot be used .*{name}.*; pass another with --sampler$"
+    with pytest.raises(errors.SamplerError, match=said):
+        tmcodec.decode(old, tmp_path / "a.tif", tokenizer=weights)
+    assert not (tmp_path / "a.tif").exists()
+    found, _ = tmcodec.decode_array(old, tokenizer=weights, sampler="ddim")
+    expected, _ = tmcodec.decode_array(tokens, tokenizer=weights, sampler="ddim", steps=3)
+    assert np.array_equal(found, expected)
+    tmcodec.decode(old, tmp_path / "a.tif", tokenizer=weights, steps=1)  # which needs none
 
 
 @pytest.mark.parametrize("steps", [1, 3])

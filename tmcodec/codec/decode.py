@@ -311,7 +311,6 @@ def make_job(
     seed = layer.seed if wanted.seed is None else check_seed(wanted.seed)
     steps = check_steps(layer.steps if wanted.steps is None else wanted.steps)
     area = pick_window(layer, wanted)
-    # What the file names is used, not asked for: one step needs no sampler, and so no package that has it.
     asked = None if wanted.sampler is None else check_sampler(wanted.sampler)
     if area.width * area.height > max_pixels:
         raise LimitExceededError(
@@ -319,7 +318,7 @@ def make_job(
             "decode a window, or raise max_pixels"
         )
     tok = matching_tokenizer(layer, tokenizer, device, how)
-    sampler = layer.sampler if asked is None else tok.check_sampler(asked)
+    sampler = stored_sampler(layer, tok, steps) if asked is None else tok.check_sampler(asked)
     # Not the tile that the file says, which could be as large as the raster.
     side = side_of_batch(batch_size, tok.tile, layer.chunk * layer.patch)
     return Job(
@@ -334,6 +333,26 @@ def make_job(
         window=area,
         squares=Squares(area, side),
     )
+
+
+def stored_sampler(layer: Layer, tok: Tokenizer, steps: int) -> str:
+    """Return the sampler that the file names, checked where decoding needs one.
+
+    One step may need none, and so no package that has it.
+
+    Raises
+    ------
+    SamplerError
+        If it is unknown or refused; earlier versions stored some that are.
+    """
+    name: str = layer.sampler
+    if tok.draws_noise(steps):
+        try:
+            check_sampler(name)
+        except SamplerError as error:
+            said = f"the file names a sampler that cannot be used ({error}); pass another with --sampler"
+            raise SamplerError(said) from error
+    return name
 
 
 def check_seed(seed: int) -> int:
