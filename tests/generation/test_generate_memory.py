@@ -254,6 +254,24 @@ def test_several_samples_of_what_is_not_drawn_are_refused(how: dict[str, Any], d
         call()
 
 
+@pytest.mark.parametrize("wrong", [255, -1])
+@pytest.mark.parametrize("integers", [True, False])
+def test_ids_of_no_class_are_to_be_nan(
+    wrong: int, integers: bool, tiny_tokenizer: Callable[[str], Path]
+) -> None:
+    loaded = tiny_generator()
+    loaded.tokenizers = tokenizer_refs({"LULC": tiny_tokenizer("LULC")})
+    ids = torch.full((1, 1, 64, 64), 3, dtype=torch.int16 if integers else torch.float32)
+    ids[..., :16, :20] = wrong
+    said = rf"^LULC: {wrong} is none of the classes 0\.\.9; .* give NaN \(or mask it\) where .* unknown$"
+    with pytest.raises(ConditionError, match=said):
+        generate(loaded, {"LULC": ids}, "DEM", decoding_steps=1)
+    gaps = torch.where(ids == wrong, math.nan, ids.float())
+    masked = np.ma.masked_equal(ids.numpy(), wrong)
+    made = [generate(loaded, {"LULC": x}, "DEM", decoding_steps=1).tokens["DEM"] for x in (gaps, masked)]
+    assert torch.equal(*made)
+
+
 # --------------------------------------------------------------------------- texts
 
 

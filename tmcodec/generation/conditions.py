@@ -196,8 +196,21 @@ def _pixels(loaded: LoadedGenerator, modality: str, pixels: Tensor) -> Image:
     assert spec is not None  # `check_taken`
     # The tokenizer looks beyond a patch: gaps are filled as a raster's are, or they would spoil neighbours.
     tok = tokenizer_of(loaded, modality)
+    if row.categorical:
+        _check_classes(modality, pixels[finite], len(tok.modality.classes))
     tokens = tok.encode(_filled(pixels, finite, row.mean)).to(pixels.device, torch.int64)
     return Image(spec, tokens.flatten(1), hidden, grid)
+
+
+def _check_classes(modality: str, known: Tensor, classes: int) -> None:
+    """Raise `ConditionError` where an id is no class: of no data, most likely."""
+    ids = known.long()
+    wrong = ids[(ids < 0) | (ids >= classes)]
+    if wrong.numel():
+        raise ConditionError(
+            f"{modality}: {int(wrong[0])} is none of the classes 0..{classes - 1}; map it to one, "
+            "or give NaN (or mask it) where the class is unknown"
+        )
 
 
 def _filled(pixels: Tensor, finite: Tensor, mean: tuple[float, ...]) -> Tensor:
