@@ -37,7 +37,8 @@ class AlignedRasters:
     Parameters
     ----------
     rasters
-        One folder a modality. With a folder's `skip_bad`, places whose file there is bad are left out.
+        One folder a modality. With a folder's `skip_bad`, bad files there are passed over, and places that
+        have no other are left out.
     compute
         ``NDVI`` and ``S2RGB``, from the Sentinel-2 folder.
     names
@@ -67,7 +68,7 @@ class AlignedRasters:
     ConfigError
         If folders, side or what is to be computed do not fit.
     CorpusError
-        If no place is in all folders, two files of a folder have one name, rasters do not fit together, or a
+        If no place is in all folders, two files of a folder have one path, rasters do not fit together, or a
         file is bad and its folder's `skip_bad` is off.
     """
 
