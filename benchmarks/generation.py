@@ -1,12 +1,13 @@
 """Any-to-any generation: ours beside TerraTorch's, same random weights, same inputs, in one run.
 
-    python benchmarks/generation.py [--size base] [--batch 8] [--steps 2] [--repeat 2] [--one-core]
+    python benchmarks/generation.py [--size base] [--batch 8] [--steps 2] [--repeat 2] [--device cuda]
 
 S2L2A pixels to land cover and then elevation, which sees the land cover (TerraTorch's chained generation),
 one decoding step each, decoded to pixels with the same number of diffusion steps. Needs the extra
 ``[parity]``. Times are medians of alternating calls. Weights are random: speed can be seen with them, and
 whether greedy tokens agree; quality cannot. *encoder once* is the case that TerraTorch's public class has no
-name for: independent targets, for which one pass of the encoder is enough.
+name for: independent targets, for which one pass of the encoder is enough. Without ``--device`` a GPU is
+taken where there is one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,12 @@ KEYS = {"LULC": "tok_lulc@224", "DEM": "tok_dem@224"}
 SIDE = 224
 
 clock: Callable[[], float] = time.perf_counter
+
+
+def cuda_clock(device: torch.device) -> float:
+    """Return the seconds of a GPU's clock on the wall: kernels that were started have ended."""
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def seconds(calls: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
@@ -64,7 +72,7 @@ def theirs(size: str, steps: int) -> Any:
     return net.eval().requires_grad_(False)
 
 
-def ours(official: Any, precision: str, folder: Path) -> tuple[Any, dict[str, Any]]:
+def ours(official: Any, precision: str, folder: Path, device: torch.device) -> tuple[Any, dict[str, Any]]:
     """Return our generator and tokenizers with the same weights."""
     from parity_helpers import as_checkpoint
 
@@ -75,12 +83,12 @@ def ours(official: Any, precision: str, folder: Path) -> tuple[Any, dict[str, An
     if not path.exists():
         state = {k: v for k, v in official.state_dict().items() if k.startswith("sampler.model.")}
         torch.save(state, path)
-    loaded = load_generator(str(path), "cpu", precision=precision)
+    loaded = load_generator(str(path), str(device), precision=precision)
     tokenizers = {}
     for name, key in KEYS.items():
         official_name = f"terramind-v1-{name.lower()}"
         checkpoint = as_checkpoint(official_name, official.tokenizer[key].state_dict())
-        tokenizers[name] = TerraMindTokenizer(checkpoint, "cpu", precision, tile=224)
+        tokenizers[name] = TerraMindTokenizer(checkpoint, str(device), precision, tile=224)
     return loaded, tokenizers
 
 
@@ -118,19 +126,20 @@ def made_by_us(
     return made.tokens
 
 
-def measure(size: str, batch: int, steps: int, repeat: int) -> list[list[str]]:
+def measure(size: str, batch: int, steps: int, repeat: int, device: torch.device) -> list[list[str]]:
     """Return rows of the table."""
     import tempfile
 
     from tmcodec.modalities import get_modality
 
     row = get_modality("S2L2A")
-    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (row.mean, row.std))
-    z = torch.randn(batch, 12, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (row.mean, row.std))
+    z = torch.randn(batch, 12, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(device)
     x = z * std + mean
     official = theirs(size, steps)
     with tempfile.TemporaryDirectory() as folder:
-        both = {precision: ours(official, precision, Path(folder)) for precision in ("fp32", "bf16")}
+        both = {name: ours(official, name, Path(folder), device) for name in ("fp32", "bf16")}
+    official.to(device)
     gc.collect()
     alone: dict[str, Callable[[], object]] = {"TerraTorch, fp32": lambda: made_by_them(official, z, True)}
     full: dict[str, Callable[[], object]] = {"TerraTorch, fp32": lambda: made_by_them(official, z, False)}
@@ -181,15 +190,23 @@ def main() -> None:
     ap.add_argument("--batch", type=int, default=8)
     ap.add_argument("--steps", type=int, default=2)
     ap.add_argument("--repeat", type=int, default=2)
+    ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     ap.add_argument("--one-core", action="store_true", help="CPU seconds of one thread: for busy machines")
     ap.add_argument("--markdown", action="store_true")
     args = ap.parse_args()
+    device = torch.device(args.device)
+    if args.one_core and device.type != "cpu":
+        ap.error("--one-core counts a processor's seconds; give --device cpu, too")
+    global clock
+    if device.type == "cuda":
+        clock = partial(cuda_clock, device)
     if args.one_core:
-        global clock
         clock = time.process_time
         torch.set_num_threads(1)
-    print(f"{args.size}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    show(measure(args.size, args.batch, args.steps, args.repeat), args.markdown)
+    threads = f"{torch.get_num_threads()} threads"
+    computes = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    print(f"{args.size}, {computes}, torch {torch.__version__}")
+    show(measure(args.size, args.batch, args.steps, args.repeat, device), args.markdown)
 
 
 if __name__ == "__main__":
