@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmcodec.samplers import alpha_bar, block_noise, make_scheduler
+from tmcodec.samplers import noise as noise_module
 from tmcodec.samplers.noise import BLOCK
 
 
@@ -74,6 +76,27 @@ def test_noise_is_box_muller_of_philox_words() -> None:
         np.sqrt(-2 * np.log(a / 2**32)) * np.cos(2 * np.pi * b / 2**32) for a, b in zip(*first, strict=True)
     ]
     assert np.allclose(block_noise(1, 64, 128, 1, 4, seed=9)[0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_and_what_is_kept_change_nothing_in_the_noise(threads: int) -> None:
+    windows = [(r, c, 150, 200, 7, step) for r in (-70, 0, 64) for c in (-1, 130) for step in (0, 1)]
+    noise_module._one_block.cache_clear()
+    shared = [block_noise(3, *window, threads=threads) for window in windows]
+    alone = []
+    for window in windows:
+        noise_module._one_block.cache_clear()
+        alone.append(block_noise(3, *window))
+    assert all(np.array_equal(a, b) for a, b in zip(shared, alone, strict=True))
+
+
+def test_blocks_are_kept_within_bounds_and_what_is_returned_is_the_callers() -> None:
+    first = block_noise(1, 0, 0, BLOCK, BLOCK, seed=3)
+    before = first.copy()
+    first += 1  # a caller's own copy
+    assert np.array_equal(block_noise(1, 0, 0, BLOCK, BLOCK, seed=3), before)
+    block_noise(1, 0, 0, 20 * BLOCK, 20 * BLOCK, seed=3)
+    assert noise_module._one_block.cache_info().currsize == noise_module.KEPT
 
 
 def test_noise_leaves_the_global_state_alone() -> None:

@@ -266,16 +266,16 @@ class TerraMindTokenizer(Tokenizer):
             generator = torch.Generator().manual_seed(seeds[0] % 2**63)
             return torch.randn((len(seeds), *shape), generator=generator, dtype=torch.float32, device="cpu")
         pictures = {}
-        for seed, (row, col) in set(zip(seeds, origins, strict=True)):
+        # In the order of the tiles: neighbours share blocks of noise, of which the latest are kept.
+        for seed, (row, col) in dict.fromkeys(zip(seeds, origins, strict=True)):
             if sampler == OFFICIAL:
                 generator = torch.Generator().manual_seed(place_seed(seed, row, col))
                 drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
                 pictures[seed, (row, col)] = drawn
             else:
-                corner = (row * self.patch, col * self.patch)
-                pictures[seed, (row, col)] = torch.from_numpy(
-                    block_noise(shape[0], *corner, height, width, seed, step)
-                )
+                window = (row * self.patch, col * self.patch, height, width)
+                found = block_noise(shape[0], *window, seed, step, torch.get_num_threads())
+                pictures[seed, (row, col)] = torch.from_numpy(found)
         return torch.stack([pictures[key] for key in zip(seeds, origins, strict=True)])
 
     def _finish(self, drawn: Tensor) -> Tensor:

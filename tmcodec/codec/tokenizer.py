@@ -360,8 +360,9 @@ class MiniTokenizer(Tokenizer):
         levels = terramind_alpha_bar()
 
         def noise(step: int) -> Tensor:  # 0: what sampling begins with
-            drawn = torch.from_numpy(block_noise(channels, row, col, height, width, seed, step))
-            return drawn.to(self.device).expand(batch, -1, -1, -1)
+            threads = torch.get_num_threads()
+            drawn = block_noise(channels, row, col, height, width, seed, step, threads)
+            return torch.from_numpy(drawn).to(self.device).expand(batch, -1, -1, -1)
 
         def denoise(noisy: Tensor, times: Tensor) -> Tensor:
             signal = levels[times.long().cpu()].sqrt().to(self.device)
