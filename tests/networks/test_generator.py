@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -377,6 +378,28 @@ def test_tables_are_copied_and_pickled_without_their_locks() -> None:
             for other in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
                 assert other._kept is None
                 assert torch.equal(other.table(), table.table())
+
+
+def test_off_the_cpu_the_kept_table_goes_by_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from the device: on meta, which has no values, a comparison of them would fail."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: nullcontext())  # knows no meta
+    table = CodeTable((7, 5, 5), 8, 16).eval().to("meta")
+    with torch.no_grad():
+        kept = table.table()
+        assert table.table() is kept
+        table.leave.mul_(2)
+        changed = table.table()
+        assert changed is not kept
+        table.leave = torch.nn.Parameter(table.leave.clone())
+        assert table.table() is not changed
+        assert table.double().table().dtype == torch.float64
+
+
+def test_training_forgets_the_kept_table() -> None:
+    table = CodeTable((7, 5, 5), 8, 16).eval()
+    with torch.no_grad():
+        kept = table.table()
+        assert table.train().eval().table() is not kept
 
 
 def test_threads_share_one_kept_table() -> None:

@@ -209,8 +209,9 @@ class CodeTable(nn.Module):
     A table of 15,360 vectors is most of a small model's weights, and of a small corpus most tokens occur
     a few times or never. Digits are shared by thousands of tokens.
 
-    The whole table is computed once in evaluation without gradients, and kept until a weight changes; any
-    number of threads may ask for it. Copies and pickles are without it.
+    The whole table is computed once in evaluation without gradients, and kept until a weight changes or
+    training begins; any number of threads may ask for it. Copies and pickles are without it. Off the CPU a
+    change through ``.data`` in evaluation, which counts no version, goes unseen.
     """
 
     digits: Tensor
@@ -229,7 +230,7 @@ class CodeTable(nn.Module):
     def _forget(self) -> None:
         """Begin without a table."""
         self._lock = threading.Lock()
-        self._kept: tuple[list[Tensor], Tensor] | None = None
+        self._kept: tuple[list[_Before], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_kept")}
@@ -237,6 +238,13 @@ class CodeTable(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+    def train(self, mode: bool = True) -> CodeTable:
+        """Set the mode; training forgets the table, whatever way its weights will change."""
+        if mode:
+            with self._lock:
+                self._kept = None
+        return super().train(mode)
 
     def make_digits(self) -> None:
         """Compute, per token, the rows of its digits; `linear` and `enter` have a row for each digit."""
@@ -256,11 +264,9 @@ class CodeTable(nn.Module):
             return self._vectors(self.digits)
         weights = (self.linear, self.enter, self.bias, self.leave)
         with self._lock:
-            # Their values are compared, for moving averages are put in through `.data`, which counts no
-            # version; they are few.
-            if self._kept is None or not all(map(_same, self._kept[0], weights)):
+            if self._kept is None or not all(map(_Before.still, self._kept[0], weights)):
                 with torch.autocast(self.linear.device.type, enabled=False):
-                    self._kept = [w.detach().clone() for w in weights], self._vectors(self.digits)
+                    self._kept = [_Before(w) for w in weights], self._vectors(self.digits)
             return self._kept[1]
 
     def _keeps(self) -> bool:
@@ -273,9 +279,27 @@ class CodeTable(nn.Module):
         return _sum_rows(self.linear, digits) + F.linear(hidden, self.leave)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors of one shape are equal, in type and place, too."""
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+class _Before:
+    """What a weight was when the table was computed.
+
+    On the CPU values are compared: they are few, and moving averages are put in through ``.data``, which
+    counts no version. Elsewhere that would wait for the device in every pass, and versions are compared.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        counts = weight.device.type != "cpu" and not weight.is_inference()
+        self.version = weight._version if counts else None
+        # Uncopied, it holds the memory, so that no other weight can come to lie there.
+        self.value = weight.detach() if counts else weight.detach().clone()
+
+    def still(self, weight: Tensor) -> bool:
+        """Tell whether a weight of that shape is the same, in type and place, too."""
+        value = self.value
+        if value.dtype != weight.dtype or value.device != weight.device:
+            return False
+        if self.version is None or weight.is_inference():
+            return torch.equal(value, weight)
+        return value.data_ptr() == weight.data_ptr() and self.version == weight._version
 
 
 def _sum_rows(table: Tensor, rows: Tensor) -> Tensor:
