@@ -9,6 +9,8 @@ import torch
 
 from tmcodec.networks.denoiser import CELL, Denoiser, lap, lap_window, unlap
 from tmcodec.networks.mini import MiniConfig
+from tmcodec.samplers.sample import sample
+from tmcodec.samplers.schedule import terramind_alpha_bar
 
 
 def picture(seed: int = 0) -> torch.Tensor:
@@ -59,3 +61,22 @@ def test_it_looks_no_farther_than_its_halo(lapped: bool) -> None:
         rows = grad[0, 0].abs().sum(1).nonzero()[:, 0]
         reach = max(reach, pixel - int(rows[0]), int(rows[-1]) - pixel)
     assert net.halo_pixels - 4 <= reach <= net.halo_pixels
+
+
+def test_sampling_reads_nothing_from_the_device() -> None:
+    """On meta, which has no values, a step that waited for one would fail."""
+    cfg = MiniConfig("NDVI", 1, (8, 8, 8, 6, 5), refine=4, denoiser_dim=8, denoiser_blocks=1)
+    net = Denoiser(cfg).to("meta")
+    noise = torch.empty(2, 1, 16, 16, device="meta")
+    guess = net.guess_with(torch.empty(2, 4, 4, 4, device="meta"))
+    assert sample(guess, noise, 3).shape == noise.shape
+
+
+def test_a_guess_is_the_denoisers_at_that_timestep() -> None:
+    torch.manual_seed(0)
+    cfg = MiniConfig("NDVI", 1, (8, 8, 8, 6, 5), refine=4, denoiser_dim=8, denoiser_blocks=1)
+    net, noisy, features = Denoiser(cfg), torch.randn(2, 1, 16, 16), torch.randn(2, 4, 4, 4)
+    signal = terramind_alpha_bar()[[400]].sqrt()
+    expected = net(noisy, features, torch.tensor([400]).expand(2), signal.expand(2))
+    assert torch.equal(net.guess_with(features)(noisy, torch.tensor([400])), expected)
+    assert not net.guess_with(features)(noisy, torch.tensor([999])).any()  # pure noise

@@ -833,6 +833,35 @@ def test_token_configurations_find_their_rasters(name: str, tmp_path: Path) -> N
     assert {v.shape[1:] for v, _ in crop.values()} == {(224, 224)}
 
 
+def test_what_a_step_decides_by_stays_on_the_cpu() -> None:
+    """A step reads nothing from the device: on meta, which has no values, it would fail."""
+    layout = Layout(list(EACH[:2]), dim=16, encoder_depth=1, decoder_depth=1, heads=2, codes_hidden=8, grid=2)
+    module, batch = Any2AnyModule(layout).eval(), shown_batch(3)
+    batch["targets"] = {"NDVI": batch["inputs"].pop("NDVI")}
+    expected, _ = module.cross_entropies(batch)
+    here = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert torch.equal(module.cross_entropies(here)[0]["NDVI"], expected["NDVI"])
+    there = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert there["number"].device.type == there["grid"].device.type == "cpu"
+    assert there["inputs"]["S2L2A"]["values"].is_meta
+    assert module.to("meta").cross_entropies(there)[0]["NDVI"].shape == ()
+
+
+@pytest.mark.parametrize("side", ["inputs", "targets"])
+def test_padding_is_told_before_a_batch_is_moved(side: str) -> None:
+    layout = Layout(list(EACH[:2]), dim=16, encoder_depth=1, decoder_depth=1, heads=2, codes_hidden=8, grid=2)
+    module, batch = Any2AnyModule(layout).eval(), shown_batch(3)
+    batch["targets"] = {"NDVI": batch["inputs"].pop("NDVI")}
+    name = next(iter(batch[side]))
+    batch[side][name]["padding"][0, -1] = True
+    moved = module.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert {part["padded"] for part in moved[side].values()} == {True}
+    losses, counts = module.cross_entropies(moved)
+    before, count = module.cross_entropies(batch)
+    assert int(counts["NDVI"]) == int(count["NDVI"]) == (5 if side == "targets" else 6)
+    assert torch.equal(losses["NDVI"], before["NDVI"])
+
+
 # --------------------------------------------------------------------------- its own tokens
 
 

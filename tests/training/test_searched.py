@@ -73,6 +73,15 @@ def test_it_trains_the_decoder_and_nothing_else() -> None:
         assert torch.isfinite(sum(module.losses_of(batch)[0].values()))  # type: ignore[arg-type]
 
 
+def test_numbers_of_crops_stay_on_the_cpu() -> None:
+    """So that seeding a step's generator reads nothing from the device."""
+    module = TokenizerModule(start="mini-ndvi-v2", stage="decoder")
+    batch = {"values": waves(), "number": torch.tensor([2, 3])}
+    moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["values"].is_meta
+    assert moved["number"].tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("stage", ["mean", "denoiser", "chain"])
 def test_other_stages_refuse_it(stage: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.search is for stage decoder"):

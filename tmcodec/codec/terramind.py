@@ -242,7 +242,7 @@ class TerraMindTokenizer(Tokenizer):
             return self._noise(codes.shape, seeds, origins, sampler, step).to(self.device)
 
         def denoise(noisy: Tensor, times: Tensor) -> Tensor:
-            return net.denoise(noisy, times, codes)
+            return net.denoise(noisy, times.to(self.device), codes)
 
         return sample(denoise, noise.to(self.device), steps, sampler, added)
 

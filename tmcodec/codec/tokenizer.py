@@ -25,7 +25,6 @@ from tmcodec.networks.precision import inference
 from tmcodec.rasters.windows import Window, align_out
 from tmcodec.samplers.noise import block_noise
 from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
-from tmcodec.samplers.schedule import terramind_alpha_bar
 
 MAX_CONTEXT_TOKENS = 32
 """Cap on the context of a decoded window; only ten steps or more would want more."""
@@ -357,20 +356,14 @@ class MiniTokenizer(Tokenizer):
         batch, _, height, width = shape
         row, col = (n * self.patch for n in origin)
         channels = self.net.cfg.residual_channels
-        levels = terramind_alpha_bar()
 
         def noise(step: int) -> Tensor:  # 0: what sampling begins with
             threads = torch.get_num_threads()
             drawn = block_noise(channels, row, col, height, width, seed, step, threads)
             return torch.from_numpy(drawn).to(self.device).expand(batch, -1, -1, -1)
 
-        def denoise(noisy: Tensor, times: Tensor) -> Tensor:
-            signal = levels[times.long().cpu()].sqrt().to(self.device)
-            if float(signal) == 0:
-                return torch.zeros_like(noisy)
-            return denoiser(noisy, features, times.expand(batch), signal.expand(batch))
-
-        parts = denoiser.strengthen(sample(denoise, noise(0), steps, sampler, noise), features)
+        drawn = sample(denoiser.guess_with(features), noise(0), steps, sampler, noise)
+        parts = denoiser.strengthen(drawn, features)
         return self.net.from_components(parts)
 
 

@@ -10,6 +10,7 @@ denoiser at all; more steps add texture. Time embedding as in DDPM (arXiv 2006.1
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tmcodec.networks.blocks import MixBlock, cells_to_image, image_to_cells
+from tmcodec.samplers.sample import Denoise
+from tmcodec.samplers.schedule import terramind_alpha_bar
 
 if TYPE_CHECKING:
     from tmcodec.networks.mini import MiniConfig
@@ -122,6 +125,25 @@ class Denoiser(nn.Module):
         if self.smooth is not None:
             clean = self.smooth(clean)
         return clean.float() * signal.view(-1, 1, 1, 1)
+
+    def guess_with(self, features: Tensor) -> Denoise:
+        """Return the denoiser as samplers call it, for `features` of the decoder.
+
+        A timestep is read on the CPU, and written to the device by kernels: no step waits for it.
+        """
+        levels = terramind_alpha_bar()
+
+        def denoise(noisy: Tensor, times: Tensor) -> Tensor:
+            signal = float(levels[times.long()].sqrt())
+            if signal == 0:
+                return torch.zeros_like(noisy)
+            filled = partial(torch.full, (len(noisy),), device=noisy.device)
+            guess: Tensor = self(
+                noisy, features, filled(times.item(), dtype=times.dtype), filled(signal, dtype=levels.dtype)
+            )
+            return guess
+
+        return denoise
 
     def strengthen(self, residual: Tensor, features: Tensor) -> Tensor:
         """Return a drawn residual ``(B, K, H, W)`` as strong as the features say; as it is without gains."""

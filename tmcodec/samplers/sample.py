@@ -24,7 +24,8 @@ from tmcodec.samplers.schedule import (
 )
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""``(noisy, timesteps (1,))`` to the clean sample, float32, of the same shape."""
+"""``(noisy, timesteps (1,))`` to the clean sample, float32, of the same shape. Timesteps lie on the CPU,
+where reading them waits for nothing."""
 
 AddedNoise = Callable[[int], Tensor]
 """A step's number, from 1 on, to the noise that it adds."""
@@ -113,7 +114,7 @@ def ddim(
     x = noise
     for step, (t, after) in enumerate(zip(times, following, strict=True), 1):
         now, then = signal[t], signal[after] if after >= 0 else torch.ones_like(signal[t])
-        clean = denoise(x, torch.tensor([t], device=x.device))
+        clean = denoise(x, torch.tensor([t], device="cpu"))
         if after < 0:  # the noise's share is zero
             return clean.clamp(-1, 1) if clamp else clean
         direction = (x - now.sqrt() * clean) / (1 - now).sqrt()
@@ -131,7 +132,7 @@ def _with_diffusers(denoise: Denoise, noise: Tensor, scheduler: Any) -> Tensor:
     """Run the loop that all of diffusers' schedulers share."""
     x = noise * float(scheduler.init_noise_sigma)
     for t in scheduler.timesteps:
-        clean = denoise(scheduler.scale_model_input(x, t), t.reshape(1).to(x.device))
+        clean = denoise(scheduler.scale_model_input(x, t), t.reshape(1))
         try:
             x = scheduler.step(clean, t, x, return_dict=False)[0]
         except (NotImplementedError, ValueError) as err:

@@ -150,6 +150,11 @@ class TrainingModule(LightningModule):
 
     # ----------------------------------------------------------------------- steps
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch but for the numbers of its crops: on the CPU, reading one waits for no device."""
+        rest = {name: value for name, value in batch.items() if name != "number"}
+        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "number": batch["number"]}
+
     def generator(self, batch: Batch) -> torch.Generator:
         """Return the source of everything that the losses of a batch draw."""
         number = int(batch["number"][0])

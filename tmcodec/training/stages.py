@@ -208,16 +208,7 @@ def residual_noise(net: MiniNet, z: Tensor, generator: torch.Generator) -> Tenso
 
 def drawn(denoiser: Denoiser, features: Tensor, noise: Tensor, steps: int) -> Tensor:
     """Return the residual's components that a denoiser draws from `noise`, float32."""
-    levels = terramind_alpha_bar()
-
-    def denoise(noisy: Tensor, times: Tensor) -> Tensor:
-        signal = levels[times.long().cpu()].sqrt().to(noise.device)
-        if float(signal) == 0:
-            return torch.zeros_like(noisy)
-        guess: Tensor = denoiser(noisy, features, times.expand(len(noise)), signal.expand(len(noise)))
-        return guess
-
-    return denoiser.strengthen(sample(denoise, noise, steps).float(), features)
+    return denoiser.strengthen(sample(denoiser.guess_with(features), noise, steps).float(), features)
 
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -92,7 +92,7 @@ def draw(decoder: nn.Module, codes: Tensor, noise: Tensor, steps: int, sampler: 
     """Return pictures that a diffusion decoder draws from `noise` ``(B, C, H, W)``; no clamp by default."""
 
     def denoise(noisy: Tensor, times: Tensor) -> Tensor:
-        return decoder(noisy, times, codes).float()
+        return decoder(noisy, times.to(noisy.device), codes).float()
 
     return sample(denoise, noise, steps, sampler)
 

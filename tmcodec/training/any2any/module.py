@@ -212,12 +212,24 @@ class Any2AnyModule(LightningModule):
 
     # ----------------------------------------------------------------------- steps
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, but keep on the CPU what steps decide by: there, reading it waits for no device."""
+        kept = {name: batch[name] for name in ("number", "grid")}
+        rest = {name: value for name, value in batch.items() if name not in kept}
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        for side in ("inputs", "targets"):
+            moved[side] = {
+                name: {**part, "padded": bool(batch[side][name]["padding"].any())}
+                for name, part in moved[side].items()
+            }
+        return {**moved, **kept}
+
     def encode(self, batch: Batch) -> Encoded:
         """Encode what a batch shows."""
         grid = grid_of(batch)
         parts = []
         for name, part in batch["inputs"].items():
-            padding = part["padding"] if bool(part["padding"].any()) else None
+            padding = padding_of(part)
             pixels = name in self.pixel_keys
             key = self.pixel_keys[name] if pixels else self.keys[name]
             parts.append(Part(key, part["values"], part["positions"], None if pixels else grid, padding))
@@ -227,7 +239,7 @@ class Any2AnyModule(LightningModule):
         """Return each target's mean cross-entropy in nats, and how many tokens it is a mean of."""
         grid, encoded = grid_of(batch), self.encode(batch)
         queries: list[Query] = [
-            (self.keys[m], part["positions"], grid, part["padding"] if bool(part["padding"].any()) else None)
+            (self.keys[m], part["positions"], grid, padding_of(part))
             for m, part in batch["targets"].items()
         ]
         losses: Scores = {}
@@ -236,7 +248,8 @@ class Any2AnyModule(LightningModule):
         hidden = self.net.look(encoded, queries)
         for (modality, part), y in zip(batch["targets"].items(), hidden, strict=True):
             asked = ~part["padding"]
-            found = self._cross_entropy(modality, y[asked], part["values"][asked], generator)
+            y, values = (asked_of(x, part) for x in (y, part["values"]))
+            found = self._cross_entropy(modality, y, values, generator)
             counts[modality] = asked.sum()
             losses[modality] = found.sum() / counts[modality].clamp_min(1)
         return losses, counts
@@ -344,6 +357,19 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and name.startswith(
         ("net.encoder.", "net.decoder.", "net.decoder_proj_context.")
     )
+
+
+def padding_of(part: Mapping[str, Any]) -> Tensor | None:
+    """Return a part's padding, or None where nothing is padded; told on the CPU where a trainer moved it."""
+    padded = part["padded"] if "padded" in part else bool(part["padding"].any())
+    return part["padding"] if padded else None
+
+
+def asked_of(x: Tensor, part: Mapping[str, Any]) -> Tensor:
+    """Return the rows of ``(B, n, ...)`` that are no padding, ``(m, ...)``."""
+    padding = padding_of(part)
+    # Picking rows waits for a device to count them; all of them need no picking.
+    return x.flatten(0, 1) if padding is None else x[~padding]
 
 
 def grid_of(batch: Mapping[str, Any]) -> tuple[int, int]:
