@@ -309,6 +309,18 @@ def test_what_is_not_here_says_how_to_get_it() -> None:
     assert "tmcodec models import TerraMind_v1_tiny.pt --as terramind-v1-tiny" in refused
 
 
+def test_off_the_cpu_half_precision_casts_its_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is loaded, not in every pass; embeddings and norms stay what they are."""
+    monkeypatch.setattr("tmcodec.codec.tokenizer.pick_device", torch.device)
+    half = load_generator("mini-any2any-v1", "meta", precision="bf16").net
+    assert half.autocast is None
+    block = half.encoder[0]
+    assert block.attn.qkv.weight.dtype == torch.bfloat16
+    assert block.norm1.weight.dtype == half.mask_token.dtype == torch.float32
+    plain = load_generator("mini-any2any-v1", "meta", precision="fp32").net
+    assert isinstance(plain.encoder[0].attn.qkv, torch.nn.Linear)
+
+
 def test_embedded_file_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is named."""
     monkeypatch.setitem(models.EMBEDDED_GENERATORS, "mini-any2any-v1", tmp_path / "none.safetensors")

@@ -26,8 +26,9 @@ from tmcodec.networks.generator.config import (
     token_spec,
 )
 from tmcodec.networks.generator.embeddings import CodeTable, image_positions, sequence_positions, stretched
-from tmcodec.networks.generator.layers import Attention, GatedMlp, Segment
+from tmcodec.networks.generator.layers import Attention, GatedMlp, LayerNorm, Segment
 from tmcodec.networks.generator.model import Generator, Part
+from tmcodec.networks.terramind.inference import prepare
 
 S2, LULC, DEM = "tok_sen2l2a@224", "tok_lulc@224", "tok_dem@224"
 
@@ -304,6 +305,24 @@ def test_bfloat16_is_close() -> None:
     rough = net.predict(net.encode(part), LULC, all_places(8))
     assert rough.dtype == torch.float32
     assert 0 < float((rough - exact).square().mean().sqrt()) < 0.03 * float(exact.std())
+
+
+def test_layers_cast_once_answer_as_under_autocast_and_norms_stay_in_float32() -> None:
+    torch.manual_seed(5)
+    net, part = Generator(config()).eval().requires_grad_(False), [Part(S2, tokens(16))]
+    exact = net.predict(net.encode(part), LULC, all_places(8))
+    ready = prepare(copy.deepcopy(net), torch.bfloat16)
+    net.autocast = torch.bfloat16
+    rough = net.predict(net.encode(part), LULC, all_places(8))
+    seen = []
+    for module in ready.modules():
+        if isinstance(module, LayerNorm):
+            module.register_forward_hook(lambda _, x, y: seen.append((x[0].dtype, y.dtype)))
+    found = ready.predict(ready.encode(part), LULC, all_places(8))
+    assert set(seen) == {(torch.float32, torch.float32)}
+    error, allowed = ((x - exact).square().mean().sqrt() for x in (found, rough))
+    assert found.dtype == torch.float32
+    assert 0 < error < 1.5 * allowed
 
 
 @pytest.mark.slow

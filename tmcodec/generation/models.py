@@ -137,11 +137,11 @@ def load_generator(
     dtype = pick_dtype("fp32" if embedded and precision == "auto" else precision, where)
     weights = _open(name, checkpoint)
     net = weights.build().to(where).requires_grad_(False)
-    if compile or where.type != "cpu":
+    if compile:
         net.autocast = dtype if dtype.itemsize == 2 else None
-        if compile:
-            net.compile_blocks()
-    elif not embedded:
+        net.compile_blocks()
+    elif dtype.itemsize == 2 if where.type != "cpu" else not embedded:
+        # Cast once: an autocast keeps what it has cast of trained weights alone, and would cast in each pass.
         net = prepare(net, dtype)
     words = any(spec.kind == "sequence" for spec in weights.config.modalities)
     return LoadedGenerator(
