@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmcodec.errors import GenerationError
+from tmcodec.generation import sampling as sampling_module
 from tmcodec.generation.guidance import Passes, check_guidance, passes
 from tmcodec.generation.sampling import Sampling, choose, filtered, guide, invert, place_generator
 
@@ -114,6 +115,18 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, object]) -> None:
 
 
 # --------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7, 20, 0.9, "official"), Sampling(0)])
+def test_what_a_row_gives_does_not_depend_on_how_many_are_handled_at_once(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Off the CPU there are more of them."""
+    logits = torch.randn(200, 500, generator=torch.Generator().manual_seed(1)) * 3
+    uniforms = torch.rand(200, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    few = choose(logits, uniforms, sampling)
+    monkeypatch.setattr(sampling_module, "ROWS", sampling_module.DEVICE_ROWS)
+    assert all(map(torch.equal, few, choose(logits, uniforms, sampling)))
 
 
 def test_noise_belongs_to_seed_and_place_and_leaves_the_global_state_alone() -> None:

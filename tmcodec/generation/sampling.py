@@ -30,6 +30,9 @@ CHOICES = ("draw", "mean")
 ROWS = 64
 """Rows of logits handled at once: copies of 4 to 8 MB for 15360 tokens, which stay in caches."""
 
+DEVICE_ROWS = 1024
+"""The same off the CPU, where small sorts leave most of a device idle: copies of 60 to 130 MB."""
+
 
 LEAST_TEMPERATURE = 1e-3
 """Below, quotients of logits leave single precision, and with it all meaning."""
@@ -153,9 +156,10 @@ def choose(
     means
         Of the codebook; where it is given, nothing is drawn.
     """
+    size = ROWS if logits.device.type == "cpu" else DEVICE_ROWS
     parts = [
         _mean(rows.float(), means) if means is not None else _choose(rows.float(), numbers, sampling)
-        for rows, numbers in zip(logits.split(ROWS), uniforms.to(logits.device).split(ROWS), strict=True)
+        for rows, numbers in zip(logits.split(size), uniforms.to(logits.device).split(size), strict=True)
     ]
     return Choice(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
