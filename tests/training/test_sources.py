@@ -267,6 +267,23 @@ def test_processes_share_the_stream(corpus: Corpus) -> None:
     assert shared == numbers
 
 
+@pytest.mark.parametrize("cuda", [False, True])
+def test_batches_lie_in_pinned_memory_where_a_gpu_will_take_them(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def loader(crops: Crops, **how: Any) -> list[Any]:
+        asked.update(how)
+        return [{}]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
+    monkeypatch.setattr("tmcodec.training.crops.DataLoader", loader)
+    crops = Crops([RasterFolder(str(corpus("NDVI")), "NDVI")], 32, 5)
+    assert list(CropLoader(crops, 2, 1, 0, 0, 1, endless=True)) == [{}]
+    assert asked["pin_memory"] is cuda
+
+
 def test_errors_of_workers_are_as_short_as_others(corpus: Corpus) -> None:
     folder = corpus("S1GRD")
     for path in folder.glob("*.tif"):

@@ -135,7 +135,10 @@ class CropLoader:
         first = self.given
         last = (first // self.batches + 1) * self.batches
         order = [self.numbers(i) for i in range(first, last)]
-        for batch in named_errors(DataLoader(self.crops, batch_sampler=order, num_workers=self.workers)):
+        # From pinned memory copies to a GPU run beside its work.
+        pinned = torch.cuda.is_available()
+        loader = DataLoader(self.crops, batch_sampler=order, num_workers=self.workers, pin_memory=pinned)
+        for batch in named_errors(loader):
             self.given += 1
             yield batch
 
