@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tmcodec.networks.denoiser import CELL, Denoiser, lap, lap_window, unlap
-from tmcodec.networks.mini import MiniConfig
+from tmcodec.networks.denoiser import CELL, Denoiser, lap, lap_window, time_features, unlap
+from tmcodec.networks.mini import MiniConfig, binomial
+from tmcodec.networks.terramind import unet
 from tmcodec.samplers.sample import sample
 from tmcodec.samplers.schedule import terramind_alpha_bar
 
@@ -80,3 +85,35 @@ def test_a_guess_is_the_denoisers_at_that_timestep() -> None:
     expected = net(noisy, features, torch.tensor([400]).expand(2), signal.expand(2))
     assert torch.equal(net.guess_with(features)(noisy, torch.tensor([400])), expected)
     assert not net.guess_with(features)(noisy, torch.tensor([999])).any()  # pure noise
+
+
+class Places(TorchDispatchMode):
+    """Notes where the results of all operations lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.seen.add(result.device.type)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("work", "shape"),
+    [
+        (lambda x: unet.time_features(x, 8), (2,)),
+        (time_features, (2,)),
+        (lap, (2, 3, 16, 16)),
+        (lambda x: unlap(x, 3), (2, 4, 4, 192)),
+        (binomial, (2, 3, 16, 16)),
+    ],
+)
+def test_constants_are_made_on_the_device(work: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> None:
+    """Those made on the CPU and copied in each call would make a device wait."""
+    x = torch.empty(shape, device="meta")
+    with Places() as places:
+        work(x)
+    assert places.seen == {"meta"}

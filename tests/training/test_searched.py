@@ -47,6 +47,13 @@ def test_codes_are_those_of_a_file(seed: int, monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(net.fsq.codes_to_indices(found)[0].numpy(), expected)
 
 
+def test_prices_are_made_once_for_a_device() -> None:
+    net, lineage = open_start("mini-ndvi-v2")
+    better = SearchedCodes(net, lineage, 3)
+    first = better._bits_on(torch.device("cpu"))
+    assert better._bits_on(torch.device("cpu")) is first
+
+
 def test_from_none_to_all_rounds_are_drawn() -> None:
     assert {rounds_drawn(3, seed) for seed in range(30)} == {0, 1, 2, 3}
 

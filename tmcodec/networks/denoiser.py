@@ -40,9 +40,12 @@ def time_features(timesteps: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def lap_window() -> Tensor:
-    """Return ``(8, 8)`` weights; squares of those that overlap by half add up to one (Princen-Bradley)."""
-    places = torch.arange(2 * CELL, dtype=torch.float32, device="cpu")
+def lap_window(device: torch.device | str = "cpu") -> Tensor:
+    """Return ``(8, 8)`` weights; squares of those that overlap by half add up to one (Princen-Bradley).
+
+    They are computed on the device that needs them: a copy to it may wait for it.
+    """
+    places = torch.arange(2 * CELL, dtype=torch.float32, device=device)
     sine = torch.sin(math.pi * (places + 0.5) / (2 * CELL))
     return sine[:, None] * sine
 
@@ -55,14 +58,14 @@ def lap(x: Tensor) -> Tensor:
     b, k, height, width = x.shape
     padded = F.pad(x, (CELL // 2,) * 4)
     parts = F.unfold(padded, 2 * CELL, stride=CELL).view(b, k, -1, height // CELL, width // CELL)
-    windowed = parts * lap_window().flatten().to(x)[:, None, None]
+    windowed = parts * lap_window(x.device).flatten().to(x)[:, None, None]
     return windowed.flatten(1, 2).permute(0, 2, 3, 1)
 
 
 def unlap(cells: Tensor, channels: int) -> Tensor:
     """Add up windowed cells ``(B, h, w, 64 K)`` to ``(B, K, 4 h, 4 w)``; undoes `lap` but at the edges."""
     b, rows, cols, _ = cells.shape
-    parts = cells.view(b, rows, cols, channels, -1) * lap_window().flatten().to(cells)
+    parts = cells.view(b, rows, cols, channels, -1) * lap_window(cells.device).flatten().to(cells)
     size = ((rows + 1) * CELL, (cols + 1) * CELL)
     folded = F.fold(
         parts.permute(0, 3, 4, 1, 2).reshape(b, -1, rows * cols), size, 2 * CELL, stride=CELL

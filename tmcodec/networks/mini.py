@@ -118,7 +118,8 @@ class MiniConfig:
 
 def binomial(x: Tensor) -> Tensor:
     """Smooth ``(B, C, H, W)`` with 1-2-1 both ways: whatever alternates from pixel to pixel is gone."""
-    taps = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype, device=x.device)
+    taps = x.new_full((3,), 0.25)  # filled where it is needed: a copy to a device may wait for it
+    taps[1].fill_(0.5)
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 3, 3)
     return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=x.shape[1])
 

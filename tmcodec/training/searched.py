@@ -44,6 +44,7 @@ class SearchedCodes:
         self.net, self.most = net, most
         self.tables = tables_of(lineage, net.cfg.levels)
         self.modality = get_modality(net.cfg.modality)
+        self._bits: dict[torch.device, TokenBits] = {}
 
     def __call__(self, codes: Tensor, z: Tensor, generator: torch.Generator) -> Tensor:
         """Return better codes ``(B, rows, cols, d)`` for normalised pictures (one-hot classes) `z`."""
@@ -58,9 +59,14 @@ class SearchedCodes:
             error = TokenError(self.net, values, torch.ones_like(values, dtype=torch.bool))
             top = torch.tensor(self.net.cfg.levels, device=z.device) - 1
             digits = (codes.float() * top).round().long()
-            bits = TokenBits(self.tables, z.device)
-            found = Descent(error, bits, self.modality.bit_price).run(digits, rounds)
+            found = Descent(error, self._bits_on(z.device), self.modality.bit_price).run(digits, rounds)
             return (found / top).to(codes.dtype)
+
+    def _bits_on(self, device: torch.device) -> TokenBits:
+        """Return what prices tokens there; it is made of many small tensors, once."""
+        if device not in self._bits:
+            self._bits[device] = TokenBits(self.tables, device)
+        return self._bits[device]
 
 
 def tables_of(lineage: Lineage | None, levels: tuple[int, ...]) -> ContextModel:

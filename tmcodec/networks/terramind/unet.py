@@ -23,8 +23,9 @@ GROUPS = 32
 def time_features(timesteps: Tensor, channels: int) -> Tensor:
     """Return features ``(B, channels)`` of timesteps ``(B,)``: cosines first, periods up to 10000."""
     half = channels // 2
-    freqs = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
-    angles = timesteps.float()[:, None] * freqs.to(timesteps.device)[None]
+    places = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    freqs = torch.exp(-math.log(10000.0) * places / half)
+    angles = timesteps.float()[:, None] * freqs[None]
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
