@@ -133,3 +133,13 @@ def test_where_no_kernel_fits_the_network_does_its_own(monkeypatch):
         monkeypatch.setenv(backends.VARIABLE, "torch")
         assert compand_cells(values, curve.constants(), 8) is None
         assert expand_double(values, curve.constants(), 0.0, 1.0) is None
+
+
+@needs_native
+def test_a_curve_on_another_device_is_refused():
+    values, curve = torch.zeros(1, 2, 32, 32), compander("sqrt", 0.0, 1.0, 2).to("meta").constants()
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="lie on cpu and meta; move them to one device"):
+            compand_cells(values, curve, 8)
+        with pytest.raises(ValueError, match="lie on cpu and meta; move them to one device"):
+            expand_double(values, curve, 0.0, 1.0)

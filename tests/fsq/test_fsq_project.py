@@ -115,6 +115,26 @@ def test_layers_that_do_not_fit_are_refused(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_of_two_devices_are_refused(backend):
+    """The meta device stands for a GPU: its tensors have no address that the CPU could read."""
+    x, weight, bias, indices = torch.zeros(4, 8), *layer(8, 5, 0), torch.zeros(4, dtype=torch.int32)
+    for w, b in ((weight.to("meta"), bias), (weight, bias.to("meta"))):
+        with pytest.raises(ValueError, match="lie on cpu and meta; move them to one device"):
+            project_quantize(x, w, b, LEVELS, backend=backend)
+    for w, b in ((weight.to("meta"), x[0]), (weight, x[0].to("meta"))):
+        with pytest.raises(ValueError, match="lie on cpu and meta; move them to one device"):
+            dequantize_project(indices, w.t(), b, LEVELS, backend=backend)
+    with pytest.raises(ValueError, match="lie on cpu and meta"):
+        ops._backward(x[:, :5].to("meta"), x[:, :5], make_grid(LEVELS), -1, backend)
+
+
+def test_tensors_of_two_devices_are_refused_by_the_compiler():
+    step = torch.compile(lambda x, w: project_quantize(x, w, None, LEVELS), backend="aot_eager")
+    with pytest.raises(Exception, match="lie on cpu and meta"):
+        step(torch.zeros(4, 8), torch.zeros(5, 8, device="meta"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_input(backend):
     codes, indices = project_quantize(torch.zeros(0, 8), torch.zeros(5, 8), None, LEVELS, backend=backend)
     assert codes.shape == (0, 5)

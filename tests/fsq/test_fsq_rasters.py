@@ -201,3 +201,13 @@ def test_what_does_not_fit_is_refused():
         blend(raster[None, None], [0], [0], ones, torch.ones(1, 5), 4, 4)
     with pytest.raises(TypeError, match="float64"):
         blend(raster[None, None], [0], [0], ones, ones, 4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_on_another_device_is_refused(backend):
+    raster, ones = torch.zeros(3, 4, 4), torch.ones(1, 4)
+    mask = torch.ones(4, 4, dtype=torch.bool, device="meta")
+    with pytest.raises(ValueError, match="lie on cpu and meta; move them to one device"):
+        normalize_patchify(raster, [0] * 3, [1] * 3, 4, [0], [0], mask, backend=backend)
+    with pytest.raises(ValueError, match="lie on cpu and meta; move them to one device"):
+        blend(raster[None, None], [0], [0], ones, ones, 4, 4, mask=mask, backend=backend)

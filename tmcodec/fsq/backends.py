@@ -118,6 +118,19 @@ def choose(device: str = "cpu", name: str | None = None) -> Kernels:
     return _kernels(next(n for n in NAMES if unavailable(n, device) is None), device)
 
 
+def check_devices(first: Tensor, *others: Tensor | None) -> None:
+    """Refuse tensors of several devices: kernels take addresses, which mean nothing elsewhere.
+
+    Raises
+    ------
+    ValueError
+        If one of the others lies on another device than the first.
+    """
+    for other in others:
+        if other is not None and other.device != first.device:
+            raise ValueError(f"tensors lie on {first.device} and {other.device}; move them to one device")
+
+
 @lru_cache(maxsize=32)
 def unavailable(name: str, device: str = "cpu") -> str | None:
     """Return why a backend cannot run on a device type, or None where it can."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from tmcodec.fsq.backends import choose
+from tmcodec.fsq.backends import check_devices, choose
 
 if TYPE_CHECKING:
     from tmcodec.fsq.native import NativeKernels
@@ -78,6 +78,7 @@ def _kernels(values: Tensor, curve: Curve) -> NativeKernels | None:
     kernels = choose("cpu")
     if kernels.name != "native":
         return None
+    check_devices(values, curve.mean, curve.std)
     from tmcodec.fsq.native import NativeKernels
 
     assert isinstance(kernels, NativeKernels)

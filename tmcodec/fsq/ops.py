@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tmcodec.fsq.backends import Kernels, Layer, choose
+from tmcodec.fsq.backends import Kernels, Layer, check_devices, choose
 from tmcodec.fsq.grid import Grid, make_grid
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -51,6 +51,7 @@ def _check_projection(x: Tensor, weight: Tensor, bias: Tensor | None, grid: Grid
         raise TypeError(f"x must be float32, float64, float16 or bfloat16, not {x.dtype}")
     if weight.shape != (grid.dims, x.shape[-1]) or (bias is not None and bias.shape != (grid.dims,)):
         raise ValueError(f"weight {tuple(weight.shape)} takes no x {tuple(x.shape)} to {grid.dims} levels")
+    check_devices(x, weight, bias)
 
 
 def _check_expansion(
@@ -62,6 +63,7 @@ def _check_expansion(
     fits = weight.ndim == 2 and weight.shape[1] == grid.dims
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"weight {tuple(weight.shape)} takes no codes of {grid.dims} levels")
+    check_devices(indices, weight, bias)
 
 
 def _check_indices(indices: Tensor) -> None:
@@ -154,6 +156,7 @@ def _dequantize(indices: Tensor, grid: Grid, axis: int, backend: str | None) -> 
 
 def _backward(grad_codes: Tensor, latents: Tensor, grid: Grid, axis: int, backend: str | None) -> Tensor:
     axis = _check_latents(latents, grid, axis)
+    check_devices(latents, grad_codes)
     place = _memory_place(latents, axis)
     blocks = _to_blocks(latents.detach(), axis, place)
     grads = _to_blocks(grad_codes.detach().float(), axis, place)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tmcodec.fsq.backends import Scale, Tiling, Weights, choose
+from tmcodec.fsq.backends import Scale, Tiling, Weights, check_devices, choose
 
 RASTER_DTYPES = (torch.float32, torch.uint8, torch.uint16, torch.int16)
 TILE_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -167,9 +167,11 @@ def _places(starts: Sequence[int], device: torch.device) -> Tensor:
     return torch.tensor([int(s) for s in starts], dtype=torch.int64, device=device)
 
 
-def _mask_bytes(mask: Tensor | None, height: int, width: int) -> Tensor | None:
+def _mask_bytes(mask: Tensor | None, values: Tensor, height: int, width: int) -> Tensor | None:
+    """Return the mask of `values` as kernels take it."""
     if mask is None:
         return None
+    check_devices(values, mask)
     if mask.shape != (height, width) or mask.dtype not in (torch.bool, torch.uint8):
         got = f"{mask.dtype} {tuple(mask.shape)}"
         raise ValueError(f"mask must be bool or uint8 {(height, width)}, not {got}")
@@ -199,7 +201,7 @@ def _normalize(
         raise ValueError(f"raster must be (C, H, W) and tile not negative, not {tuple(raster.shape)}, {tile}")
     channels, height, width = raster.shape
     device = raster.device
-    scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, height, width), fill)
+    scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, raster, height, width), fill)
     tiling = Tiling(tile, _places(row_starts, device), _places(col_starts, device))
     kernels = choose(device.type, backend or None)
     return kernels.normalize_patchify(raster.detach().contiguous(), scale, tiling, dtype)
@@ -229,7 +231,7 @@ def _blend(
     if row_weights.shape != (rows, tile) or col_weights.shape != (cols, tile):
         raise ValueError(f"weights must be {(rows, tile)} and {(cols, tile)}")
     device = tiles.device
-    scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, height, width), fill)
+    scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, tiles, height, width), fill)
     tiling = Tiling(tile, _places(row_starts, device), _places(col_starts, device))
     weights = Weights(*(w.to(device, torch.float32).contiguous() for w in (row_weights, col_weights)))
     kernels = choose(device.type, backend or None)
