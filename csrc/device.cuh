@@ -50,7 +50,14 @@ static inline unsigned blocks_for(int64_t units, int64_t units_each) {
   return static_cast<unsigned>(wanted < most ? wanted : most);
 }
 
-static inline int32_t launch_status() { return cudaGetLastError() == cudaSuccess ? TMC_OK : TMC_ECUDA; }
+inline thread_local cudaError_t last_error = cudaSuccess;
+
+static inline int32_t launch_status() {
+  const cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess) return TMC_OK;
+  last_error = error;
+  return TMC_ECUDA;
+}
 
 static inline bool valid_sizes(int64_t a, int64_t b) {
   return a >= 0 && b >= 0 && (b == 0 || a <= INT64_MAX / 1024 / b);

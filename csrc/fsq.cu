@@ -430,6 +430,16 @@ extern "C" {
 
 int32_t tmc_cuda_abi_version(void) { return TMC_ABI_VERSION; }
 
+// Any kernel will do: all are compiled for the same architectures.
+const char *tmc_cuda_why_not(void) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, dequantize_planes);
+  cudaGetLastError();  // the next launch asks for its own error
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+const char *tmc_cuda_last_error(void) { return cudaGetErrorString(last_error); }
+
 int32_t tmc_cuda_fsq_quantize(const tmc_grid *host, const void *latents, int32_t dtype, int64_t outer, int64_t inner,
                               float *codes, int32_t *indices, void *stream) {
   DeviceGrid grid;

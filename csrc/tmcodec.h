@@ -20,7 +20,7 @@
 #endif
 
 /* Raised with every change of a signature, a struct or a meaning below. */
-#define TMC_ABI_VERSION 2
+#define TMC_ABI_VERSION 3
 
 #define TMC_OK 0
 #define TMC_EARGUMENT (-1) /* a size, a level or a pointer is out of its range */
@@ -164,6 +164,14 @@ TMC_API int32_t tmc_expand_double(const float *half, int64_t batch, int64_t chan
 #define TMC_CUDA_MAX_THRESHOLDS 640
 
 TMC_API int32_t tmc_cuda_abi_version(void);
+
+/* Why the kernels cannot run on the calling thread's device, e.g. for want of a driver, or NULL where they
+ * can. This initialises CUDA, which no forked child can use then. */
+TMC_API const char *tmc_cuda_why_not(void);
+
+/* The CUDA error behind the last TMC_ECUDA in this thread, in words. */
+TMC_API const char *tmc_cuda_last_error(void);
+
 TMC_API int32_t tmc_cuda_fsq_quantize(const tmc_grid *grid, const void *latents, int32_t dtype, int64_t outer,
                                       int64_t inner, float *codes, int32_t *indices, void *stream);
 TMC_API int32_t tmc_cuda_fsq_dequantize(const tmc_grid *grid, const int32_t *indices, int64_t outer,

@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from tmcodec.fsq import native
 
@@ -75,6 +76,8 @@ def test_interface_version_and_names_are_those_of_the_header():
             .upper()
         )
         assert f"TMC_{short} = {code}" in header
+    for name in ("abi_version", "why_not", "last_error"):
+        assert f" tmc_cuda_{name}(void);" in header.replace("*tmc", " tmc")
     declarations = [(p, *item) for p in ("tmc_", "tmc_cuda_") for item in native._SIGNATURES.items()]
     declarations += [("tmc_", *item) for item in native._CPU_SIGNATURES.items()]
     for prefix, name, arguments in declarations:
@@ -173,14 +176,17 @@ def test_editable_build_puts_the_library_into_the_source_tree(tmp_path):
 @needs_nvcc
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90, 100])
-def test_cuda_compiles(tmp_path, arch):
-    library = tmp_path / "lib.so"
+def test_cuda_compiles(tmp_path, monkeypatch, arch):
+    library = tmp_path / build_native.library_name("cuda")
     build_native.compile_cuda(
         library, [f"-gencode=arch=compute_{arch},code=sm_{arch}", "-Werror=all-warnings"]
     )
     symbols = library.read_bytes()
     for name in native._SIGNATURES:
         assert f"tmc_cuda_{name}".encode() in symbols
+    monkeypatch.setattr(native, "FOLDER", tmp_path)
+    if not torch.cuda.is_available():  # no driver, or no GPU: the library is loaded all the same
+        assert native.Library("cuda").why_not()
 
 
 @needs_nvcc

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from fsq_helpers import DTYPES, FORMS, GOLDEN, LEVEL_LISTS, golden_latents, random_latents
 from torch import Tensor
 
-from tmcodec.fsq import blend_weights, native
+from tmcodec.fsq import backends, blend_weights, native
 from tmcodec.fsq import levels as lv
 from tmcodec.fsq.backends import Layer, Scale, Tiling, Weights, choose, unavailable
 from tmcodec.fsq.grid import make_grid
@@ -41,7 +42,7 @@ class Emulated(native.NativeKernels):
         self._library, self._cuda = library, True
 
     def _call(self, function: Any, tensor: Tensor, *arguments: Any) -> None:
-        native._check(function(*arguments, None))
+        native._check(function(*arguments, None), self._library)
 
 
 class Guards:
@@ -262,6 +263,52 @@ def test_rasters(
         assert same(cuda.normalize_patchify(guards.copy(raster), guarded, tiling, tile_dtype), tiles)
         again = Weights(guards.copy(weights.rows), guards.copy(weights.cols))
         assert same(cuda.blend(guards.copy(tiles), tiling, again, guarded, (70, 131), dtype), expected)
+
+
+@pytest.fixture
+def foreign(library: native.Library) -> Iterator[native.Library]:
+    """The library on a device that it was not compiled for."""
+    library._dll.emulate_foreign_device(1)
+    yield library
+    library._dll.emulate_foreign_device(0)
+
+
+def test_a_failed_call_says_what_cuda_says(foreign: native.Library) -> None:
+    with pytest.raises(RuntimeError, match="native kernel: a CUDA call failed: invalid device function"):
+        Emulated(foreign).dequantize(make_grid(LEVELS), torch.zeros(3, 1, dtype=torch.int32))
+    assert foreign.last_error() == "invalid device function"
+
+
+def test_kernels_that_cannot_run_are_not_chosen(
+    foreign: native.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(backends.VARIABLE, raising=False)
+    load = native.load
+    monkeypatch.setattr(native, "load", lambda kind: foreign if kind == "cuda" else load(kind))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    backends.unavailable.cache_clear()
+    try:
+        assert backends.choose("cuda").name == backends.choose("cuda:1").name == "torch"
+        reason = "libtmcodec_cuda.so: invalid device function"
+        assert backends.describe(try_cuda=True)["kernels on CUDA"].startswith(f"torch; native: {reason}")
+        assert backends.describe()["kernels on CUDA"] == "native (libtmcodec_cuda.so, not tried)"
+        with pytest.raises(backends.BackendError, match=reason):
+            backends.choose("cuda:0", "native")
+        foreign._dll.emulate_foreign_device(0)
+        assert foreign.why_not() is None
+        backends.unavailable.cache_clear()
+        assert backends.unavailable("native", "cuda") is None
+    finally:
+        backends.unavailable.cache_clear()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_where_torch_finds_no_gpu_the_library_is_not_asked(
+    library: native.Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "load", lambda kind: library)
+    assert backends.unavailable.__wrapped__("native", "cuda") == "torch finds no CUDA device"
 
 
 def test_bad_arguments_are_refused(library: native.Library) -> None:

@@ -285,7 +285,7 @@ def system_facts() -> dict[str, Any]:
             facts[package] = "not installed"
     facts["system"] = platform.platform()
     facts["processors"] = _processors()
-    return {**facts, **_gdal(), **_devices(), **describe()}
+    return {**facts, **_gdal(), **_devices(), **describe(try_cuda=True)}
 
 
 def _processors() -> int:

@@ -92,12 +92,13 @@ class Kernels(Protocol):
 
 
 def choose(device: str = "cpu", name: str | None = None) -> Kernels:
-    """Return the kernels for a device type.
+    """Return the kernels for a device.
 
     Parameters
     ----------
     device
-        ``"cpu"``, ``"cuda"`` or any other torch device type.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or any other torch device. Native kernels are tried on a GPU
+        before they are chosen, which initialises CUDA.
     name
         One of `NAMES`; None reads ``TMCODEC_BACKEND``, and without it takes the fastest there is.
 
@@ -109,13 +110,14 @@ def choose(device: str = "cpu", name: str | None = None) -> Kernels:
     asked = name or os.environ.get(VARIABLE) or None
     if asked is not None and asked not in NAMES:
         raise BackendError(f"unknown backend {asked!r}; use {', '.join(NAMES)}")
+    kind = device.partition(":")[0]
     if asked is not None:
         why_not = unavailable(asked, device)
         # The variable speaks for the whole process; a device that it does not fit falls to torch.
-        if why_not is not None and (name is not None or device == "cpu"):
+        if why_not is not None and (name is not None or kind == "cpu"):
             raise BackendError(f"backend {asked!r} cannot run on {device}: {why_not}")
-        return _kernels(asked if why_not is None else "torch", device)
-    return _kernels(next(n for n in NAMES if unavailable(n, device) is None), device)
+        return _kernels(asked if why_not is None else "torch", kind)
+    return _kernels(next(n for n in NAMES if unavailable(n, device) is None), kind)
 
 
 def check_devices(first: Tensor, *others: Tensor | None) -> None:
@@ -131,32 +133,38 @@ def check_devices(first: Tensor, *others: Tensor | None) -> None:
             raise ValueError(f"tensors lie on {first.device} and {other.device}; move them to one device")
 
 
-@lru_cache(maxsize=32)
-def unavailable(name: str, device: str = "cpu") -> str | None:
-    """Return why a backend cannot run on a device type, or None where it can."""
+@lru_cache(maxsize=128)
+def unavailable(name: str, device: str = "cpu", try_cuda: bool = True) -> str | None:
+    """Return why a backend cannot run on a device as of `choose`, or None where it can.
+
+    Without `try_cuda`, CUDA kernels that were built count as running.
+    """
+    kind = device.partition(":")[0]
     if name == "torch":
         return None
     if name == "numba":
-        if device != "cpu":
+        if kind != "cpu":
             return "numba kernels are for the CPU"
         return None if importlib.util.find_spec("numba") else "numba is not installed"
-    if device not in ("cpu", "cuda"):
+    if kind not in ("cpu", "cuda"):
         return f"there are no native kernels for {device}"
     from tmcodec.fsq import native
 
     try:
-        native.load(device)
+        native.load(kind)
+        if kind == "cuda" and try_cuda:
+            native.try_cuda(device)
     except native.NativeUnavailable as error:
         return str(error)
     return None
 
 
 @lru_cache(maxsize=32)
-def _kernels(name: str, device: str) -> Kernels:
+def _kernels(name: str, kind: str) -> Kernels:
     if name == "native":
         from tmcodec.fsq.native import NativeKernels
 
-        return NativeKernels(device)
+        return NativeKernels(kind)
     if name == "numba":
         from tmcodec.fsq.numba_backend import NumbaKernels
 
@@ -166,16 +174,26 @@ def _kernels(name: str, device: str) -> Kernels:
     return TorchKernels()
 
 
-def describe() -> dict[str, str]:
-    """Return what is active on the CPU and on CUDA, and why, as ``{title: text}``. No torch needed."""
-    return {"kernels on the CPU": _describe("cpu"), "kernels on CUDA": _describe("cuda")}
+def describe(try_cuda: bool = False) -> dict[str, str]:
+    """Return what is active on the CPU and on CUDA, and why, as ``{title: text}``.
+
+    Parameters
+    ----------
+    try_cuda
+        Whether to find out if the CUDA kernels run here. That initialises CUDA, which no forked child can
+        use then, and needs torch; the rest does not.
+    """
+    return {
+        "kernels on the CPU": _describe("cpu", try_cuda),
+        "kernels on CUDA": _describe("cuda", try_cuda),
+    }
 
 
-def _describe(device: str) -> str:
+def _describe(device: str, try_cuda: bool) -> str:
     asked = os.environ.get(VARIABLE) or None
     if asked is not None and asked not in NAMES:
         return f"none: {VARIABLE}={asked} is unknown"
-    reasons = {name: unavailable(name, device) for name in NAMES}
+    reasons = {name: unavailable(name, device, try_cuda) for name in NAMES}
     if asked is not None and reasons[asked] is not None and device == "cpu":
         return f"none: {VARIABLE}={asked}, but {reasons[asked]}"
     order = (asked, "torch") if asked is not None else NAMES
@@ -184,14 +202,14 @@ def _describe(device: str) -> str:
         f"{name}: {why}" for name in order[: order.index(active)] if (why := reasons[name]) is not None
     ]
     notes = ([f"{VARIABLE}={asked}"] if asked is not None else []) + skipped
-    text = f"{active} ({_detail(device)})" if active == "native" else active
+    text = f"{active} ({_detail(device, try_cuda)})" if active == "native" else active
     return "; ".join([text, *notes])
 
 
-def _detail(device: str) -> str:
+def _detail(device: str, try_cuda: bool) -> str:
     from tmcodec.fsq import native
 
     library = native.load(device)
     if device == "cuda":
-        return library.path.name
+        return library.path.name if try_cuda else f"{library.path.name}, not tried"
     return f"{library.path.name}, {library.isa}, {'OpenMP' if library.openmp else 'one thread'}"

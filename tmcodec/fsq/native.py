@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tmcodec.fsq.backends import Layer, Scale, Tiling, Weights
     from tmcodec.fsq.curves import Curve
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 FOLDER = Path(__file__).with_name("_native")
 
 DTYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3, "uint8": 4, "uint16": 5, "int16": 6}
@@ -41,6 +41,7 @@ _ERRORS = {
     -3: "out of memory",
     -4: "a CUDA call failed",
 }
+_CUDA_ERROR = -4
 
 
 class NativeUnavailable(Exception):
@@ -155,11 +156,49 @@ class Library:
         """Whether the library uses several threads."""
         return bool(self._dll.tmc_has_openmp())
 
+    def why_not(self) -> str | None:
+        """Return why the CUDA kernels cannot run on the current device, or None. Initialises CUDA."""
+        return self._text("why_not")
+
+    def last_error(self) -> str | None:
+        """Return the CUDA error of this thread's last call that failed."""
+        return self._text("last_error")
+
+    def _text(self, name: str) -> str | None:
+        function = getattr(self._dll, self._symbol(name))
+        function.restype = ctypes.c_char_p
+        text = function()
+        return None if text is None else str(text.decode())
+
 
 @lru_cache(maxsize=2)
 def load(kind: str) -> Library:
     """Load the ``cpu`` or ``cuda`` library once; `NativeUnavailable` says why not."""
     return Library(kind)
+
+
+def try_cuda(device: str) -> None:
+    """Make sure that the CUDA kernels run on a device, e.g. ``"cuda:1"``; ``"cuda"`` is the current one.
+
+    A library can be loaded without a driver, with one that is older than it, and where it has no code
+    for the device. This initialises CUDA, so call it only where somebody uses CUDA anyway.
+
+    Raises
+    ------
+    NativeUnavailable
+        If they do not.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise NativeUnavailable(f"torch is not usable ({error})") from error
+    if not torch.cuda.is_available():
+        raise NativeUnavailable("torch finds no CUDA device")
+    library = load("cuda")
+    with torch.cuda.device(device):
+        why_not = library.why_not()
+    if why_not is not None:
+        raise NativeUnavailable(f"{library.path.name}: {why_not}")
 
 
 def default_threads() -> int:
@@ -190,9 +229,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _check(status: int) -> None:
+def _check(status: int, library: Library | None = None) -> None:
     if status:
-        raise RuntimeError(f"native kernel: {_ERRORS.get(status, f'error {status}')}")
+        detail = f": {library.last_error()}" if library and status == _CUDA_ERROR else ""
+        raise RuntimeError(f"native kernel: {_ERRORS.get(status, f'error {status}')}{detail}")
 
 
 def _code(tensor: Tensor) -> int:
@@ -272,7 +312,7 @@ class NativeKernels:
             _check(function(*arguments, threads))
             return
         with torch.cuda.device(tensor.device):
-            _check(function(*arguments, torch.cuda.current_stream().cuda_stream))
+            _check(function(*arguments, torch.cuda.current_stream().cuda_stream), self._library)
 
     def quantize(
         self, grid: Grid, latents: Tensor, codes: bool = True, indices: bool = True

@@ -101,8 +101,9 @@ def _without(shape: torch.Size, axis: int) -> torch.Size:
 
 
 def _kernels(tensor: Tensor, grid: Grid | None, backend: str | None) -> Kernels:
-    found = choose(tensor.device.type, backend or None)
-    return found if grid is None or found.supports(grid) else choose(tensor.device.type, "torch")
+    device = str(tensor.device)
+    found = choose(device, backend or None)
+    return found if grid is None or found.supports(grid) else choose(device, "torch")
 
 
 def _layer(weight: Tensor, bias: Tensor | None) -> Layer:

@@ -203,7 +203,7 @@ def _normalize(
     device = raster.device
     scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, raster, height, width), fill)
     tiling = Tiling(tile, _places(row_starts, device), _places(col_starts, device))
-    kernels = choose(device.type, backend or None)
+    kernels = choose(str(device), backend or None)
     return kernels.normalize_patchify(raster.detach().contiguous(), scale, tiling, dtype)
 
 
@@ -234,7 +234,7 @@ def _blend(
     scale = Scale(*_numbers(mean, std, channels, device), _mask_bytes(mask, tiles, height, width), fill)
     tiling = Tiling(tile, _places(row_starts, device), _places(col_starts, device))
     weights = Weights(*(w.to(device, torch.float32).contiguous() for w in (row_weights, col_weights)))
-    kernels = choose(device.type, backend or None)
+    kernels = choose(str(device), backend or None)
     return kernels.blend(tiles.detach().contiguous(), tiling, weights, scale, (height, width), dtype)
 
 

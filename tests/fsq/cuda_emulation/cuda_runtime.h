@@ -30,7 +30,9 @@ struct Dimension {
 };
 typedef void *cudaStream_t;
 typedef int cudaError_t;
-enum { cudaSuccess = 0, cudaErrorLaunchFailure = 719, cudaDevAttrMultiProcessorCount = 16 };
+enum { cudaSuccess = 0, cudaErrorInvalidDeviceFunction = 98, cudaErrorLaunchFailure = 719 };
+enum { cudaDevAttrMultiProcessorCount = 16 };
+struct cudaFuncAttributes {};
 
 static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
@@ -54,6 +56,7 @@ struct Fiber {
 inline Dimension thread, block, grid;
 inline float exchanged[1024];
 inline int order = 0, processors = 1, error = 0;  // order: of the threads, see `next`
+inline bool foreign = false;  // no kernel was compiled for this device
 inline std::vector<Fiber> fibers;
 inline std::vector<char> stacks;
 inline ucontext_t scheduler;
@@ -117,6 +120,10 @@ inline void run_block(unsigned threads) {
 }
 
 inline void launch(unsigned blocks, unsigned threads, const std::function<void()> &kernel) {
+  if (foreign) {
+    error = cudaErrorInvalidDeviceFunction;
+    return;
+  }
   fibers.resize(threads);
   stacks.resize(static_cast<size_t>(threads) * STACK);
   body = &kernel;
@@ -154,9 +161,20 @@ static inline cudaError_t cudaGetLastError() {
   emulation::error = cudaSuccess;
   return last;
 }
+template <typename Kernel>
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, Kernel *) {
+  return emulation::error = emulation::foreign ? cudaErrorInvalidDeviceFunction : cudaSuccess;
+}
+static inline const char *cudaGetErrorString(cudaError_t error) {
+  if (error == cudaSuccess) return "no error";
+  return error == cudaErrorInvalidDeviceFunction ? "invalid device function" : "unspecified launch failure";
+}
 
 // For the tests: the order of the threads, and the processors, which bound the number of blocks.
 extern "C" __attribute__((visibility("default"), weak)) void emulate(int32_t order, int32_t processors) {
   emulation::order = order;
   emulation::processors = processors;
+}
+extern "C" __attribute__((visibility("default"), weak)) void emulate_foreign_device(int32_t foreign) {
+  emulation::foreign = foreign != 0;
 }
