@@ -13,6 +13,25 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     # Before torch comes: workers that have all processors each wait for one another. Their children, too.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs unless they are asked for: most tests take the default device and read results with NumPy."""
+    if not _asks_for_gpus(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without tests for a GPU where those are asked for: their packages may be missing."""
+    if config.option.markexpr != "gpu" or collection_path.suffix != ".py":
+        return None
+    return "mark.gpu" not in collection_path.read_text() or None
+
+
+def _asks_for_gpus(config: pytest.Config) -> bool:
+    marks: str = config.option.markexpr
+    return "gpu" in marks and "not gpu" not in marks
+
+
 MakeTokenizer = Callable[[str], Path]
 MakeScene = Callable[..., Path]
 
