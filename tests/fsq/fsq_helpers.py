@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,16 @@ def random_latents(n: int, levels: tuple[int, ...], form: str, dtype: torch.dtyp
                 near.append(np.nextafter(near[-1] if step else near[0], np.float32(direction)))
         z[at, c] = rng.choice(np.concatenate(near), at.size)
     return torch.from_numpy(z).to(dtype)
+
+
+def needs_cuda_kernels() -> None:
+    """Skip a test where the CUDA kernels cannot run; fail where they could have been built."""
+    why_not = backends.unavailable("native", "cuda")
+    if why_not is None:
+        return
+    if torch.cuda.is_available() and (shutil.which("nvcc") or Path("/usr/local/cuda/bin/nvcc").exists()):
+        pytest.fail(f"{why_not}, but nvcc is there; run TMCODEC_CUDA=1 python csrc/build_native.py")
+    pytest.skip(why_not)
 
 
 @contextmanager

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fsq_helpers import DTYPES, FORMS, GOLDEN, LEVEL_LISTS, golden_latents, random_latents
+from fsq_helpers import (
+    DTYPES,
+    FORMS,
+    GOLDEN,
+    LEVEL_LISTS,
+    golden_latents,
+    needs_cuda_kernels,
+    random_latents,
+)
 
 from tmcodec.fsq import blend, blend_weights, normalize_patchify, ops
 from tmcodec.fsq import levels as lv
-from tmcodec.fsq.backends import choose, unavailable
+from tmcodec.fsq.backends import choose
 from tmcodec.fsq.grid import make_grid
 from tmcodec.fsq.rasters import RASTER_DTYPES, TILE_DTYPES
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-    pytest.mark.skipif(bool(unavailable("native", "cuda")), reason=str(unavailable("native", "cuda"))),
 ]
 LEVELS = (8, 8, 8, 6, 5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels():
+    needs_cuda_kernels()
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"{c['form']}-{'x'.join(map(str, c['levels']))}")
