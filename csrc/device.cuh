@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "tmcodec.h"
 
@@ -35,6 +36,36 @@ template <typename T, int COUNT>
 struct Wide {
   enum { BYTES = COUNT * sizeof(T) < 16 ? COUNT * sizeof(T) : 16 };
 };
+
+// Load N neighbouring floats, 16 bytes at once where N is a multiple of 4; `from` is aligned then.
+template <int N>
+static __device__ __forceinline__ void load_floats(const float *from, float *to) {
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N / 4; ++i) {
+      const float4 part = __ldg(reinterpret_cast<const float4 *>(from) + i);
+      to[4 * i] = part.x, to[4 * i + 1] = part.y, to[4 * i + 2] = part.z, to[4 * i + 3] = part.w;
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < N; ++k) to[k] = __ldg(from + k);
+  }
+}
+
+// Store a struct in accesses of 16 bytes; an assignment of one that was filled value by value becomes as many
+// stores as it has values. `to` is aligned to 16 bytes, or to the struct where that is smaller.
+template <typename T, typename S>
+static __device__ __forceinline__ void store_whole(T *to, const S &values) {
+  static_assert(sizeof(S) < 16 || sizeof(S) % 16 == 0, "no whole accesses");
+  if constexpr (sizeof(S) % 16 == 0) {
+    uint4 bits[sizeof(S) / 16];
+    memcpy(bits, &values, sizeof(S));
+#pragma unroll
+    for (int i = 0; i < static_cast<int>(sizeof(S) / 16); ++i) __stwb(reinterpret_cast<uint4 *>(to) + i, bits[i]);
+  } else {
+    *reinterpret_cast<S *>(to) = values;
+  }
+}
 
 static inline bool aligned(const void *pointer) { return (reinterpret_cast<uintptr_t>(pointer) & 15u) == 0; }
 

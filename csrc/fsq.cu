@@ -252,11 +252,9 @@ template <typename T, int CHANNELS, bool WIDE>
 static __device__ void dot_rows(const T *x, int64_t rows, int64_t dim, const float *weight, float *sums) {
   const int lane = threadIdx.x % 32;
   float total[ROWS][CHANNELS] = {};
-  int64_t done = 0;
   if (WIDE) {
     enum { N = Pack<T>::SIZE };
-    done = dim / N * N;
-    for (int64_t j = static_cast<int64_t>(lane) * N; j < done; j += 32 * N) {
+    for (int64_t j = static_cast<int64_t>(lane) * N; j < dim; j += 32 * N) {
       Pack<T> pack[ROWS];
 #pragma unroll
       for (int r = 0; r < ROWS; ++r)
@@ -264,8 +262,7 @@ static __device__ void dot_rows(const T *x, int64_t rows, int64_t dim, const flo
 #pragma unroll
       for (int c = 0; c < CHANNELS; ++c) {
         float factors[N];
-#pragma unroll
-        for (int k = 0; k < N; ++k) factors[k] = __ldg(weight + c * dim + j + k);
+        load_floats<N>(weight + c * dim + j, factors);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
@@ -274,12 +271,14 @@ static __device__ void dot_rows(const T *x, int64_t rows, int64_t dim, const flo
       }
     }
   }
-  for (int64_t j = done + lane; j < dim; j += 32)
+  if (!WIDE) {
+    for (int64_t j = lane; j < dim; j += 32)
 #pragma unroll
-    for (int c = 0; c < CHANNELS; ++c)
+      for (int c = 0; c < CHANNELS; ++c)
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r)
-        if (r < rows) total[r][c] += to_float(x[r * dim + j]) * __ldg(weight + c * dim + j);
+        for (int r = 0; r < ROWS; ++r)
+          if (r < rows) total[r][c] += to_float(x[r * dim + j]) * __ldg(weight + c * dim + j);
+  }
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
 #pragma unroll
@@ -353,7 +352,7 @@ template <typename T>
 static void launch_project(const DeviceGrid &grid, const T *x, int64_t n, int64_t dim, const float *weight,
                            const float *bias, float *latents, float *codes, int32_t *indices, cudaStream_t stream) {
   const unsigned blocks = blocks_for(n, WARPS * ROWS);
-  if (aligned(x) && dim % Pack<T>::SIZE == 0)
+  if (aligned(x) && aligned(weight) && dim % Pack<T>::SIZE == 0)
     project_rows<T, true><<<blocks, THREADS, 0, stream>>>(grid, x, n, dim, weight, bias, latents, codes, indices);
   else
     project_rows<T, false><<<blocks, THREADS, 0, stream>>>(grid, x, n, dim, weight, bias, latents, codes, indices);
@@ -380,17 +379,19 @@ static __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     for (int64_t u = threadIdx.x; u < rows * columns; u += THREADS) {
       const int64_t r = u / columns, j = (u - r * columns) * WIDTH;
-      float sums[WIDTH];
-#pragma unroll
-      for (int k = 0; k < WIDTH; ++k) sums[k] = bias != nullptr ? __ldg(bias + j + k) : 0.0f;
-      for (int32_t c = 0; c < grid.dims; ++c)
+      float sums[WIDTH] = {}, factors[WIDTH];
+      if (bias != nullptr) load_floats<WIDTH>(bias + j, sums);
+#pragma unroll 2  // by four, the compilers' own choice, registers run out on sm_80
+      for (int32_t c = 0; c < grid.dims; ++c) {
+        load_floats<WIDTH>(weight + c * dim + j, factors);
 #pragma unroll
         for (int k = 0; k < WIDTH; ++k)  // not fused: the CPU's bits
-          sums[k] = __fadd_rn(sums[k], __fmul_rn(codes[r][c], __ldg(weight + c * dim + j + k)));
+          sums[k] = __fadd_rn(sums[k], __fmul_rn(codes[r][c], factors[k]));
+      }
       Values values;
 #pragma unroll
       for (int k = 0; k < WIDTH; ++k) store(&values.v[k], sums[k]);
-      *reinterpret_cast<Values *>(out + (at + r) * dim + j) = values;
+      store_whole(out + (at + r) * dim + j, values);
     }
     __syncthreads();
   }
@@ -401,7 +402,7 @@ static void launch_expand(const DeviceGrid &grid, const int32_t *indices, int64_
                           const float *bias, T *out, cudaStream_t stream) {
   enum { WIDTH = Pack<T>::SIZE };
   const unsigned blocks = blocks_for(n, EXPAND_ROWS);
-  if (aligned(out) && dim % WIDTH == 0)
+  if (aligned(out) && aligned(weight) && aligned(bias) && dim % WIDTH == 0)
     expand_rows<T, WIDTH><<<blocks, THREADS, 0, stream>>>(grid, indices, n, dim, weight, bias, out);
   else
     expand_rows<T, 1><<<blocks, THREADS, 0, stream>>>(grid, indices, n, dim, weight, bias, out);

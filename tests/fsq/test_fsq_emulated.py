@@ -240,6 +240,29 @@ def test_dequantize_project(dim: int, dtype: torch.dtype, cuda: Emulated, cpu: A
             assert same(cuda.dequantize_project(grid, guards.copy(indices), layer, dtype), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shifted", ["x", "weight", "bias", "out"])
+def test_each_tensor_may_be_a_slice(
+    shifted: str, dtype: torch.dtype, cuda: Emulated, cpu: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """One that starts at no multiple of 16 bytes, beside others that do: none is read or written wide."""
+    places = {name: Guards(0 if name == shifted else 16) for name in ("x", "weight", "bias", "out")}
+    monkeypatch.setattr(native, "_empty", places["out"].empty)
+    grid, indices = make_grid(LEVELS), torch.randint(0, 15360, (67,), dtype=torch.int32)
+    weight, bias, x = torch.randn(5, 64), torch.randn(64), torch.randn(67, 64).to(dtype)
+    rows = places["weight"].copy(weight)  # its transpose's transpose is this again, not a copy
+    layer = Layer(rows.t(), places["bias"].copy(bias))
+    found = cuda.dequantize_project(grid, places["x"].copy(indices), layer, dtype)
+    assert same(found, cpu.dequantize_project(grid, indices, Layer(weight.t(), bias), dtype))
+    layer = Layer(rows, places["bias"].copy(bias[:5]))
+    latents, codes, numbers = cuda.project_quantize(grid, places["x"].copy(x), layer, True, True)
+    torch.testing.assert_close(latents, x.float() @ weight.t() + bias[:5], atol=1e-4, rtol=1e-4)
+    expected = cpu.quantize(grid, latents[..., None].contiguous())
+    assert same(codes, expected[0][..., 0]) and same(numbers, expected[1][:, 0])
+    assert all(place.intact() for place in places.values())
+    assert "runtime error" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("tile_dtype", TILE_DTYPES)
 @pytest.mark.parametrize("dtype", RASTER_DTYPES)
 def test_rasters(

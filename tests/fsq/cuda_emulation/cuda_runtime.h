@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
 #include <functional>
@@ -24,6 +25,9 @@
 
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
 };
 struct Dimension {
   unsigned x;
@@ -43,6 +47,8 @@ template <typename T>
 static inline T __ldg(const T *at) {
   return *at;
 }
+
+static inline void __stwb(uint4 *to, uint4 value) { *to = value; }
 
 namespace emulation {
 
