@@ -221,11 +221,17 @@ static __global__ void __launch_bounds__(THREADS)
     const Values z = *reinterpret_cast<const Values *>(latents + at);
     const Floats g = *reinterpret_cast<const Floats *>(grad_codes + at);
     Values out;
+    const int64_t line = at / inner;  // divided once, then counted on: 64-bit divisions are slow
+    int64_t left = inner - (at - line * inner);
+    int32_t c = static_cast<int32_t>(line % grid.dims);
 #pragma unroll
     for (int j = 0; j < WIDTH; ++j) {
-      const int32_t c = static_cast<int32_t>((at + j) / inner % grid.dims);
       const float e = expf(-grid.grad_rate * fabsf(to_float(z.v[j]) + grid.grad_shift[c]));
       store(&out.v[j], g.v[j] * (grid.grad_gain[c] * e / ((1.0f + e) * (1.0f + e))));
+      if (--left == 0) {
+        left = inner;
+        c = c + 1 == grid.dims ? 0 : c + 1;
+      }
     }
     *reinterpret_cast<Values *>(grad_latents + at) = out;
   }

@@ -185,7 +185,7 @@ def test_indices_outside_the_codebook_wrap(cuda: Emulated, cpu: Any, guards: Gua
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gradients(dtype: torch.dtype, form: str, cuda: Emulated, cpu: Any, guards: Guards) -> None:
     grid = make_grid(LEVELS, form)
-    for shape in ((1101, 5, 1), (64, 5, 12), (7, 5, 3)):
+    for shape in ((1101, 5, 1), (1104, 5, 1), (64, 5, 12), (8, 5, 3), (7, 5, 3)):
         z = random_latents(math.prod(shape) // 5, LEVELS, form, dtype, 3)
         z[-1, -1], z[0, 0], z[0, 1] = float("nan"), float("inf"), -float("inf")
         z, g = z.view(shape), torch.randn(shape)
