@@ -289,7 +289,9 @@ def _open_like(source: Any, decoded: _Picture, how: _Reading) -> RasterSource:
         return _open(source, replace(how, modality=named))
     like = replace(how, modality=named, s2_offset=layer.s2_offset or "auto")
     raster = _open(source, replace(like, scale=layer.scale if layer.scale != 1 else None))
-    if raster.dtype == layer.dtype and not raster.modality.categorical:
+    if raster.modality.categorical:
+        raster.modality = decoded.modality  # whose class 0 may be no gap
+    elif raster.dtype == layer.dtype:
         raster.scale, raster.offset = layer.scale, layer.offset  # what its encoder decided, tags or not
     return raster
 

@@ -137,6 +137,11 @@ class Modality:
         """True where values are class ids."""
         return bool(self.classes)
 
+    @property
+    def zero_is_no_data(self) -> bool:
+        """True where the legend calls class 0 "no data": a gap, and nothing for a tokenizer to invent."""
+        return self.classes[:1] == ("no data",)
+
 
 _S2_ALIASES = {
     **{f"b{n}": f"B{n:02d}" for n in range(1, 13)},

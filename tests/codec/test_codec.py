@@ -123,6 +123,34 @@ def test_a_class_that_no_tokenizer_knows_is_no_other_class(
         tok.encode(ids)
 
 
+@pytest.mark.parametrize("nodata", [None, 0, 255])
+def test_no_data_of_a_class_map_comes_back_as_it_was(
+    nodata: int | None, make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    """Class 0 is "no data", declared or not, and no class that a network may invent others from."""
+    src, weights = make_scene("LULC", 70, 45, nodata=nodata), tiny_tokenizer("LULC")
+    with rasterio.open(src, "r+") as dataset:
+        array = dataset.read()
+        array[:, 3:20, 5:40] = 0
+        dataset.write(array)
+    tmcodec.encode(src, tmp_path / "a.tmc", tokenizer=weights)
+    tmcodec.decode(tmp_path / "a.tmc", tmp_path / "a.tif", tokenizer=weights)
+    with rasterio.open(tmp_path / "a.tif") as back:
+        assert back.nodata == nodata
+        assert set(np.unique(back.read()[array == 0])) == {nodata or 0}
+    assert np.array_equal(tmcodec.decode_array(tmp_path / "a.tmc", tokenizer=weights)[1]["valid"], array > 0)
+    found = tmcodec.compare(tmp_path / "a.tmc", src, tokenizer=weights)
+    assert (found.mask_agreement, found.metrics.pixels) == (1.0, 70 * 45 - 17 * 35)
+
+
+def test_a_class_map_of_no_data_alone_has_no_tokens(tiny_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+    weights = tiny_tokenizer("LULC")
+    empty = np.zeros((40, 50), np.uint8)
+    report = tmcodec.encode(empty, tmp_path / "a.tmc", modality="LULC", tokenizer=weights)
+    array, profile = tmcodec.decode_array(tmp_path / "a.tmc", tokenizer=weights)
+    assert report.tokens == 0 and not array.any() and not profile["valid"].any()
+
+
 def test_a_crs_without_geotiff_keys_comes_back(make_scene: MakeScene, weights: Path, tmp_path: Path) -> None:
     rotated = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
     src, dst, out = make_scene(crs=rotated, left=5.0), tmp_path / "a.tmc", tmp_path / "out" / "a.tif"

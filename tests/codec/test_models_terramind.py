@@ -582,6 +582,9 @@ def test_version_01_has_classes_of_its_own(
     ids = np.random.default_rng(0).integers(0, 9, (1, 64, 64)).astype(np.uint8)
     tmcodec.encode(ids, tmp_path / "a.tmc", modality="LULC", tokenizer=tok)
     tmcodec.decode(tmp_path / "a.tmc", tmp_path / "a.tif", tokenizer=tok)
+    found = tmcodec.compare(tmp_path / "a.tmc", ids, tokenizer=tok)
+    assert (ids == 0).any() and found.metrics.pixels == ids.size
+    assert tmcodec.decode_array(tmp_path / "a.tmc", tokenizer=tok)[1]["valid"].all()
     with rasterio.open(tmp_path / "a.tif") as made:
         assert made.colormap(1)[0][:3] == (65, 155, 223) and made.colormap(1)[8][:3] == (179, 159, 225)
     assert modality_of(name, "LULC").classes == tok.modality.classes

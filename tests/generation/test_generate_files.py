@@ -48,7 +48,7 @@ from tmcodec.generation.files import generate_files
 from tmcodec.generation.generate import generate
 from tmcodec.generation.seams import level_jumps, tile_jumps
 from tmcodec.generation.settings import Settings
-from tmcodec.generation.sources import MapGrid
+from tmcodec.generation.sources import MapGrid, has_no_data
 from tmcodec.generation.tiles import Strip, tile_borders, tile_count, tile_starts, tile_windows
 from tmcodec.generation.tiling import centre, tile_coordinates
 from tmcodec.generation.tokenizers import check_layer
@@ -349,6 +349,26 @@ def test_pixels_are_valid_where_those_of_all_sources_are(
         assert np.array_equal(np.isfinite(s1.read(1)), expected)
         assert np.array_equal(lulc.read_masks(1) > 0, expected)
         assert math.isnan(s1.nodata)
+
+
+@pytest.mark.parametrize("gap", [False, True])
+def test_no_data_of_a_class_map_is_none_of_what_is_made_from_it(
+    gap: bool, loaded: Loaded, encode: Callable[..., Path], tiny_tokenizer: Callable[[str], Path]
+) -> None:
+    src = encode("LULC", 90, 70)
+    with rasterio.open(src.with_suffix(".tif"), "r+") as dataset:
+        ids = dataset.read()
+        ids[:, :20, 30:] *= not gap
+        dataset.write(ids)
+    tmcodec.encode(
+        src.with_suffix(".tif"), src, modality="LULC", tokenizer=tiny_tokenizer("LULC"), overwrite=True
+    )
+    out = src.with_name("o.tmc")
+    generate_files(loaded, src, out, ["DEM"], settings=FAST)
+    with tmcodec.open(src) as source, tmcodec.open(out) as made:
+        assert has_no_data(source["LULC"], 0) == gap and not has_no_data(made["DEM"], 0)
+        valid = made["DEM"].valid()
+    assert np.array_equal(valid[0], ids[0] > 0) if gap else valid is None
 
 
 def test_a_source_without_any_valid_pixel_gives_an_empty_file(

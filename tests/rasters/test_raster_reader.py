@@ -332,6 +332,22 @@ def test_classes_are_mapped_and_checked(make_raster: MakeRaster) -> None:
         open_raster(path, "LULC", class_map={10: 2})
 
 
+@pytest.mark.parametrize(("ids", "profile", "class_map", "valid"), [
+    ([0, 3, 9], {}, None, [False, True, True]),
+    ([0, 3, 9], {"nodata": 0}, None, [False, True, True]),
+    ([0, 3, 255], {"nodata": 255}, None, [False, True, False]),
+    ([0, 3, 9], {"mask": np.array([[True, True, False]])}, None, [False, True, False]),
+    ([0, 10, 95], {}, "worldcover", [False, True, True]),
+    ([0, 7, 8], {}, {0: 4, 7: 0, 8: 1}, [True, False, True]),
+])
+def test_class_0_is_no_data(
+    ids: list[int], profile: dict[str, Any], class_map: Any, valid: list[bool]
+) -> None:
+    with open_raster((np.array([ids], np.uint8), profile), "LULC", class_map=class_map) as source:
+        assert source.nodata == profile.get("nodata")
+        assert source.read(Window(0, 0, 3, 1))[1].tolist() == [[valid]]
+
+
 def test_nodata_that_collides_with_a_mapped_class_becomes_no_data() -> None:
     with open_raster((np.array([[10, 5]], np.uint8), {"nodata": 5}), "LULC", class_map="10:5") as source:
         assert source.nodata == 0

@@ -54,6 +54,20 @@ def test_crops_are_windows_of_the_files(corpus: Corpus) -> None:
     assert len(places) == 1
 
 
+def test_no_data_of_class_maps_is_not_learnt(tmp_path: Path) -> None:
+    ids = np.full((1, 40, 40), 5, np.uint8)
+    ids[:, :, :10] = 0
+    (tmp_path / "train" / "LULC").mkdir(parents=True)
+    path = tmp_path / "train" / "LULC" / "a.tif"
+    with rasterio.open(path, "w", driver="GTiff", width=40, height=40, count=1, dtype="uint8") as dst:
+        dst.write(ids)
+    # As encoders see it: no class in place of the gap.
+    values, valid = RasterFolder(str(path), "LULC").draw(rng(), 40)
+    assert np.array_equal(values, ids) and np.array_equal(valid, ids > 0)
+    (scene,) = load_scenes(tmp_path, "train", MODALITIES["LULC"], {"LULC": 1.0})
+    assert np.array_equal(scene.values, ids) and np.array_equal(scene.valid, ids > 0)
+
+
 def test_files_count_by_the_root_of_their_size(corpus: Corpus) -> None:
     source = RasterFolder(str(corpus("NDVI")), "NDVI")
     assert source.shares.tolist() == pytest.approx([96 / 336, 112 / 336, 128 / 336])

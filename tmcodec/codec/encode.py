@@ -207,7 +207,7 @@ def encode(
     ) as raster:
         how = {"checkpoint": checkpoint, "precision": precision, "tile": tile}
         tok = resolve_tokenizer(tokenizer, raster.modality.name, device, how)
-        check_legend(raster, tok, class_map)
+        take_legend(raster, tok, class_map)
         sampler = tok.check_sampler(check_sampler(sampler))
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=sampler)
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
@@ -253,17 +253,19 @@ def resolve_tokenizer(
     return tok
 
 
-def check_legend(raster: RasterSource, tok: Tokenizer, class_map: Mapping[int, int] | str | None) -> None:
-    """Refuse a ready-made class map where the tokenizer has other classes than the table.
+def take_legend(raster: RasterSource, tok: Tokenizer, class_map: Mapping[int, int] | str | None) -> None:
+    """Read classes as the tokenizer means them: its class 0 may be no gap, as the table's is.
 
     Raises
     ------
     UnitsError
+        If it has other classes than the table, and the class map is ready-made for the table's.
     """
     classes = tok.modality.classes
     if classes != raster.modality.classes and isinstance(class_map, str) and class_map == "worldcover":
         named = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
         raise UnitsError(f"{tok.name} has classes of its own ({named}); give --class-map OLD:NEW,... to them")
+    raster.modality = replace(raster.modality, classes=classes)
 
 
 def layer_meta(

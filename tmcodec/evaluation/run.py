@@ -131,6 +131,7 @@ def evaluate(
         check_apart(report, [*paths, *map(Path, train)])
     toks = load_tokenizers(tokenizers, modality, checkpoints, device)
     row = get_modality(toks[0].modality.name)
+    row = replace(row, classes=toks[0].modality.classes)  # class 0 is a gap in some legends alone
     reading = Reading(row, s2_offset, tuple(s2_offset_of), scale, class_map, max_pixels)
     job = Job(
         toks, row, reading, check_steps(steps, row), check_baselines(baselines, bool(train)), device,

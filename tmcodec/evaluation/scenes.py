@@ -162,6 +162,7 @@ def read_scene(path: Path, how: Reading, name: str | None = None) -> Scene:
             if raster.width * raster.height > how.max_pixels:
                 size = f"{raster.width} x {raster.height} pixels"
                 raise EvaluationError(f"{size} are more than {how.max_pixels}; raise max_pixels")
+            raster.modality = how.modality  # with the legend of the tokenizers
             values, valid = raster.read(Window(0, 0, raster.width, raster.height))
             dtype = np.dtype(raster.dtype)
             step = raster.scale if dtype.kind in "iu" else 0.0

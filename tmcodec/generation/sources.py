@@ -95,6 +95,16 @@ def may_be_masked(nodata: float | None, mask_kind: str, dtype: str) -> bool:
     return nodata is not None or mask_kind == "mask" or np.dtype(dtype).kind == "f"
 
 
+def has_no_data(layer: Layer, time: int) -> bool:
+    """Tell whether a class map has gaps: class 0 marks them, without a nodata value."""
+    modality, grid = MODALITIES.get(layer.meta.modality), layer.meta.grid
+    if modality is None or not modality.zero_is_no_data:
+        return False
+    found = layer.filled(time=time)
+    places = ((col * grid.chunk, row * grid.chunk, *grid.token_shape(row, col)[::-1]) for row, col in found)
+    return len(found) < grid.chunks or any(layer.valid(place, time) is not None for place in places)
+
+
 class LayerSource:
     """A layer of an open token file at one time; the attributes are those of `Source`."""
 
@@ -106,7 +116,7 @@ class LayerSource:
         self.patch = meta.patch
         layer.empty((0, 0, 1, 1), time)  # refuses a time that is not there
         self.time = meta.times[time]
-        self.masked = may_be_masked(meta.nodata, meta.mask_kind, meta.dtype)
+        self.masked = may_be_masked(meta.nodata, meta.mask_kind, meta.dtype) or has_no_data(layer, time)
         self.provenance = f"{meta.modality}:{meta.tokenizer}:{layer_hash(layer, time)}"
 
     def tile(self, window: Window) -> npt.NDArray[np.int32]:

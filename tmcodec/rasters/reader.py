@@ -196,6 +196,8 @@ class RasterSource:
     Attributes
     ----------
     modality : Modality
+        Of class maps, with the legend that says whether class 0 is a gap: the table's, until another is put
+        in its place.
     width, height : int
         Size in pixels, of the sub-window where one was asked for.
     crs : str or None
@@ -369,6 +371,8 @@ class RasterSource:
         if self.modality.categorical:
             values[...] = 0
             values[valid] = map_classes(stored[valid], self._class_map)
+            if self.modality.zero_is_no_data:
+                valid &= values != 0
             return
         # float32 is exact for 16-bit integers; wider ones and float64 are scaled in float64.
         work = np.result_type(stored.dtype, np.float32)

@@ -360,7 +360,7 @@ class RasterWriter:
             return self.nodata
         if self.dtype.kind == "f":
             return math.nan
-        if self._masked:
+        if self._masked or (self._modality is not None and self._modality.zero_is_no_data):
             return 0
         raise RasterWriteError(f"cannot write {self.path}: pixels are masked, but it has no nodata value; "
                                "give one or mask_kind='mask'")

@@ -103,7 +103,7 @@ def read_ndvi(path: Path, bands: Sequence[str]) -> tuple[Array, Mask]:
 
 
 def read_classes(path: Path, bands: Sequence[str]) -> tuple[Array, Mask]:
-    """Class ids in TerraMind's order."""
+    """Class ids in TerraMind's order; 0 is no data."""
     values, valid, _ = read_scene(path)
     if path.parent.name == "LULC_worldcover":
         mapped = np.zeros_like(values)
@@ -111,7 +111,7 @@ def read_classes(path: Path, bands: Sequence[str]) -> tuple[Array, Mask]:
             mapped[values == theirs] = ours
         values = mapped
     values[~valid] = 0
-    return values, valid
+    return values, valid & (values != 0)
 
 
 READERS: dict[str, Callable[[Path, Sequence[str]], tuple[Array, Mask]]] = {

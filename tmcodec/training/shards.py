@@ -120,6 +120,8 @@ class TerraMeshShards(CropSource):
                 values = values + np.float32(S2_OFFSET)
         elif self.modality.categorical and not self._known(values):
             raise UnitsError(f"class ids outside 0..{len(self.modality.classes) - 1}")
+        if self.modality.zero_is_no_data:
+            valid = valid & (values != 0)
         return values, valid
 
     def _lacks_offset(self, values: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]) -> bool:

@@ -126,7 +126,7 @@ class CropSource(ABC):
             for _ in range(TRIES):
                 values, valid = self.read(item, rng, side)
                 if valid.any() and valid[self.bands_there(item)].mean() >= self.min_valid:
-                    return fill_invalid(values, valid, self.modality.mean), valid
+                    return self._filled(values, valid), valid
             self._require_valid(item)
         except CorpusError as error:
             self.refuse(item, error)
@@ -136,6 +136,12 @@ class CropSource(ABC):
             self.refuse(item, error)
             self._searched.add(item)  # in vain: what cannot be read might be valid
         return None
+
+    def _filled(self, values: Values, valid: Mask) -> Values:
+        """Return a crop as `tmcodec.encode` gives it to networks: there is no class between two classes."""
+        if self.modality.categorical:
+            return np.where(valid, values, np.float32(0))
+        return fill_invalid(values, valid, self.modality.mean)
 
     def _require_valid(self, item: int) -> None:
         """Raise CorpusError where no pixel of an item is valid: unlucky windows are not the file's fault.
