@@ -71,16 +71,26 @@ def test_tags_come_back(
             assert (file[modality].scale, file[modality].offset) == (scale, offset)
 
 
-def test_heights_in_feet_are_metres_by_their_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unit", "length", "scale"), [("ft", 0.3048, 1.0), ("US Feet", 1200 / 3937, 2.0)])
+def test_heights_come_back_in_their_unit(unit: str, length: float, scale: float, tmp_path: Path) -> None:
     metres = 1200 * (1 + 0.1 * np.random.default_rng(0).random((1, 32, 32)))
-    source = tagged(tmp_path / "a.tif", "DEM", "int16", 1.0, 0.0, metres / 0.3048)
+    source = tagged(tmp_path / "a.tif", "DEM", "int16", scale, 0.0, metres / length)
     with rasterio.open(source, "r+") as target:
-        target.units = ("ft",)
+        target.units = (unit,)
     tmcodec.encode(source, tmp_path / "a.tmc", modality="DEM")
     tmcodec.decode(tmp_path / "a.tmc", tmp_path / "b.tif")
     with rasterio.open(tmp_path / "b.tif") as after:
-        assert (after.units, after.scales) == (("m",), (0.3048,))
-        assert abs((after.read() * 0.3048).mean() / metres.mean() - 1) < 0.02
+        assert (after.units, after.scales, after.offsets) == ((unit,), (scale,), (0.0,))
+        assert abs((after.read() * scale * length).mean() / metres.mean() - 1) < 0.02
+        assert not {"TMCODEC_SCALE", "TMCODEC_UNIT"} & set(after.tags())
+    # So do those of a second generation, of a file and of an array.
+    tmcodec.encode(tmp_path / "b.tif", tmp_path / "c.tmc")
+    array, profile = tmcodec.decode_array(tmp_path / "a.tmc")
+    tmcodec.encode(array, tmp_path / "d.tmc", modality="DEM", profile=profile)
+    for name in "acd":
+        with tmcodec.open(tmp_path / f"{name}.tmc") as file:
+            assert file["DEM"].scale == pytest.approx(length * scale)
+    assert tmcodec.compare(tmp_path / "b.tif", source, modality="DEM").metrics.rmse < 120
 
 
 def test_without_tags_none_are_written(

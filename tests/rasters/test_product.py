@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from typing import Any
 
@@ -203,6 +204,46 @@ def test_offset_choice_wins_and_other_modalities_have_none() -> None:
 
 
 # --------------------------------------------------------------------------- scaling
+
+METRES = ("", "m", "metre", "Meters", "[m]", "m a.s.l.", "m (EGM96)", "elevation [m]", "NAVD88", "unknown")
+INTERNATIONAL_FEET = ("ft", "[ft]", "Feet", "ft (NAVD88)", "foot above mean sea level", "International foot")
+SURVEY_FEET = ("US Feet", "us_survey_foot", "ft_us", "ftUS", "us-ft", "foot (US survey)", "U.S. survey feet")
+
+
+@pytest.mark.parametrize(("unit", "metres"), [
+    *((u, 1.0) for u in METRES), *((u, 0.3048) for u in INTERNATIONAL_FEET),
+    *((u, 1200 / 3937) for u in SURVEY_FEET), ("yd", 0.9144), ("kilometers", 1e3), ("mm", 1e-3),
+])
+def test_units_of_heights(unit: str, metres: float) -> None:
+    assert decide_scaling(dataset(1, "int16", 7, units=unit), MODALITIES["DEM"]) == (metres, 0)
+
+
+@pytest.mark.parametrize(("crs", "unit", "metres"), [
+    ("EPSG:2264+6360", None, 1200 / 3937), ("EPSG:2264+8228", None, 0.3048), ("EPSG:2264+5703", None, 1.0),
+    ("EPSG:4326+7968", None, 1.0), ("EPSG:4326+6130", None, 0.3048),
+    ("EPSG:2264", None, 1.0),  # which says nothing about heights
+    ("EPSG:2264+6360", "m", 1.0), ("EPSG:2264+6360", "NAVD88", 1200 / 3937),
+])
+def test_units_of_heights_by_their_crs(crs: str, unit: str | None, metres: float) -> None:
+    source = dataset(1, "int16", 700, crs=crs, units=unit)
+    assert decide_scaling(source, MODALITIES["DEM"]) == (metres, 0)
+
+
+def test_a_crs_says_how_long_its_unit_is() -> None:
+    feet = rasterio.crs.CRS.from_user_input("EPSG:4326+6130").to_wkt(version="WKT2_2019")
+    vertical = feet.index("VERTCRS")
+    spans = feet[:vertical] + feet[vertical:].replace('"foot",0.3048', '"span",0.2286', 1)
+    source = dataset(1, "int16", 700, crs=spans)
+    assert decide_scaling(source, MODALITIES["DEM"]) == (0.2286, 0)
+
+
+@pytest.mark.parametrize("unit", ["m (ft)", "m/s", "chains", "1", "m*10", "foot (Indian)"])
+def test_unknown_units_of_heights(unit: str) -> None:
+    source = dataset(1, "int16", 700, units=unit)
+    with pytest.raises(UnitsError, match=rf"array: its heights are in {re.escape(repr(unit))},.* --scale"):
+        decide_scaling(source, MODALITIES["DEM"])
+    assert decide_scaling(source, MODALITIES["DEM"], scale=2.0) == (2.0, 0)
+
 
 
 @pytest.mark.parametrize(("count", "dtype", "fill", "profile", "modality", "kwargs", "expected"), [

@@ -42,7 +42,7 @@ from tmcodec.rasters import (
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.texts import shown
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
-from tmcodec.tokenfile.metadata import SCALE_TAG
+from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
 
 Values = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -188,8 +188,8 @@ def decode_array(
         ``(C, H, W)`` in the raster's dtype, masked pixels as nodata.
     profile
         ``crs``, ``transform``, ``nodata``, ``dtype``, ``descriptions``, ``width``, ``height``,
-        ``count`` as rasterio names them, ``valid``, bool ``(C, H, W)``, and ``scale`` and ``offset``, GDAL's
-        tags: value = stored * scale + offset.
+        ``count`` as rasterio names them, ``valid``, bool ``(C, H, W)``, and ``scale``, ``offset`` and
+        ``units``, GDAL's tags: value = stored * scale + offset, in that unit.
     """
     watch = Stopwatch()
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
@@ -208,7 +208,7 @@ def decode_array(
                 array[band, rows, cols] = writer.to_stored(plane, mask[band, rows, cols])
             if progress is not None:
                 progress(done, total)
-    scale, offset = tagged_scaling(job.layer.meta)
+    scale, offset, unit = tagged_scaling(job.layer.meta)
     profile = {
         "crs": job.layer.crs,
         "transform": window_transform(job.layer.transform, job.window),
@@ -221,6 +221,7 @@ def decode_array(
         "valid": mask,
         "scale": scale,
         "offset": offset,
+        "units": unit,
     }
     return array, profile
 
@@ -437,7 +438,7 @@ def _check_described(layer: Layer, tok: Tokenizer) -> None:
 def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: bool) -> RasterWriter:
     """Return the GeoTIFF writer that gives the raster its old form back."""
     layer = job.layer
-    optical, tagged = get_modality(layer.modality).optical, tagged_scaling(layer.meta)
+    *tagged, unit = tagged_scaling(layer.meta)
     mask_kind = layer.mask_kind
     if job.salvage and layer.nodata is None and np.dtype(layer.dtype).kind in "iu":
         mask_kind = "mask"  # lost pixels need a way to be marked
@@ -451,27 +452,36 @@ def make_writer(job: Job, dst: str | os.PathLike[str], cog: bool, overwrite: boo
         transform=window_transform(layer.transform, job.window),
         nodata=layer.nodata,
         mask_kind=mask_kind,
-        units=layer.units if layer.scale == 1 or not optical else "",
+        units=unit,
         tags=raster_tags(job),
         modality=job.tokenizer.modality,
         scale=layer.scale,
         offset=layer.offset,
-        tagged=tagged,
+        tagged=(tagged[0], tagged[1]),
         cog=cog,
         overwrite=overwrite,
     )
 
 
-def tagged_scaling(layer: LayerMeta) -> tuple[float, float]:
-    """Return the scale and offset tags that the raster had: what its stored values mean to any reader.
+def tagged_scaling(layer: LayerMeta) -> tuple[float, float, str]:
+    """Return scale and offset tags and the unit that the raster had: what its values mean to any reader.
 
-    Digital numbers of Sentinel-2 are scaled otherwise (reflectance x 10000, offset in), so their own tags are
-    kept in the layer's tags.
+    Digital numbers of Sentinel-2 are scaled otherwise (reflectance x 10000, offset in), and so are heights
+    that are not in metres: the tags of these are kept in the layer's tags.
     """
-    if not get_modality(layer.modality).optical:
-        return layer.scale, layer.offset
+    if get_modality(layer.modality).optical:
+        unit = layer.units if layer.scale == 1 else ""
+        return (*_numbers(layer.tags.get(SCALE_TAG, "")), unit)
+    *numbers, unit = layer.tags.get(UNIT_TAG, "").split(" ", 2)
+    if len(numbers) == 2 and unit:
+        return (*_numbers(" ".join(numbers)), unit)
+    return layer.scale, layer.offset, layer.units
+
+
+def _numbers(text: str) -> tuple[float, float]:
+    """Read a scale and an offset; (1, 0) where the text has none that could be."""
     try:
-        scale, offset = map(float, layer.tags.get(SCALE_TAG, "1 0").split())
+        scale, offset = map(float, text.split())
     except ValueError:
         return 1.0, 0.0
     return (scale, offset) if math.isfinite(offset) and math.isfinite(scale) and scale else (1.0, 0.0)
@@ -497,7 +507,7 @@ def raster_tags(job: Job) -> dict[str, str]:
         tags["TMCODEC_S2_OFFSET"] = layer.s2_offset
     if acquired is not None:
         tags["TMCODEC_TIME"] = acquired.isoformat()
-    return {**{key: value for key, value in layer.tags.items() if key != SCALE_TAG}, **tags}
+    return {**{key: value for key, value in layer.tags.items() if key not in (SCALE_TAG, UNIT_TAG)}, **tags}
 
 
 def count_damaged(job: Job) -> int:

@@ -47,7 +47,7 @@ from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.texts import shown
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
-from tmcodec.tokenfile.metadata import SCALE_TAG
+from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
 from tmcodec.tokenfile.writer import check_token_target
 
 Progress = Callable[[int, int], None]
@@ -285,6 +285,8 @@ def layer_meta(
             raise MetadataError(f"tag {key}: names with {OWN_TAGS} are tmcodec's own; choose another")
     if raster.modality.optical and raster.tagged != (1.0, 0.0):
         kept[SCALE_TAG] = " ".join(f"{value:.12g}" for value in raster.tagged)
+    if raster.unit:
+        kept[UNIT_TAG] = " ".join([*(f"{value:.12g}" for value in raster.tagged), raster.unit])
     return LayerMeta(
         name=raster.modality.name,
         modality=raster.modality.name,

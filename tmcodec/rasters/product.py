@@ -23,17 +23,8 @@ from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band, 
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.plausible import check_values
+from tmcodec.rasters.units import height_unit
 from tmcodec.texts import shown
-
-IN_METRES: dict[str, float] = {
-    **dict.fromkeys(("ft", "foot", "feet", "international foot"), 0.3048),
-    **dict.fromkeys(("us survey foot", "us-ft", "ftus", "foot_us", "sft"), 1200 / 3937),
-    **dict.fromkeys(("km", "kilometre", "kilometer"), 1e3),
-    **dict.fromkeys(("dm", "decimetre", "decimeter"), 1e-1),
-    **dict.fromkeys(("cm", "centimetre", "centimeter"), 1e-2),
-    **dict.fromkeys(("mm", "millimetre", "millimeter"), 1e-3),
-}
-"""Units of heights that a band may state, other than metres."""
 
 # --------------------------------------------------------------------------- texts
 
@@ -518,7 +509,10 @@ def _tagged_scaling(dataset: Dataset, indexes: Sequence[int], modality: Modality
                          f"leave no values; pass --scale so that stored * scale is in {modality.units}")
     if modality.units != "m":
         return scale, offset
-    unit = IN_METRES.get((dataset.units[indexes[0] - 1] or "").strip().lower(), 1.0)
+    try:
+        unit = height_unit(dataset, indexes[0])[1]
+    except UnitsError as error:
+        raise UnitsError(f"{label_of(dataset)}: {error}") from None
     return scale * unit, offset * unit
 
 

@@ -37,6 +37,7 @@ from tmcodec.rasters.product import (
     nodata_values,
     select_bands,
 )
+from tmcodec.rasters.units import height_unit
 from tmcodec.rasters.windows import IDENTITY, Transform, Window, window_transform
 
 CPLE_BaseError: type[Exception] = rasterio._err.CPLE_BaseError
@@ -218,6 +219,8 @@ class RasterSource:
         physical = stored * scale + offset.
     tagged : tuple of two floats
         The file's own scale and offset tags; (1, 0) without any, or where the caller gave a scale.
+    unit : str
+        That of the file's heights after its own tags, where `scale` turns it into metres; else empty.
     s2_offset : str
         ``"present"``, ``"absent"``, or ``""`` where it does not apply.
     time : datetime or None
@@ -260,6 +263,7 @@ class RasterSource:
         first = self._indexes[0] - 1
         tagged = (float(dataset.scales[first]), float(dataset.offsets[first]))
         self.tagged = tagged if scale is None else (1.0, 0.0)
+        self.unit = self._own_unit(scale)
         if modality.categorical:
             check_classes(dataset, modality, self._class_map)
         self.time: datetime | None = acquisition_time(dataset)
@@ -387,6 +391,12 @@ class RasterSource:
         if not finite.all():
             valid &= finite
             values[~finite] = 0
+
+    def _own_unit(self, scale: float | None) -> str:
+        if self.modality.units != "m" or scale is not None:
+            return ""
+        unit, metres = height_unit(self._dataset, self._indexes[0])
+        return unit if metres != 1 else ""
 
     def _output_nodata(self) -> int | float | None:
         if self._black:

@@ -36,6 +36,8 @@ MASK_KIND_IDS = {"nodata": 0, "mask": 1}
 
 SCALE_TAG = "TMCODEC_SCALE"
 """Tag of a layer: the scale and offset tags of a Sentinel-2 raster, which mean reflectance to its readers."""
+UNIT_TAG = "TMCODEC_UNIT"
+"""Tag of a layer: scale and offset tags and the unit of a raster of heights, where that is not metres."""
 
 MAX_SIDE = 2**31 - 1
 MAX_NAME = 255
