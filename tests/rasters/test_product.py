@@ -271,6 +271,10 @@ def test_unknown_units_of_heights(unit: str) -> None:
     (1, "int16", 5000, {}, "NDVI", {"scale": 0.0001}, (0.0001, 0)),
     (1, "int16", 5000, {"scale": 0.0001}, "NDVI", {}, (0.0001, 0)),
     (3, "uint8", 200, {}, "S2RGB", {}, (1, 0)),
+    (3, "float32", 200, {}, "S2RGB", {}, (1, 0)),
+    (3, "float32", 0.75, {}, "S2RGB", {"scale": 255}, (255, 0)),
+    (3, "float32", 0, {}, "S2RGB", {}, (1, 0)),
+    (3, "uint8", 1, {}, "S2RGB", {}, (1, 0)),
     (1, "uint8", 3, {"scale": 7}, "LULC", {}, (1, 0)),
 ])
 def test_scaling(
@@ -286,6 +290,9 @@ def test_scaling(
     (1, "int16", 5000, {}, "NDVI", {}, "--scale 0.0001"),
     (1, "float32", -2, {}, "NDVI", {}, "--scale"),
     (3, "uint16", 3000, {}, "S2RGB", {}, "S2L2A"),
+    (3, "float32", 0.75, {}, "S2RGB", {}, "array: floats up to 0.75 look like .* pass --scale 255$"),
+    (3, "float32", 1, {}, "S2RGB", {"scale": 1.0}, "--scale 255"),
+    (3, "float64", 90, {"scale": 0.01}, "S2RGB", {}, "--scale 2.55"),
     (12, "uint8", 30, {}, "S2L2A", {}, "--scale"),
     (12, "uint16", 30, {"scale": [1e-4] * 11 + [1e-3]}, "S2L2A", {}, "different scales"),
     (1, "int16", 5, {}, "DEM", {"scale": 0.0}, "other than 0"),

@@ -18,7 +18,9 @@ NEGATIVE = 0.2
 """Least share of negative values in a picture in dB: water, fields and forests are, a city's VH is."""
 
 
-def check_values(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:
+def check_values(
+    label: str, modality: Modality, stored: Values, scale: float, offset: float, floats: bool = False
+) -> None:
     """Refuse values that are in another unit, or hold undeclared nodata.
 
     Parameters
@@ -31,6 +33,8 @@ def check_values(label: str, modality: Modality, stored: Values, scale: float, o
         Sampled values, 1-D, as stored.
     scale, offset
         physical = stored * scale + offset.
+    floats
+        Whether the raster is one of floats: a picture's may go from 0 to 1.
 
     Raises
     ------
@@ -50,6 +54,9 @@ def check_values(label: str, modality: Modality, stored: Values, scale: float, o
     if modality.name == "S2RGB" and (low < 0 or high > 255):
         raise UnitsError(f"{label}: values from {low:g} to {high:g} are no 8-bit picture; pass --scale, "
                          "or encode all bands as S2L2A")
+    if modality.name == "S2RGB" and floats and 0 < high <= 1.5:
+        raise UnitsError(f"{label}: floats up to {high:g} look like a picture from 0 to 1, not to 255; pass "
+                         f"--scale {255 * scale:g}")
     middle, (least, most) = float(np.median(values)), modality.valid_range
     if not least <= middle <= most:
         raise UnitsError(f"{label}: values around {middle:g} are no {modality.name} in {modality.units}; "

@@ -493,7 +493,8 @@ def decide_scaling(
             dtype = dataset.dtypes[indexes[0] - 1]
             factor, shift = _to_digital_numbers(label_of(dataset), values, dtype, factor, shift)
         shift += S2_OFFSET if s2_offset == "absent" else 0.0
-    check_values(label_of(dataset), modality, values, factor, shift)
+    floats = np.dtype(dataset.dtypes[indexes[0] - 1]).kind == "f"
+    check_values(label_of(dataset), modality, values, factor, shift, floats)
     return factor, shift
 
 
