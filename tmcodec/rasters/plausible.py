@@ -63,6 +63,34 @@ def check_values(
                          f"that lies between {least:g} and {most:g}; pass --scale 0.01 (or what fits)")
 
 
+def check_reflectance_scale(label: str, stored: Values, scale: float) -> None:
+    """Refuse a caller's scale that leads to reflectance, as the product's own factor does, not x 10000.
+
+    Rasters may be dark: digital numbers that are taken as they are, and reflectance times 10000, may be
+    anything.
+
+    Parameters
+    ----------
+    label
+        The raster, for messages.
+    stored
+        Sampled values, 1-D, as stored.
+    scale
+        What the caller says that they are to be multiplied by.
+
+    Raises
+    ------
+    UnitsError
+    """
+    whole = scale == 1 and not bool(np.any(stored % 1))
+    if not stored.size or whole or abs(scale) >= 1e4:
+        return
+    bright = float(np.percentile(stored * scale, 99.9))
+    if bright < 20:
+        raise UnitsError(f"{label}: --scale {scale:g} leads to values up to {bright:.3g}, which look like "
+                         f"reflectance; they must be reflectance x 10000: pass --scale {scale * 1e4:g}")
+
+
 def _check_fill(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:
     """Refuse a lowest value that looks like nodata; elevation reaches as deep, but not without slopes."""
     fill = float(stored.min())

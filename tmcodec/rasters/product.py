@@ -22,7 +22,7 @@ from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsEr
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band, get_modality
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
-from tmcodec.rasters.plausible import check_values
+from tmcodec.rasters.plausible import check_reflectance_scale, check_values
 from tmcodec.rasters.units import height_unit
 from tmcodec.texts import shown
 
@@ -492,6 +492,8 @@ def decide_scaling(
         if scale is None:
             dtype = dataset.dtypes[indexes[0] - 1]
             factor, shift = _to_digital_numbers(label_of(dataset), values, dtype, factor, shift)
+        else:
+            check_reflectance_scale(label_of(dataset), values, factor)
         shift += S2_OFFSET if s2_offset == "absent" else 0.0
     floats = np.dtype(dataset.dtypes[indexes[0] - 1]).kind == "f"
     check_values(label_of(dataset), modality, values, factor, shift, floats)
