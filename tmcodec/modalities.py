@@ -163,7 +163,12 @@ _S2_ALIASES = {
     "swir16": "B11",
     "swir22": "B12",
 }
-_S1_ALIASES = {"vv": "VV", "vh": "VH", "vv_db": "VV", "vh_db": "VH", "vv (db)": "VV", "vh (db)": "VH"}
+_S1_ALIASES = {
+    f"{front}{band.lower()}{unit}": band  # SNAP's names have the quantity in front
+    for band in ("VV", "VH")
+    for front in ("", "sigma0_", "gamma0_", "beta0_")
+    for unit in ("", "_db", " (db)")
+}
 _L2A = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 _L1C = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 # Digital numbers with the offset: 1000 is black, 4000 is 30 % reflectance.

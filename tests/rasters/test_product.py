@@ -92,6 +92,26 @@ def test_band_aliases_and_gdal_descriptions() -> None:
     assert select_bands(dataset(3, "uint8", 1, descriptions=names), MODALITIES["S2RGB"]) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("names", [
+    ("Sigma0_VH_db", "Sigma0_VV_db"), ("gamma0_vh_db", "gamma0_vv_db"), ("Sigma0_VH", "Sigma0_VV"),
+    ("Beta0_VH", "BETA0_VV"), ("Gamma0_VH (dB)", "Gamma0_VV (dB)"),
+])
+def test_snaps_names_of_polarisations(names: tuple[str, str]) -> None:
+    assert select_bands(dataset(2, "float32", descriptions=names), MODALITIES["S1GRD"]) == [2, 1]
+
+
+def test_polarisations_without_names_are_told_by_their_level() -> None:
+    levels = np.broadcast_to(np.float32([-18, -12])[:, None, None], (2, 8, 8))  # VH, VV
+    with pytest.raises(BandError, match=r"^array: the second band is brighter .* VH, VV; describe"):
+        decide_scaling(ArrayDataset(levels), MODALITIES["S1GRD"])
+    with pytest.raises(BandError, match="VH, VV"):
+        decide_scaling(ArrayDataset(levels * 10, {"scale": 0.1}), MODALITIES["S1RTC"])
+    assert decide_scaling(ArrayDataset(levels[::-1]), MODALITIES["S1GRD"]) == (1, 0)
+    assert decide_scaling(ArrayDataset(levels / 2), MODALITIES["S1GRD"]) == (1, 0)  # 3 dB: rough sea, or rain
+    named = ArrayDataset(levels, {"descriptions": ("VV", "VH")})
+    assert decide_scaling(named, MODALITIES["S1GRD"]) == (1, 0)
+
+
 def test_bands_by_position_without_descriptions() -> None:
     assert select_bands(dataset(12), L2A) == list(range(1, 13))
 

@@ -113,6 +113,24 @@ def test_undeclared_no_data_of_sentinel_2_is_told_from_values(
         assert np.array_equal(source.read(Window(1, 3, 4, 2))[1][0], array.any(0)[3:5, 1:5])
 
 
+@pytest.mark.parametrize("offset", [0, -1])
+def test_undeclared_no_data_of_sentinel_1(offset: int) -> None:
+    """SNAP leaves 0 where the swath ends; a mosaic's tile may hold it anywhere."""
+    array = swath("float32", -12.0, 2)
+    array[1] += np.float32(-6) * (array[1] != 0)
+    array[0, 9, 9] = 0  # one band alone is a value
+    stored = array + np.float32(offset)
+    with open_raster(stored, "S1GRD") as source:
+        assert source.nodata == (None if offset else 0)
+        valid = source.read(Window(0, 0, 10, 10))[1]
+        assert np.array_equal(valid, np.repeat(stored.any(0)[None], 2, 0))
+    with open_raster((stored, {"nodata": -99}), "S1RTC") as source:
+        assert source.nodata == -99 and source.read(Window(0, 0, 10, 10))[1].all()
+    integers = (array.astype(np.int16), {"scale": 0.5})  # where 0 dB is one value of some hundred
+    with open_raster(integers, "S1GRD") as source:
+        assert source.nodata is None and source.read(Window(0, 0, 10, 10))[1].all()
+
+
 @pytest.mark.parametrize("profile", [
     {"nodata": 0}, {"tags": {"SPECIAL_VALUE_NODATA": "0"}}, {"mask": swath()[0] != 0},
 ])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from tmcodec.errors import UnitsError
+from tmcodec.errors import BandError, UnitsError
 from tmcodec.modalities import Modality
 
 Values = npt.NDArray[np.float64]
@@ -16,6 +16,9 @@ APART = 400.0
 """How far below all other stored values such a value stands."""
 NEGATIVE = 0.2
 """Least share of negative values in a picture in dB: water, fields and forests are, a city's VH is."""
+
+BRIGHTER = 3.0
+"""Decibels by which VH does not exceed VV; medians of scenes lie 4 to 15 the other way."""
 
 
 def check_values(
@@ -89,6 +92,25 @@ def check_reflectance_scale(label: str, stored: Values, scale: float) -> None:
     if bright < 20:
         raise UnitsError(f"{label}: --scale {scale:g} leads to values up to {bright:.3g}, which look like "
                          f"reflectance; they must be reflectance x 10000: pass --scale {scale * 1e4:g}")
+
+
+def check_polarisations(label: str, first: Values, second: Values) -> None:
+    """Refuse bands without names whose second one is brighter than the first, which VH never is.
+
+    Parameters
+    ----------
+    label
+        The raster, for messages.
+    first, second
+        Sampled values in dB, 1-D.
+
+    Raises
+    ------
+    BandError
+    """
+    if first.size and second.size and float(np.median(second) - np.median(first)) > BRIGHTER:
+        raise BandError(f"{label}: the second band is brighter than the first: these look like VH, VV; "
+                        "describe the bands, or put VV first")
 
 
 def _check_fill(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:

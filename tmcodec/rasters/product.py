@@ -22,7 +22,7 @@ from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsEr
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band, get_modality
 from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
-from tmcodec.rasters.plausible import check_reflectance_scale, check_values
+from tmcodec.rasters.plausible import check_polarisations, check_reflectance_scale, check_values
 from tmcodec.rasters.units import height_unit
 from tmcodec.texts import shown
 
@@ -317,12 +317,16 @@ def all_bands(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> l
 
 
 def black_is_nodata(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> bool:
-    """Tell whether a Sentinel-2 raster's pixels of 0 in all bands (1-based) are its NO_DATA, undeclared.
+    """Tell whether a raster's pixels of 0 in all bands (1-based) are its NO_DATA, undeclared.
 
-    That is what 0 in all bands says in ESA's product definition, and most files do not declare it. They are
+    That is what 0 in all bands says in ESA's product definition of Sentinel-2, and most files do not declare
+    it. SNAP leaves such pixels beside Sentinel-1's swath; floats in dB are never that otherwise. They are
     where the raster has neither a nodata value nor a mask, and more than `BLACK` of it is such.
     """
-    if not modality.optical or has_mask_band(dataset, indexes) or getattr(dataset, "all_valid", False):
+    decibels = modality.units == "dB" and np.dtype(dataset.dtypes[indexes[0] - 1]).kind == "f"
+    if not (modality.optical or decibels):
+        return False
+    if has_mask_band(dataset, indexes) or getattr(dataset, "all_valid", False):
         return False
     declared = any(n is not None for n in nodata_values(dataset, indexes, modality))
     return not declared and _more_than_black(dataset, indexes)
@@ -497,7 +501,15 @@ def decide_scaling(
         shift += S2_OFFSET if s2_offset == "absent" else 0.0
     floats = np.dtype(dataset.dtypes[indexes[0] - 1]).kind == "f"
     check_values(label_of(dataset), modality, values, factor, shift, floats)
+    if modality.units == "dB" and not any(dataset.descriptions[i - 1] for i in indexes):
+        one, two = (sample_values(dataset, [i], n) for i, n in zip(indexes, _each(nodatas), strict=True))
+        check_polarisations(label_of(dataset), one * factor + shift, two * factor + shift)
     return factor, shift
+
+
+def _each(nodatas: Sequence[int | float | None] | None) -> list[list[int | float | None] | None]:
+    """Return the nodata values of two bands one by one."""
+    return [None, None] if nodatas is None else [[n] for n in nodatas]
 
 
 def _tagged_scaling(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> tuple[float, float]:

@@ -208,8 +208,8 @@ class RasterSource:
     dtype : str
         Of the stored bands.
     nodata : int, float or None
-        In the dtype; of the first band that has one; 0 where that in all bands is Sentinel-2's NO_DATA,
-        undeclared. Integers whose bands have masks of their own get
+        In the dtype; of the first band that has one; 0 where that in all bands is NO_DATA, undeclared
+        (`black_is_nodata`). Integers whose bands have masks of their own get
         one, the modality's or the dtype's least: a GeoTIFF has one mask for all bands.
     mask_kind : str
         ``"mask"`` where there is no nodata value but a mask or alpha band, else ``"nodata"``.
