@@ -283,6 +283,27 @@ def test_alpha_band_is_a_mask(make_raster: MakeRaster) -> None:
     assert valid.shape == (3, 4, 5) and not valid[:, 0, 0].any() and valid.sum() == 3 * 19
 
 
+@pytest.mark.parametrize("internal", [False, True])
+@pytest.mark.parametrize("nodata", [0, None])
+def test_alpha_counts_beside_a_nodata_value_and_a_mask(
+    nodata: int | None, internal: bool, make_raster: MakeRaster
+) -> None:
+    """GDAL's masks come from one of them."""
+    array = np.full((4, 4, 5), 9, np.uint8)
+    array[3], array[0, 1, 1] = 255, 0
+    array[3, 0, 0] = 0
+    mask = np.ones((4, 5), np.bool_)
+    mask[3, 3] = False
+    path = make_raster(
+        array, photometric="RGB", ALPHA="YES", nodata=nodata, mask=mask if internal else None
+    )
+    expected = np.ones((3, 4, 5), np.bool_)
+    expected[:, 0, 0], expected[0, 1, 1], expected[:, 3, 3] = False, nodata != 0, not internal
+    with open_raster(path, "S2RGB") as source:
+        assert (source.mask_kind, source.nodata) == ("mask" if nodata is None else "nodata", nodata)
+        assert np.array_equal(source.read(WHOLE)[1], expected)
+
+
 def test_physical_units_of_reflectance() -> None:
     array = np.full((12, 4, 5), 0.25, np.float32)
     with open_raster(array, "S2L2A", s2_offset="absent") as source:

@@ -62,6 +62,10 @@ class Dataset(Protocol):
 
 def has_mask_band(dataset: Dataset, indexes: Sequence[int]) -> bool:
     """True where one of the bands (1-based) has a mask that is not its nodata value."""
+    return unused_alpha(dataset, indexes) is not None or _have_masks(dataset, indexes)
+
+
+def _have_masks(dataset: Dataset, indexes: Sequence[int]) -> bool:
     return any(_has_mask(dataset.mask_flag_enums[i - 1], dataset.nodatavals[i - 1]) for i in indexes)
 
 
@@ -72,6 +76,33 @@ def _has_mask(flags: Sequence[Any], nodata: float | None) -> bool:
         # Without a nodata value the tag NODATA_VALUES says which colour is none, in all bands at once.
         return nodata is None
     return MaskFlags.all_valid not in flags
+
+
+def unused_alpha(dataset: Dataset, indexes: Sequence[int]) -> int | None:
+    """Return the alpha band (1-based) where GDAL takes the bands' masks from elsewhere, as a nodata value."""
+    alphas = [i for i, interp in enumerate(dataset.colorinterp, 1) if interp == ColorInterp.alpha]
+    used = all(MaskFlags.alpha in dataset.mask_flag_enums[i - 1] for i in indexes)
+    return alphas[0] if alphas and not used else None
+
+
+def read_masks(
+    dataset: Dataset,
+    indexes: Sequence[int],
+    window: Slices | None = None,
+    out_shape: tuple[int, ...] | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Read the masks of bands (1-based), shape (C, h, w), true where both mask and alpha band say valid.
+
+    Without the masks that GDAL derives from nodata values where an alpha band is all that is left.
+    """
+    alpha = unused_alpha(dataset, indexes)
+    if alpha is None:
+        return dataset.read_masks(list(indexes), window=window, out_shape=out_shape) > 0
+    shape = out_shape and (1, *out_shape[1:])
+    seen = dataset.read([alpha], window=window, out_shape=shape) > 0
+    if _have_masks(dataset, indexes):
+        return seen & (dataset.read_masks(list(indexes), window=window, out_shape=out_shape) > 0)
+    return np.repeat(seen, len(indexes), axis=0)
 
 
 def masks_differ(dataset: Dataset, indexes: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band, get_modality
-from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band
+from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band, read_masks
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.plausible import check_polarisations, check_reflectance_scale, check_values
 from tmcodec.rasters.units import height_unit
@@ -451,10 +451,10 @@ def _valid_values(
     for window in windows:
         stored = dataset.read(list(bands), window=window, out_shape=out_shape)
         masked = has_mask_band(dataset, bands)
-        masks = dataset.read_masks(list(bands), window=window, out_shape=out_shape) if masked else None
+        masks = read_masks(dataset, bands, window, out_shape) if masked else None
         for i, (nodata, band) in enumerate(zip(nodatas, stored, strict=True)):
             valid = valid_pixels(band, nodata)
-            parts.append(band[valid if masks is None else valid & (masks[i] > 0)].astype(np.float64))
+            parts.append(band[valid if masks is None else valid & masks[i]].astype(np.float64))
     return np.concatenate(parts) if parts else np.empty(0)
 
 

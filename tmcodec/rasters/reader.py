@@ -23,7 +23,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band, masks_differ
+from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band, masks_differ, read_masks
 from tmcodec.rasters.classes import check_class_map, check_classes, map_classes, parse_class_map
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
@@ -347,14 +347,14 @@ class RasterSource:
 
     def _read_stored(
         self, indexes: list[int], window: Window, first: int, last: int
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8] | None]:
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
         row, col = self._origin.row + window.row, self._origin.col + window.col
         slices = ((row + first, row + last), (col, col + window.width))
         try:
             # All bands in one call: in a pixel-interleaved file they share their blocks.
             with self._lock, gdal_env(self._cache_chosen):
                 stored = self._dataset.read(indexes, window=slices)
-                masks = self._dataset.read_masks(indexes, window=slices) if self._masked else None
+                masks = read_masks(self._dataset, indexes, slices) if self._masked else None
         except GDAL_ERRORS as error:
             raise RasterOpenError(f"{self.description}: cannot read window {window} ({one_line(error)}); "
                                   "check that the file is complete and open") from error
@@ -364,14 +364,14 @@ class RasterSource:
         self,
         stored: npt.NDArray[Any],
         band: int,
-        mask: npt.NDArray[np.uint8] | None,
+        mask: npt.NDArray[np.bool_] | None,
         values: npt.NDArray[np.float32],
         valid: npt.NDArray[np.bool_],
     ) -> None:
         """Write one band's physical values and validity into `values` and `valid`, shapes (h, w)."""
         valid[...] = valid_pixels(stored, self._nodatas[band])
         if mask is not None:
-            valid &= mask > 0
+            valid &= mask
         if self.modality.categorical:
             values[...] = 0
             values[valid] = map_classes(stored[valid], self._class_map)
