@@ -76,3 +76,14 @@ def test_names_in_any_spelling() -> None:
         None,
         "B04",
     ]
+
+
+@pytest.mark.parametrize(("name", "band"), [
+    ("T33UUP_20200101T100031_B02", "B02"), ("T33UUP_20200101T100031_B8A_20m", "B8A"), ("B02_10m", "B02"),
+    ("b8a_20m", "B8A"), ("B02 (10m)", "B02"), ("B11 (20 m)", "B11"), ("B9 60m", "B09"), ("B10_60m", None),
+    ("B02_mean", None), ("SR_B2", None), ("B02_30m", None), ("B8A_20m_mask", None), ("B02_10", None),
+    ("B028", None), ("LC08_B02", None), ("NB02_10m", None), ("B02 (10m", None),
+])
+def test_bands_as_products_call_them(name: str, band: str | None) -> None:
+    assert canonical_band(MODALITIES["S2L2A"], name) == band
+    assert canonical_band(MODALITIES["DEM"], name) is None

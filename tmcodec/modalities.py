@@ -10,6 +10,7 @@ as class ids.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -395,10 +396,18 @@ def get_modality(name: str) -> Modality:
         raise ModalityError(f"unknown modality {name!r}; choose one of {known}") from None
 
 
+_PRODUCT_BAND = re.compile(
+    r"(?:T\d{2}[A-Z]{3}_\d{8}T\d{6}_)?(B(?:\d{1,2}|0?8A))(?:[_ ][126]0 ?m| ?\([126]0 ?m\))?", re.IGNORECASE
+)
+"""A Sentinel-2 band as the product's files are called, or with its resolution."""
+
+
 def canonical_band(modality: Modality, name: str) -> str | None:
     """Return the table's spelling of band `name`, or None where it is not a band of `modality`."""
     key = name.strip()
     if key in modality.bands:
         return key
+    if (found := _PRODUCT_BAND.fullmatch(key)) is not None:
+        key = found[1]
     alias = modality.aliases.get(key.lower())
     return alias if alias in modality.bands else None

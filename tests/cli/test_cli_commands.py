@@ -93,7 +93,7 @@ def test_decode_a_part(run: Run, token_file: Path, weights: Path) -> None:
     assert (report["width"], report["height"], report["steps"], report["seed"]) == (20, 20, 2, 5)
     report = json.loads(run(*args, "--window", 3, 4, 10, 11, "--cog").output)
     assert (report["width"], report["height"], report["lost_chunks"]) == (10, 11, 0)
-    assert "limit" in run(*args, "--max-pixels", 100, status=1).stderr
+    assert "decode a window, or raise --max-pixels" in run(*args, "--max-pixels", 100, status=1).stderr
 
 
 def test_decode_without_the_weights(run: Run, token_file: Path, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def test_version(run: Run) -> None:
         ["encode", "a.tif", "b.tmc", "--window", "1", "2", "3"],
         ["encode", "a.tif", "b.tmc", "--device", "tpu"],
         ["encode", "a.tif", "b.tmc", "--tag", "novalue"],
+        ["encode", "a.tif", "b.tmc", "--tag", "a=b", "--tag", "a=c"],
         ["encode", "a.tif", "b.tmc", "--batch-size", "0"],
         ["decode", "a.tmc", "b.tif", "--steps", "0"],
         ["decode", "a.tmc", "b.tif", "--window", "0", "0", "1", "1", "--bounds", "0", "0", "1", "1"],

@@ -335,6 +335,13 @@ def test_wrong_units(
         decide_scaling(dataset(count, dtype, fill, **profile), MODALITIES[modality], **kwargs)
 
 
+def test_undeclared_nodata_of_an_array_is_declared_in_its_profile() -> None:
+    array = np.full((1, 8, 8), 500, np.int16)
+    array[0, 0, 0] = -9999
+    with pytest.raises(UnitsError, match=r"not declared; declare it \(profile\['nodata'\] = -9999\)$"):
+        decide_scaling(ArrayDataset(array), MODALITIES["DEM"])
+
+
 def test_samples_find_the_only_valid_corner_of_a_large_raster() -> None:
     array = np.zeros((1, 1100, 1200), np.int16)
     array[0, -1, -1] = 77

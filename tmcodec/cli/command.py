@@ -39,6 +39,8 @@ class Command(click.Command):
             # click.exceptions.Exit and Abort are RuntimeErrors; a broken pipe is click's business.
             if message is None or ctx.meta.get(DEBUG):
                 raise
+            if any(param.name == "max_pixels" for param in self.params):
+                message = as_option(message)
             click.echo(f"tmcodec: error: {printable(message)}", err=True)
             ctx.exit(1)
 
@@ -56,6 +58,11 @@ def describe(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno != errno.EPIPE:
         return _os_error(error)
     return None
+
+
+def as_option(message: str) -> str:
+    """Return a message of the library with the option's name in place of the parameter's."""
+    return message.replace("max_pixels=", "--max-pixels ").replace("max_pixels", "--max-pixels")
 
 
 def one_line(text: str) -> str:

@@ -37,6 +37,8 @@ def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -
         key, equals, value = item.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{item!r} is not KEY=VALUE")
+        if key in tags:
+            raise click.BadParameter(f"{key} is there twice; give each tag once")
         tags[key] = value
     return tags
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tmcodec.cli.command import Command, one_line
+from tmcodec.cli.command import Command, as_option, one_line
 from tmcodec.cli.options import debug_option, echo_json, echo_line, json_option, max_pixels_option, options
 from tmcodec.errors import TokenFileError
 from tmcodec.texts import plural
@@ -51,7 +51,7 @@ def command(ctx: click.Context, file: str, as_json: bool, max_pixels: int) -> No
 
 def describe_problem(problem: Problem, file: str) -> str:
     """Return file, place and what is wrong, each named once."""
-    message = one_line(problem.message.removeprefix(f"{file}: "))
+    message = as_option(one_line(problem.message.removeprefix(f"{file}: ")))
     if problem.chunk_row >= 0 and "chunk (" not in message:
         chunk = f"chunk ({problem.chunk_row}, {problem.chunk_col})"
         place = f"layer {problem.layer!r}, time {problem.time}, {chunk}"

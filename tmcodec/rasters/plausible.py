@@ -22,7 +22,8 @@ BRIGHTER = 3.0
 
 
 def check_values(
-    label: str, modality: Modality, stored: Values, scale: float, offset: float, floats: bool = False
+    label: str, modality: Modality, stored: Values, scale: float, offset: float, floats: bool = False,
+    array: bool = False,
 ) -> None:
     """Refuse values that are in another unit, or hold undeclared nodata.
 
@@ -38,6 +39,8 @@ def check_values(
         physical = stored * scale + offset.
     floats
         Whether the raster is one of floats: a picture's may go from 0 to 1.
+    array
+        Whether it is an array in memory, whose nodata value stands in its profile.
 
     Raises
     ------
@@ -45,7 +48,8 @@ def check_values(
     """
     if not stored.size or modality.categorical:
         return
-    _check_fill(label, modality, stored, scale, offset)
+    declared = "(profile['nodata'] = {:g})" if array else "(rio edit-info --nodata {:g} FILE)"
+    _check_fill(label, modality, stored, scale, offset, declared)
     values = stored * scale + offset
     low, high = float(values.min()), float(values.max())
     if modality.units == "dB" and high > 0 and float(np.mean(values < 0)) < NEGATIVE:
@@ -113,8 +117,13 @@ def check_polarisations(label: str, first: Values, second: Values) -> None:
                         "describe the bands, or put VV first")
 
 
-def _check_fill(label: str, modality: Modality, stored: Values, scale: float, offset: float) -> None:
-    """Refuse a lowest value that looks like nodata; elevation reaches as deep, but not without slopes."""
+def _check_fill(
+    label: str, modality: Modality, stored: Values, scale: float, offset: float, declared: str
+) -> None:
+    """Refuse a lowest value that looks like nodata; elevation reaches as deep, but not without slopes.
+
+    `declared` says how to declare it, with a place for the value.
+    """
     fill = float(stored.min())
     least, most = modality.valid_range
     if fill not in FILLS or (modality.name != "DEM" and least <= fill * scale + offset <= most):
@@ -122,4 +131,4 @@ def _check_fill(label: str, modality: Modality, stored: Values, scale: float, of
     others = stored[stored > fill]
     if not others.size or float(others.min()) - fill > APART:
         raise UnitsError(f"{label}: {fill:g} stands far below all other values and looks like nodata that is "
-                         f"not declared; declare it (rio edit-info --nodata {fill:g} FILE)")
+                         f"not declared; declare it {declared.format(fill)}")

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from tmcodec.errors import BandError, ModalityError, OffsetUnknownError, UnitsError
 from tmcodec.modalities import MODALITIES, S2_OFFSET, Modality, canonical_band, get_modality
-from tmcodec.rasters.arrays import Dataset, Slices, has_mask_band, read_masks
+from tmcodec.rasters.arrays import ArrayDataset, Dataset, Slices, has_mask_band, read_masks
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.plausible import check_polarisations, check_reflectance_scale, check_values
 from tmcodec.rasters.units import height_unit
@@ -500,7 +500,9 @@ def decide_scaling(
             check_reflectance_scale(label_of(dataset), values, factor)
         shift += S2_OFFSET if s2_offset == "absent" else 0.0
     floats = np.dtype(dataset.dtypes[indexes[0] - 1]).kind == "f"
-    check_values(label_of(dataset), modality, values, factor, shift, floats)
+    check_values(
+        label_of(dataset), modality, values, factor, shift, floats, isinstance(dataset, ArrayDataset)
+    )
     if modality.units == "dB" and not any(dataset.descriptions[i - 1] for i in indexes):
         one, two = (sample_values(dataset, [i], n) for i, n in zip(indexes, _each(nodatas), strict=True))
         check_polarisations(label_of(dataset), one * factor + shift, two * factor + shift)
