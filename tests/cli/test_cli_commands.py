@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import Result
+from rasterio.control import GroundControlPoint
+from rasterio.rpc import RPC
+from rasterio.transform import Affine
 
 import tmcodec
 from tmcodec.cli import demo
@@ -83,6 +86,31 @@ def test_decode_puts_the_raster_back(run: Run, token_file: Path, weights: Path) 
         assert (one.crs, one.transform, one.shape, one.dtypes, one.descriptions) == (
             two.crs, two.transform, two.shape, two.dtypes, two.descriptions)
     assert "exists" in run("decode", token_file, out, "--tokenizer", weights, status=1).stderr
+
+
+@pytest.mark.parametrize("kind", ["gcps", "rpcs", "none"])
+def test_encode_warns_of_places_that_are_not_kept(
+    kind: str, run: Run, make_scene: Callable[..., Path], weights: Path
+) -> None:
+    scene = make_scene(crs=None)
+    with rasterio.open(scene, "r+") as dataset:
+        if kind == "gcps":
+            corners = [GroundControlPoint(r, c, 9 + c / 1e3, 47 - r / 1e3) for r in (0, 32) for c in (0, 48)]
+            dataset.gcps = (corners, "EPSG:4326")
+        elif kind == "rpcs":
+            terms = [0.0] * 19 + [1.0]
+            dataset.rpcs = RPC(500, 100, 47, 1, terms, terms, 16, 16, 9, 1, terms, terms, 24, 24, 1.0, 1.0)
+    args = ("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", weights)
+    told = run(*args).stderr
+    assert told.count("\n") == (kind != "none")
+    if kind != "none":
+        name = {"gcps": "ground control points", "rpcs": "RPCs"}[kind]
+        assert told.startswith(f"tmcodec: warning: scene.tif: its {name} are not kept; warp it")
+        found = run(*args, "--overwrite", "--json")
+        assert len(json.loads(found.stdout)["warnings"]) == 1
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.transform, dataset.crs = Affine(10, 0, 5e5, 0, -10, 5e6), "EPSG:32633"
+    assert not run(*args, "--overwrite").stderr
 
 
 def test_decode_a_part(run: Run, token_file: Path, weights: Path) -> None:

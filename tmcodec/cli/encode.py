@@ -28,7 +28,7 @@ from tmcodec.cli.options import (
     tokenizer_option,
     window_option,
 )
-from tmcodec.texts import human_bytes, human_ratio, human_seconds, plural, three_digits
+from tmcodec.texts import human_bytes, human_ratio, human_seconds, plural, printable, three_digits
 
 
 def _parse_tags(_: click.Context, __: click.Parameter, items: tuple[str, ...]) -> dict[str, str]:
@@ -96,6 +96,8 @@ def command(src: str, dst: str, as_json: bool, quiet: bool, **choices: Any) -> N
 
     with progress_bar("encoding", quiet) as progress:
         report = encode(src, dst, progress=progress, **choices)
+    for warning in report.warnings:
+        click.echo(f"tmcodec: warning: {printable(warning)}", err=True)
     if as_json:
         echo_json(report.to_dict())
     elif not quiet:

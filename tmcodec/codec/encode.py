@@ -230,6 +230,10 @@ def encode(
         s2_offset=raster.s2_offset,
         seconds=watch.seconds,
         timings=watch.timings,
+        warnings=tuple(
+            f"{raster.description}: its {kind} are not kept; warp it to a grid to keep its place on the map"
+            for kind in raster.left_out
+        ),
     )
 
 

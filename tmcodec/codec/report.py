@@ -31,6 +31,8 @@ class EncodeReport:
         What was decided: ``"present"``, ``"absent"`` or ``""``.
     seconds, timings
         Wall clock, and the share of each stage (stages overlap).
+    warnings
+        What the raster has and the file has not, one sentence each.
     """
 
     path: str
@@ -45,6 +47,7 @@ class EncodeReport:
     s2_offset: str
     seconds: float
     timings: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:

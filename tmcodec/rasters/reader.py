@@ -227,6 +227,8 @@ class RasterSource:
         Of acquisition, UTC.
     block_shape : tuple of int
         Rows and columns of the file's blocks.
+    left_out : tuple of str
+        Where the raster has no transform, what else says where it lies and is not read.
     description : str
         Short name of the source, for messages.
     """
@@ -269,6 +271,7 @@ class RasterSource:
         self.time: datetime | None = acquisition_time(dataset)
         self.crs = crs_text(dataset.crs)
         self.transform = _moved_transform(dataset.transform, self._origin)
+        self.left_out = _other_places(dataset) if self.transform is None else ()
         rows, cols = dataset.block_shapes[self._indexes[0] - 1]
         self.block_shape = (int(rows), int(cols))
         self.description = PurePath(dataset.name).name or "raster"
@@ -549,6 +552,13 @@ def _checked_window(window: Window | None, dataset: Dataset) -> Window:
         raise WindowError(f"window {window} is not inside the raster of {whole.width} x {whole.height}; "
                           "give COL ROW WIDTH HEIGHT inside it")
     return window or whole
+
+
+def _other_places(dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of what places a raster on the map without a transform."""
+    points: Any = getattr(dataset, "gcps", ([], None))[0]  # arrays have none
+    rational = getattr(dataset, "rpcs", None)
+    return tuple(name for name, there in (("ground control points", points), ("RPCs", rational)) if there)
 
 
 def _moved_transform(transform: Any, window: Window) -> Transform | None:
