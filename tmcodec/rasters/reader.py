@@ -19,7 +19,7 @@ import rasterio
 import rasterio._err
 from rasterio.crs import CRS
 from rasterio.env import get_gdal_config, getenv, hasenv, set_gdal_config
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
@@ -464,7 +464,7 @@ def open_raster(
     except BaseException as error:
         if owned:
             dataset.close()
-        if isinstance(error, (RasterioError, CPLE_BaseError)):
+        if isinstance(error, (RasterioError, RasterioIOError, CPLE_BaseError)):  # two roots before 1.4
             raise RasterOpenError(f"{dataset.name}: cannot be read ({one_line(error)}); "
                                   "check that the file is complete") from error
         raise
