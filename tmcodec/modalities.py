@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tmcodec.errors import ModalityError
+from tmcodec.texts import shown
 
 S2_OFFSET = 1000.0
 """Added to Sentinel-2 digital numbers since processing baseline 04.00 (January 2022)."""
@@ -389,11 +390,10 @@ def get_modality(name: str) -> Modality:
     ModalityError
         If the table has no such row; the message lists those it has.
     """
-    try:
-        return MODALITIES[name.upper()]
-    except KeyError:
-        known = ", ".join(MODALITIES)
-        raise ModalityError(f"unknown modality {name!r}; choose one of {known}") from None
+    row = MODALITIES.get(name.upper()) if isinstance(name, str) else None
+    if row is None:
+        raise ModalityError(f"unknown modality {shown(name)}; choose one of {', '.join(MODALITIES)}")
+    return row
 
 
 _PRODUCT_BAND = re.compile(

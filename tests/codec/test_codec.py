@@ -520,6 +520,25 @@ def test_a_layer_that_does_not_describe_its_tokens_is_refused_by_what_differs(
             tmcodec.decode_array(tmp_path / "forged.tmc", tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ({"modality": 5}, errors.ModalityError, "unknown modality 5; choose one of S2L2A"),
+        ({"class_map": [1, 2]}, errors.UnitsError, r"class_map is \[1, 2\]; give a mapping"),
+        ({"sampler": 3}, errors.SamplerError, "sampler 3; give a name, such as ddim"),
+        ({"tokenizer": 3}, errors.TokenizerNotFoundError, "no tokenizer 3; give a name or the path"),
+        ({"precision": "fp64"}, errors.PrecisionError, "unknown precision 'fp64'; use auto, fp32, bf16"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(
+    make_scene: MakeScene, tmp_path: Path, wrong: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    arguments = {"modality": "LULC", **wrong}
+    with pytest.raises(error, match=says):
+        tmcodec.encode(make_scene("LULC"), tmp_path / "a.tmc", **arguments)
+    assert not (tmp_path / "a.tmc").exists()
+
+
 def test_classes_that_a_layer_scales_are_refused(make_scene: MakeScene, tmp_path: Path) -> None:
     tmcodec.encode(make_scene("LULC"), tmp_path / "a.tmc")
     with tmcodec.open(tmp_path / "a.tmc") as file:

@@ -401,7 +401,7 @@ def matching_tokenizer(
     if isinstance(tokenizer, Tokenizer):
         tok = tokenizer
     else:
-        name = os.fspath(tokenizer) if tokenizer is not None else layer.tokenizer
+        name = layer.tokenizer if tokenizer is None else tokenizer
         tok = load_tokenizer(name, device, tile=layer.tile, **how)
     if not tok.reads(layer.weights_sha256):
         raise TokenizerMismatchError(

@@ -247,9 +247,7 @@ def resolve_tokenizer(
     if isinstance(tokenizer, Tokenizer):
         tok = tokenizer
     else:
-        tok = load_tokenizer(
-            os.fspath(tokenizer) if tokenizer is not None else default_model(modality), device, **how
-        )
+        tok = load_tokenizer(default_model(modality) if tokenizer is None else tokenizer, device, **how)
     if tok.modality.name != modality:
         raise TokenizerMismatchError(
             f"tokenizer {tok.name} is for {tok.modality.name}, the raster is {modality}; choose another"

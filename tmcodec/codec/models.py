@@ -11,6 +11,7 @@ from tmcodec.codec.store import FORMAT, local_weights, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.modalities import MODALITIES
+from tmcodec.texts import shown
 
 if TYPE_CHECKING:
     from tmcodec.codec.terramind_weights import Checkpoint
@@ -95,7 +96,7 @@ def texture_path(weights: Path) -> Path:
 
 
 def load_tokenizer(
-    name: str,
+    name: str | os.PathLike[str],
     device: str = "auto",
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -129,6 +130,12 @@ def load_tokenizer(
     DownloadError, MissingDependencyError
         Where weights must be fetched and cannot.
     """
+    from tmcodec.networks.terramind.inference import check_precision
+
+    if not isinstance(name, str | os.PathLike):
+        raise TokenizerNotFoundError(f"no tokenizer {shown(name)}; give a name or the path of a weights file")
+    check_precision(precision)  # a typing error is one also where the precision is not used
+    name = os.fspath(name)
     if name in OFFICIAL:
         opened = _open_official(OFFICIAL[name], checkpoint)
         from tmcodec.codec.terramind import TerraMindTokenizer

@@ -13,6 +13,7 @@ from tmcodec.errors import UnitsError
 from tmcodec.modalities import MODALITIES, Modality
 from tmcodec.rasters.arrays import Dataset
 from tmcodec.rasters.product import label_of, sample_values, select_bands
+from tmcodec.texts import shown
 
 WORLDCOVER_TO_TERRAMIND: dict[int, int] = {
     0: 0,  # no data
@@ -55,6 +56,8 @@ def parse_class_map(text: str) -> dict[int, int]:
 
 def check_class_map(class_map: Mapping[int, int]) -> None:
     """Raise `UnitsError` where an id is no whole number, as 3.0 is, or a target no class of the table."""
+    if not isinstance(class_map, Mapping):
+        raise UnitsError(f"class_map is {shown(class_map)}; give a mapping, theirs to ours, or '10:2,20:9'")
     classes = MODALITIES["LULC"].classes
     for source, target in class_map.items():
         if not (_whole(source) and _whole(target)):

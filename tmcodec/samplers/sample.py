@@ -22,6 +22,7 @@ from tmcodec.samplers.schedule import (
     terramind_alpha_bar,
     trailing_timesteps,
 )
+from tmcodec.texts import shown
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """``(noisy, timesteps (1,))`` to the clean sample, float32, of the same shape. Timesteps lie on the CPU,
@@ -43,6 +44,8 @@ def check_sampler(name: str) -> str:
     SamplerError
         If there is no such sampler.
     """
+    if not isinstance(name, str):
+        raise SamplerError(f"sampler {shown(name)}; give a name, such as {DEFAULT}")
     if name.lower() in (DEFAULT, OFFICIAL, PACKED):
         return name.lower()
     named_scheduler(name, 2)

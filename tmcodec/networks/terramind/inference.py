@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tmcodec.errors import PrecisionError
+from tmcodec.texts import shown
 
 FLOAT32_PARTS = ("encoder.proj", "post_mlp", "quant_proj", "post_quant_proj", "time_embed", "emb_layers")
 """Modules that compute in float32 always: little work, and tokens hang on the first three."""
@@ -25,6 +26,12 @@ FLOAT32_PARTS = ("encoder.proj", "post_mlp", "quant_proj", "post_quant_proj", "t
 
 Net = TypeVar("Net", bound=nn.Module)
 PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def check_precision(precision: str) -> None:
+    """Raise `PrecisionError` unless it is one of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise PrecisionError(f"unknown precision {shown(precision)}; use {', '.join(PRECISIONS)}")
 
 
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -35,8 +42,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     PrecisionError
         If the precision is another.
     """
-    if precision not in PRECISIONS:
-        raise PrecisionError(f"unknown precision {precision!r}; use {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if precision == "auto":
         precision = "bf16" if has_bf16(device) else "fp32"
     return torch.bfloat16 if precision == "bf16" else torch.float32
