@@ -15,7 +15,7 @@ from tmcodec.codec.weights import load_weights
 from tmcodec.networks.mini import MiniConfig, MiniNet
 from tmcodec.training import corpus, mini
 from tmcodec.training.export import export
-from tmcodec.training.loop import Stage, schedule
+from tmcodec.training.loop import Stage, make_optimizers, schedule
 from tmcodec.training.recipes import RECIPES, Recipe
 
 
@@ -24,6 +24,18 @@ def test_the_schedule_warms_up_and_falls_to_two_percent() -> None:
     assert schedule(0.02) == pytest.approx(1.0)
     assert schedule(0.51) == pytest.approx(0.51)
     assert schedule(1.0) == pytest.approx(0.02)
+
+
+def test_perceptrons_matrices_go_to_muon_where_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = "a.up.weight", "a.down.weight", "a.mix.weight"
+    params = {name: torch.nn.Parameter(torch.ones(2, 2)) for name in names}
+    if hasattr(torch.optim, "Muon"):
+        muon, adam = make_optimizers(params, 1e-3)
+        assert [len(o.param_groups[0]["params"]) for o in (muon, adam)] == [2, 1]
+        monkeypatch.delattr(torch.optim, "Muon")
+    (alone,) = make_optimizers(params, 1e-3)
+    assert isinstance(alone, torch.optim.AdamW)
+    assert len(alone.param_groups[0]["params"]) == 3
 
 
 def test_masked_mean_leaves_invalid_pixels_out() -> None:

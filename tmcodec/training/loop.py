@@ -27,9 +27,10 @@ def make_optimizers(params: Params, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices of the perceptrons, AdamW for all the rest.
 
     Muon (orthogonalised momentum) learns these small networks in fewer steps; its update is scaled
-    to AdamW's size, so that one learning rate serves both.
+    to AdamW's size, so that one learning rate serves both. AdamW alone where torch has no Muon (before 2.9).
     """
-    hidden = [p for n, p in params.items() if p.ndim == 2 and (".up." in n or ".down." in n)]
+    there = hasattr(torch.optim, "Muon")
+    hidden = [p for n, p in params.items() if there and p.ndim == 2 and (".up." in n or ".down." in n)]
     chosen = {id(p) for p in hidden}
     rest = [p for p in params.values() if id(p) not in chosen]
     optimizers: list[torch.optim.Optimizer] = []
