@@ -30,15 +30,6 @@ def run(*args: object, status: int = 0) -> Result:
     return result
 
 
-@pytest.fixture(scope="module")
-def model(tiny_tokenizer: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the weights file of a random generator over tiny tokenizers."""
-    path = tmp_path_factory.mktemp("generator") / "tiny-any2any.safetensors"
-    refs = tokenizer_refs({m: tiny_tokenizer(m) for m in ("S2L2A", "DEM", "LULC")})
-    save_generator(path, tiny_generator().net, "tiny-any2any", refs)
-    return path
-
-
 @pytest.fixture
 def src(make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path]) -> Path:
     scene = make_scene(width=70, height=60)

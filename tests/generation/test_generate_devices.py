@@ -7,27 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from generation_helpers import tiny_generator, tokenizer_refs
 
 import tmcodec
 from tmcodec.generation.files import generate_files
 from tmcodec.generation.models import load_generator
-from tmcodec.generation.weights import save_generator
 
 ON_GPU = (
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 )
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_tokenizer: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the weights file of a random generator over tiny tokenizers."""
-    path = tmp_path_factory.mktemp("generator") / "tiny-any2any.safetensors"
-    refs = tokenizer_refs({m: tiny_tokenizer(m) for m in ("S2L2A", "DEM", "LULC")})
-    save_generator(path, tiny_generator().net, "tiny-any2any", refs)
-    return path
 
 
 @pytest.mark.parametrize("choice", ["draw", "mean"])

@@ -32,7 +32,7 @@ from tmcodec.errors import BandError, ModalityError, RasterOpenError, UnitsError
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import Window, open_raster
 from tmcodec.rasters.arrays import ArrayDataset
-from tmcodec.rasters.product import black_is_nodata
+from tmcodec.rasters.black import black_is_nodata
 
 WHOLE = Window(0, 0, 5, 4)
 

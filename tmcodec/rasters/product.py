@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from itertools import pairwise
 from numbers import Real
 from pathlib import PurePath
 
@@ -285,11 +284,6 @@ def _near(value: float, target: float) -> bool:
 # --------------------------------------------------------------------------- nodata
 
 
-BLACK = 0.01
-"""Share of pixels that are 0 in all bands from where on they are NO_DATA; fewer may be deep shadow, where
-negative reflectances have been cut off."""
-
-
 def nodata_values(
     dataset: Dataset, indexes: Sequence[int], modality: Modality | None = None
 ) -> list[int | float | None]:
@@ -316,87 +310,10 @@ def all_bands(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> l
     return [*indexes, *(i for i in described if i not in indexes)]
 
 
-def black_is_nodata(dataset: Dataset, indexes: Sequence[int], modality: Modality) -> bool:
-    """Tell whether a raster's pixels of 0 in all bands (1-based) are its NO_DATA, undeclared.
-
-    That is what 0 in all bands says in ESA's product definition of Sentinel-2, and most files do not declare
-    it. SNAP leaves such pixels beside Sentinel-1's swath; floats in dB are never that otherwise. They are
-    where the raster has neither a nodata value nor a mask, and more than `BLACK` of it is such.
-    """
-    decibels = modality.units == "dB" and np.dtype(dataset.dtypes[indexes[0] - 1]).kind == "f"
-    if not (modality.optical or decibels):
-        return False
-    if has_mask_band(dataset, indexes) or getattr(dataset, "all_valid", False):
-        return False
-    declared = any(n is not None for n in nodata_values(dataset, indexes, modality))
-    return not declared and _more_than_black(dataset, indexes)
-
-
-def _more_than_black(dataset: Dataset, indexes: Sequence[int]) -> bool:
-    """Tell whether more than `BLACK` of the raster is 0 in all bands, by a sample where it is large.
-
-    A first look costs next to nothing: the corners, where the satellite's swath ends if it does, the
-    middles of the edges, and what `sample_values` reads anyway. If anything is black there, the share is
-    estimated by windows that stand for cells of the raster: narrow ones along the edges.
-    """
-    windows, out_shape = next(_sample_plan(dataset, indexes))
-    if len(windows) == 1:  # an overview, or all there is
-        return _share_of_zeros(dataset, indexes, windows[0], out_shape) > BLACK
-    h, w = dataset.height, dataset.width
-    ends = [(rows, cols) for rows in _ends(h) for cols in _ends(w)]
-    looks = ends[:4] + ends[5:] + windows  # without the middle of the raster
-    if not any(_share_of_zeros(dataset, indexes, window) for window in looks):
-        return False
-    black = 0.0
-    for top, bottom, height in _cells(h):
-        for left, right, width in _cells(w):
-            black += height * width * _share_of_zeros(dataset, indexes, ((top, bottom), (left, right)))
-            if black > BLACK:
-                return True
-    return False
-
-
-def _share_of_zeros(
-    dataset: Dataset, indexes: Sequence[int], window: Slices, out_shape: tuple[int, ...] | None = None
-) -> float:
-    """Return which part of a window is 0 in all bands; further bands are read where the first are."""
-    shape = out_shape and (1, *out_shape[1:])
-    black = np.bool_(True)
-    for index in indexes:
-        black = black & (dataset.read([index], window=window, out_shape=shape)[0] == 0)
-        if not black.any():
-            return 0.0
-    return float(black.mean())
-
-
-_END = 16  # pixels; what is black by half planes has a corner of the raster
-_CELLS = (0, 0.02, 0.08, 0.2, 0.35, 0.5, 0.65, 0.8, 0.92, 0.98, 1)  # cells along a side, in parts of it
-
-
-def _ends(size: int) -> list[tuple[int, int]]:
-    """Return the first, middle and last pixels of a side."""
-    length = min(_END, size)
-    return [(start, start + length) for start in (0, (size - length) // 2, size - length)]
-
-
-def _cells(size: int) -> list[tuple[int, int, float]]:
-    """Return ``(start, end, share)`` for each cell of a side, those at the ends first.
-
-    Start and end are of the window in the cell's middle, the share is the cell's of the side. Cells at
-    the ends are whole up to 384 pixels, so that a strip of 1 % is measured, not hit or missed.
-    """
-    found = []
-    for start, end in pairwise(sorted({round(size * part) for part in _CELLS})):
-        length = min(end - start, 4 * _SPOT if start == 0 or end == size else _SPOT)
-        first = (start + end - length) // 2
-        found.append((first, first + length, (end - start) / size))
-    return sorted(found, key=lambda cell: min(cell[0], size - cell[1]))
-
-
 # --------------------------------------------------------------------------- scaling
 
 _FULL_READ = 1 << 20  # pixels; smaller rasters are sampled whole
-_SPOTS, _SPOT = 4, 96  # otherwise a grid of 4 x 4 spots of 96 x 96 pixels
+_SPOTS, SPOT = 4, 96  # otherwise a grid of 4 x 4 spots of 96 x 96 pixels
 _SAMPLED_BANDS = 3
 _MOST_ROWS = 1024  # of a block that strips are as high as
 
@@ -413,22 +330,23 @@ def sample_values(
     """
     bands = list(indexes)[:_SAMPLED_BANDS]
     nodatas = nodata_values(dataset, bands) if nodatas is None else nodatas[: len(bands)]
-    for window, out_shape in _sample_plan(dataset, bands):
+    for window, out_shape in sample_plan(dataset, bands):
         values = _valid_values(dataset, bands, nodatas, window, out_shape)
         if values.size:
             return values
     return np.empty(0)
 
 
-def _sample_plan(
+def sample_plan(
     dataset: Dataset, bands: Sequence[int]
 ) -> Iterator[tuple[list[Slices], tuple[int, ...] | None]]:
+    """Yield windows to sample and the shape to read them in: the next ones for where these hold nothing."""
     h, w = dataset.height, dataset.width
     if w * h > _FULL_READ:
         factors = [f for f in dataset.overviews(bands[0]) if w * h / f**2 <= _FULL_READ]
         if factors:
             yield [((0, h), (0, w))], (len(bands), max(h // factors[0], 1), max(w // factors[0], 1))
-        yield [((y, min(y + _SPOT, h)), (x, min(x + _SPOT, w))) for y in _spots(h) for x in _spots(w)], None
+        yield [((y, min(y + SPOT, h)), (x, min(x + SPOT, w))) for y in _spots(h) for x in _spots(w)], None
     rows, block = max(_FULL_READ // w, 1), int(dataset.block_shapes[bands[0] - 1][0])
     if block <= _MOST_ROWS:
         rows = -(-rows // block) * block  # else each block is decoded again for every strip that touches it
@@ -437,7 +355,7 @@ def _sample_plan(
 
 
 def _spots(size: int) -> list[int]:
-    return sorted({max(size * (2 * i + 1) // (2 * _SPOTS) - _SPOT // 2, 0) for i in range(_SPOTS)})
+    return sorted({max(size * (2 * i + 1) // (2 * _SPOTS) - SPOT // 2, 0) for i in range(_SPOTS)})
 
 
 def _valid_values(

@@ -24,13 +24,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOEr
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.rasters.arrays import ArrayDataset, Dataset, has_mask_band, masks_differ, read_masks
+from tmcodec.rasters.black import black_is_nodata
 from tmcodec.rasters.classes import check_class_map, check_classes, map_classes, parse_class_map
 from tmcodec.rasters.nodata import usable_nodata, valid_pixels
 from tmcodec.rasters.product import (
     acquisition_time,
     all_bands,
     all_tags,
-    black_is_nodata,
     decide_s2_offset,
     decide_scaling,
     infer_modality,
