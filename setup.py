@@ -59,9 +59,10 @@ class BuildPyWithNative(build_py):
 class PlatformWheel(bdist_wheel):
     """Tags the wheel by platform only: there is no Python ABI in it."""
 
-    def finalize_options(self) -> None:
-        self.distribution.native_libraries()  # before the tag is decided
-        super().finalize_options()
+    def run(self) -> None:
+        # Not in finalize_options, which pip's question for metadata runs, too: it would compile twice.
+        self.root_is_pure = not self.distribution.native_libraries()
+        super().run()
 
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()

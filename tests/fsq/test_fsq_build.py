@@ -160,6 +160,19 @@ def test_wheel_without_a_compiler_is_pure(tmp_path):
     assert "no cpu kernels" in messages
 
 
+@needs_setuptools
+def test_metadata_compiles_nothing(tmp_path):
+    tree = source_tree(tmp_path)
+    code = "from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_wheel('.'))"
+    # A compiler that fails, and an error where it does: so it is not called.
+    environment = {**os.environ, "TMCODEC_CUDA": "0", "TMCODEC_NATIVE": "1", "CXX": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Name: tmcodec\n" in (tree / done.stdout.splitlines()[-1] / "METADATA").read_text("utf-8")
+
+
 @needs_compiler
 @needs_setuptools
 def test_editable_build_puts_the_library_into_the_source_tree(tmp_path):
