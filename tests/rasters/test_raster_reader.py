@@ -408,6 +408,29 @@ def test_threads_share_a_source(make_raster: MakeRaster) -> None:
     assert all(np.array_equal(p, array[w.slices]) for p, w in zip(parts, windows, strict=True))
 
 
+def test_threads_share_a_dataset() -> None:
+    class Watched(ArrayDataset):
+        inside, most = 0, 0
+
+        def read(self, *args: Any, **kwargs: Any) -> np.ndarray:
+            Watched.inside += 1
+            Watched.most = max(Watched.most, Watched.inside)
+            time.sleep(0.005)
+            Watched.inside -= 1
+            return super().read(*args, **kwargs)
+
+    array = np.arange(16, dtype=np.int16).reshape(4, 4)
+    dataset = Watched(array)
+
+    def read(row: int) -> np.ndarray:
+        with open_raster(dataset, "DEM", window=Window(0, row, 4, 1)) as source:
+            return source.read(Window(0, 0, 4, 1))[0][0, 0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert np.array_equal(list(pool.map(read, range(4))), array)
+    assert Watched.most == 1  # GDAL crashes where two threads use one dataset at a time
+
+
 @pytest.mark.parametrize("src", ["missing.tif", Path("missing.tif"), "/vsizip/missing.zip/a.tif", 7])
 def test_what_cannot_be_opened(src: object) -> None:
     with pytest.raises(RasterOpenError, match="cannot open") as caught:

@@ -7,11 +7,12 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -137,10 +138,28 @@ class _Quiet(_Inside):
         self._end()
 
 
-_SMALL_CACHE, _QUIET = _SmallCache(), _Quiet()
+class _Locks:
+    """One lock for each open dataset: GDAL crashes where two threads use one at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: WeakKeyDictionary[Dataset, AbstractContextManager[Any]] = WeakKeyDictionary()
+
+    def of(self, dataset: Dataset) -> AbstractContextManager[Any]:
+        """Return the lock of a dataset, which a thread may take again."""
+        with self._lock:
+            return self._locks.setdefault(dataset, threading.RLock())
+
+    def after_fork(self) -> None:
+        """Forget the parent's threads, which may have held any of them."""
+        self._lock, self._locks = threading.Lock(), WeakKeyDictionary()
+
+
+_SMALL_CACHE, _QUIET, _LOCKS = _SmallCache(), _Quiet(), _Locks()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_SMALL_CACHE.after_fork)
     os.register_at_fork(after_in_child=_QUIET.after_fork)
+    os.register_at_fork(after_in_child=_LOCKS.after_fork)
 
 
 def cache_chosen() -> bool:
@@ -244,7 +263,7 @@ class RasterSource:
         window: Window | None = None,
         owned: bool = True,
     ) -> None:
-        self._dataset, self._owned, self._lock = dataset, owned, threading.Lock()
+        self._dataset, self._owned, self._lock = dataset, owned, _LOCKS.of(dataset)
         self._cache_chosen = cache_chosen()
         self._indexes = select_bands(dataset, modality)
         self._class_map = dict(class_map) if class_map is not None else None
@@ -430,8 +449,8 @@ def open_raster(
     ----------
     src
         A path, URL or ``/vsi`` path that rasterio opens; an open rasterio dataset, which
-        stays open; an array (C, H, W) or (H, W), or a tuple of one and its profile (see
-        `ArrayDataset`).
+        stays open and may be given in several threads; an array (C, H, W) or (H, W), or a
+        tuple of one and its profile (see `ArrayDataset`).
     modality
         Name of a row of the table; None infers it where the metadata makes it certain.
     s2_offset
@@ -456,7 +475,7 @@ def open_raster(
     named = get_modality(modality) if modality is not None else None
     dataset, owned = _open_dataset(src)
     try:
-        with gdal_env():
+        with _LOCKS.of(dataset), gdal_env():
             refuse_unusable(dataset)
             row = named or infer_modality(dataset)
             return RasterSource(dataset, row, s2_offset=s2_offset, scale=scale, class_map=parsed,
@@ -480,7 +499,8 @@ def own_modality(src: Any) -> str | None:
     """
     dataset, owned = _open_dataset(src)
     try:
-        return all_tags(dataset).get("TMCODEC_MODALITY")
+        with _LOCKS.of(dataset):
+            return all_tags(dataset).get("TMCODEC_MODALITY")
     finally:
         if owned:
             dataset.close()
