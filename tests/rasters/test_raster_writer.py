@@ -120,6 +120,21 @@ def test_mask_band_survives(tmp_path: Path, cog: bool) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]  # internal, not a .msk beside it
 
 
+@pytest.mark.parametrize("cog", [False, True])
+def test_a_mask_band_of_many_bands_is_written_quietly(
+    tmp_path: Path, cog: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    valid = np.repeat(np.eye(8, dtype=bool)[None], 12, axis=0)
+    bands = tuple(f"B{i}" for i in range(12))
+    with RasterWriter(tmp_path / "a.tif", width=8, height=8, bands=bands, dtype="uint16", mask_kind="mask",
+                      cog=cog) as writer:
+        writer.write(Window(0, 0, 8, 8), np.full(valid.shape, 9, np.float32), valid)
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert np.array_equal(dataset.read(), np.where(valid, 9, 0))
+        assert np.array_equal(dataset.read_masks() > 0, valid)
+    assert capfd.readouterr().err == ""  # GDAL's threads said "Bad value 11 for ExtraSamples tag"
+
+
 def test_a_mask_band_leaves_floats_nan_band_by_band(tmp_path: Path) -> None:
     valid = np.array([[[True, False, False]], [[True, True, False]]])
     with RasterWriter(tmp_path / "a.tif", width=3, height=1, bands=("VV", "VH"), dtype="float32",

@@ -168,7 +168,7 @@ class RasterWriter:
             "dtype": self.dtype.name, "crs": self._parsed_crs(), "nodata": self.nodata,
             "tiled": True, "blockxsize": _TILE, "blockysize": _TILE, "interleave": "band",
             "compress": self._compress, "predictor": self._predictor,
-            "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS",
+            "bigtiff": "IF_SAFER", "num_threads": self._threads,
         }
         if self._cog:
             profile.update(compress="zstd", zstd_level=1)  # read once, then thrown away
@@ -217,12 +217,16 @@ class RasterWriter:
             return 3
         return 2 if self.dtype.itemsize < 8 else 1
 
+    @property
+    def _threads(self) -> int | str:
+        """GDAL's own; beside a mask band they read freed memory, and say "Bad value 11 for ExtraSamples"."""
+        return 1 if self._masked else "ALL_CPUS"
+
     def _cog_options(self) -> dict[str, Any]:
         categorical = self._modality is not None and self._modality.categorical
         return {"compress": self._compress, "predictor": "NO" if self._predictor == 1 else "YES",
                 "blocksize": _COG_TILE, "bigtiff": "IF_SAFER",
-                # Several of GDAL's threads at a mask band say "Bad value 11 for ExtraSamples" on stderr.
-                "num_threads": 1 if self._masked else "ALL_CPUS",
+                "num_threads": self._threads,
                 "overview_resampling": "MODE" if categorical else "AVERAGE"}
 
     def _discard(self) -> None:
