@@ -36,6 +36,9 @@ def mixed(values: np.ndarray, *more: float) -> np.ndarray:
         ("NDVI", mixed(RNG.uniform(2000, 9000, 100), -9999.0), 1e-4, 0.0),  # -0.9999: possible, and apart
         ("LULC", np.array([0.0, 200.0, -9999.0]), 1.0, 0.0),  # classes have a check of their own
         ("DEM", np.empty(0), 1.0, 0.0),
+        ("DEM", mixed(HILLS, 8849), 1.0, 0.0),  # a peak
+        ("DEM", mixed(np.arange(64_000, 65_536)), 0.1, 0.0),
+        ("S2L2A", mixed(LAND / 1e4, 6.5535), 1e4, 1000.0),  # saturated, as reflectance
     ],
 )
 def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: float) -> None:
@@ -58,6 +61,16 @@ def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: floa
         ("NDVI", mixed(RNG.uniform(-1, 1, 99), -9999.0), 1.0, 0.0, "-9999 stands far below"),
         ("NDVI", HILLS, 1.0, 0.0, "--scale 0.0001"),
         ("S2RGB", LAND, 1.0, 0.0, "8-bit"),
+        ("DEM", mixed(HILLS, 9999), 1.0, 0.0, r"9999 stands far above .*rio edit-info --nodata 9999 FILE"),
+        ("DEM", mixed(HILLS, 32767), 1.0, 0.0, "32767 stands far above"),
+        ("DEM", mixed(HILLS * 10, 65535), 0.1, 0.0, "65535 stands far above"),
+        ("DEM", mixed(HILLS, 1e20), 1.0, 0.0, r"1e\+20 stands far above"),
+        ("DEM", mixed(HILLS, -99999), 1.0, 0.0, "-99999 stands far below"),
+        ("DEM", mixed(HILLS * 100, 5e6), 1.0, 0.0, "values around"),  # in another unit, all of it
+        ("S2L1C", mixed(LAND / 1e4, 1e20), 1e4, 0.0, r"1e\+20 stands far above"),
+        ("S1GRD", mixed(RADAR, 9.969209968386869e36), 1.0, 0.0, r"--nodata 9.969209968386869e\+36 FILE"),
+        # Six digits of it would be another number, and declare nothing.
+        ("DEM", mixed(HILLS, float(np.finfo("f4").min)), 1.0, 0.0, r"--nodata -3.4028234663852886e\+38 FILE"),
     ],
 )
 def test_implausible(modality: str, stored: np.ndarray, scale: float, offset: float, why: str) -> None:

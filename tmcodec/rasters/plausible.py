@@ -12,8 +12,10 @@ Values = npt.NDArray[np.float64]
 
 FILLS = (-999.0, -9999.0, -32767.0, -32768.0, float(np.finfo(np.float32).min))
 """What programs put where nothing was measured."""
+HIGH_FILLS = (9999.0, 32767.0, 65535.0)
+"""The same above all elevations; in other modalities these are far outside the range, or saturated pixels."""
 APART = 400.0
-"""How far below all other stored values such a value stands."""
+"""How far from all other stored values such a value stands."""
 NEGATIVE = 0.2
 """Least share of negative values in a picture in dB: water, fields and forests are, a city's VH is."""
 
@@ -48,7 +50,7 @@ def check_values(
     """
     if not stored.size or modality.categorical:
         return
-    declared = "(profile['nodata'] = {:g})" if array else "(rio edit-info --nodata {:g} FILE)"
+    declared = "(profile['nodata'] = {})" if array else "(rio edit-info --nodata {} FILE)"
     _check_fill(label, modality, stored, scale, offset, declared)
     values = stored * scale + offset
     low, high = float(values.min()), float(values.max())
@@ -120,15 +122,21 @@ def check_polarisations(label: str, first: Values, second: Values) -> None:
 def _check_fill(
     label: str, modality: Modality, stored: Values, scale: float, offset: float, declared: str
 ) -> None:
-    """Refuse a lowest value that looks like nodata; elevation reaches as deep, but not without slopes.
+    """Refuse a lowest or highest value that looks like nodata.
 
-    `declared` says how to declare it, with a place for the value.
+    Elevation reaches as deep as some of these, but not without slopes. `declared` says how to declare the
+    value, with a place for it.
     """
-    fill = float(stored.min())
     least, most = modality.valid_range
-    if fill not in FILLS or (modality.name != "DEM" and least <= fill * scale + offset <= most):
-        return
-    others = stored[stored > fill]
-    if not others.size or float(others.min()) - fill > APART:
-        raise UnitsError(f"{label}: {fill:g} stands far below all other values and looks like nodata that is "
-                         f"not declared; declare it {declared.format(fill)}")
+    for fill, side in ((float(stored.min()), "below"), (float(stored.max()), "above")):
+        others = stored[stored != fill]
+        if others.size and float(np.abs(others - fill).min()) <= APART:
+            continue
+        outside = max(least - (fill * scale + offset), fill * scale + offset - most)
+        if not (fill in FILLS and (modality.name == "DEM" or outside > 0)):
+            far = outside > most - least or (modality.name == "DEM" and fill in HIGH_FILLS)
+            if not (far and others.size and least <= float(np.median(others)) * scale + offset <= most):
+                continue  # else all of it is in another unit
+        exact = f"{fill:g}" if float(f"{fill:g}") == fill else f"{fill:.17g}"
+        raise UnitsError(f"{label}: {exact} stands far {side} all other values and looks like nodata that is "
+                         f"not declared; declare it {declared.format(exact)}")
