@@ -264,6 +264,14 @@ def test_a_crs_that_geotiff_cannot_hold_lies_beside_it(tmp_path: Path, cog: bool
 
 
 @pytest.mark.parametrize("cog", [False, True])
+def test_a_crs_is_kept_where_sidecars_are_turned_off(tmp_path: Path, cog: bool) -> None:
+    with rasterio.Env(GDAL_PAM_ENABLED=False):
+        write_one(tmp_path / "a.tif", [7, 8], dtype="int16", crs=ROTATED, cog=cog)
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert dataset.crs == rasterio.CRS.from_string(ROTATED)
+
+
+@pytest.mark.parametrize("cog", [False, True])
 def test_an_interrupt_leaves_no_crs_behind(tmp_path: Path, cog: bool) -> None:
     options: dict[str, Any] = {"width": 9, "height": 9, "bands": ("DEM",), "dtype": "int16", "crs": ROTATED}
     with pytest.raises(KeyboardInterrupt), RasterWriter(tmp_path / "a.tif", cog=cog, **options):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -156,11 +156,17 @@ class RasterWriter:
 
     def _create(self) -> None:
         try:
-            with gdal_env(self._cache_chosen):
+            with self._gdal():
                 self._dataset = open_quietly(self._draft, "w", **self._profile())
                 self._describe()
         except GDAL_ERRORS as error:
             raise self._failed(error) from error
+
+    @contextmanager
+    def _gdal(self) -> Iterator[None]:
+        """Enter GDAL's environment with sidecars, which users turn off: a CRS may have no other place."""
+        with gdal_env(self._cache_chosen), rasterio.Env(GDAL_PAM_ENABLED=True):
+            yield
 
     def _profile(self) -> dict[str, Any]:
         profile: dict[str, Any] = {
@@ -202,7 +208,7 @@ class RasterWriter:
 
     def _finish(self) -> None:
         try:
-            with gdal_env(self._cache_chosen):
+            with self._gdal():
                 self._dataset.close()
                 if self._cog:
                     rasterio.shutil.copy(self._draft, self._final, driver="COG", **self._cog_options())
@@ -282,7 +288,7 @@ class RasterWriter:
             stored[band] = self.to_stored(values[band], ok[band])
         slices = ((window.row, window.row_end), (window.col, window.col_end))
         try:
-            with gdal_env(self._cache_chosen):
+            with self._gdal():
                 self._dataset.write(stored, window=slices)
                 if self._masked:
                     # The option is read when the mask band is made, with the first window.
