@@ -714,11 +714,33 @@ def test_numpys_64_bit_integers_are_taken_where_they_fit() -> None:
         ({"nodata": np.zeros((9, 9))}, "nodata'. is a ndarray; give a number$"),
         ({"transform": np.array(["x"] * 99)}, "transform'. is a ndarray; give an Affine"),
         ({"offset": [1, 2]}, "offset.* 2 entries for 1 bands"),
+        ({"transform": (500_000, 10, 0, 5_000_000, 0, -10)}, "GDAL's order; give Affine.from_gdal"),
+        ({"transform": (500_000, 10, 0, 4_999_000, 0, 10)}, "GDAL's order"),  # south up
+        ({"descriptions": 5}, "descriptions.* is 5; give a list"),
+        ({"units": [5]}, r"units'. is \[5\]; give texts"),
+        ({"tags": ["x"]}, "tags.* give a mapping"),
+        ({"mask": np.full((4, 4), np.nan)}, "mask.* give booleans"),  # NaN is true
+        ({"mask": [[1, 2], [3]]}, "mask.* give booleans"),
     ],
 )
 def test_malformed_profiles(profile: dict[str, Any], why: str) -> None:
     with pytest.raises(RasterOpenError, match=why):
         open_raster((np.ones((4, 4), np.int16), profile), "DEM")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [(10, 0, 5e5, 0, -10, 5e6), (8, 6, 5e5, 6, -8, 5e6), (0, 10, 0, 10, 0, -100), Affine(10, 5, 0, -3, 0, 1)],
+)
+def test_transforms_in_rasterios_order(transform: tuple[float, ...]) -> None:
+    with open_raster((np.ones((4, 4), np.int16), {"transform": transform}), "DEM") as raster:
+        assert raster.transform == tuple(transform)[:6]
+
+
+def test_scale_and_offset_of_none_are_the_usual() -> None:
+    profile = {"scale": None, "offset": None, "units": None, "tags": None}
+    with open_raster((np.ones((4, 4), np.int16), profile), "DEM") as raster:
+        assert (raster.scale, raster.offset) == (1.0, 0.0)
 
 
 def test_numpy_numbers_in_profiles() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.transform import Affine
 
 from tmcodec.errors import RasterOpenError
 from tmcodec.texts import shown
@@ -119,7 +120,7 @@ class ArrayDataset:
         Shape (C, H, W) or (H, W), real numbers; bool is taken as uint8, float16 as float32.
     profile
         Optional keys, most as in rasterio: ``crs`` (anything that rasterio's CRS takes),
-        ``transform`` (Affine or 6-tuple), ``nodata``, ``descriptions`` (one string a
+        ``transform`` (Affine or 6-tuple in its order, not GDAL's), ``nodata``, ``descriptions`` (one string a
         band), ``scale`` and ``offset`` (one number or one a band; physical = stored *
         scale + offset as in GDAL), ``units`` (as `descriptions`), ``tags``, ``name``, ``mask``
         ((H, W) or (C, H, W), true where valid; true everywhere is none). Other keys are ignored,
@@ -149,13 +150,13 @@ class ArrayDataset:
         if np.asarray(array).dtype == np.float16:
             nodata = _as_float16(nodata)
         self.nodatavals: Sequence[float | None] = (nodata,) * self.count
-        self.descriptions: Sequence[str | None] = self._per_band("descriptions", given.get("descriptions"))
-        self.scales: Sequence[float] = self._numbers("scale", given.get("scale", 1.0))
-        self.offsets: Sequence[float] = self._numbers("offset", given.get("offset", 0.0))
-        self.units: Sequence[str | None] = self._per_band("units", given.get("units"))
+        self.descriptions: Sequence[str | None] = self._texts("descriptions", given.get("descriptions"))
+        self.scales: Sequence[float] = self._numbers("scale", given.get("scale"), 1.0)
+        self.offsets: Sequence[float] = self._numbers("offset", given.get("offset"), 0.0)
+        self.units: Sequence[str | None] = self._texts("units", given.get("units"))
         self.block_shapes: Sequence[tuple[int, int]] = ((min(256, self.height), self.width),) * self.count
         self.colorinterp: Sequence[Any] = (ColorInterp.undefined,) * self.count
-        self._tags = {str(k): str(v) for k, v in dict(given.get("tags") or {}).items()}
+        self._tags = _parse_tags(given.get("tags"))
         self._mask = self._parse_mask(given.get("mask"))
         if own is not None:
             self._mask = own.reshape(self._array.shape) if self._mask is None else self._mask & own
@@ -164,13 +165,21 @@ class ArrayDataset:
             self._mask = None
         self.mask_flag_enums: Sequence[Sequence[Any]] = (self._mask_flags(),) * self.count
 
-    def _numbers(self, key: str, value: Any) -> tuple[float, ...]:
+    def _numbers(self, key: str, value: Any, usual: float) -> tuple[float, ...]:
         values = (value,) * self.count if np.ndim(value) == 0 else self._per_band(key, value)
-        return tuple(float(_number(key, v) or 0.0) for v in values)
+        numbers = (_number(key, v) for v in values)
+        return tuple(usual if number is None else float(number) for number in numbers)
+
+    def _texts(self, key: str, value: Any) -> tuple[str | None, ...]:
+        one_for_all = value is None or isinstance(value, str)
+        texts = (value,) * self.count if one_for_all else self._per_band(key, value)
+        if not all(text is None or isinstance(text, str) for text in texts):
+            raise RasterOpenError(f"profile[{key!r}] is {shown(value)}; give texts, one a band")
+        return texts
 
     def _per_band(self, key: str, value: Any) -> tuple[Any, ...]:
-        if value is None or isinstance(value, str):
-            return (value,) * self.count
+        if not isinstance(value, Sequence | np.ndarray):
+            raise RasterOpenError(f"profile[{key!r}] is {shown(value)}; give a list, one a band")
         if len(value) != self.count:
             raise RasterOpenError(f"profile[{key!r}] has {len(value)} entries for {self.count} bands; "
                                   "give one a band")
@@ -186,7 +195,13 @@ class ArrayDataset:
     def _parse_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
         if mask is None:
             return None
-        flags = np.asarray(mask).astype(np.bool_, copy=False)
+        try:
+            numbers = np.asarray(mask)
+        except ValueError:  # a ragged list
+            numbers = np.empty(0, np.object_)
+        if numbers.dtype.kind not in "biuf" or (numbers.dtype.kind == "f" and np.isnan(numbers).any()):
+            raise RasterOpenError("profile['mask'] is not true or false everywhere; give booleans")
+        flags = numbers.astype(np.bool_, copy=False)
         if flags.shape not in ((self.height, self.width), self._array.shape):
             raise RasterOpenError(f"profile['mask'] has shape {flags.shape}; give that of the array")
         return np.broadcast_to(flags, self._array.shape)
@@ -255,6 +270,12 @@ def _as_float16(nodata: float | None) -> float | None:
     return nodata if math.isinf(rounded) else rounded
 
 
+def _parse_tags(tags: Any) -> dict[str, str]:
+    if tags is not None and not isinstance(tags, Mapping):
+        raise RasterOpenError(f"profile['tags'] is {shown(tags)}; give a mapping of names to texts")
+    return {str(name): str(text) for name, text in (tags or {}).items()}
+
+
 def _parse_transform(transform: Any) -> tuple[float, ...]:
     if transform is None:
         return (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -264,6 +285,10 @@ def _parse_transform(transform: Any) -> tuple[float, ...]:
         six = ()
     if len(six) < 6:
         raise RasterOpenError(f"profile['transform'] is {shown(transform)}; give an Affine or six numbers")
+    a, b, c, _, e, _ = six
+    if c == e == 0 and a and b and not isinstance(transform, Affine):  # in this order no map has such a grid
+        raise RasterOpenError(f"profile['transform'] is {shown(transform)}, in GDAL's order; "
+                              "give Affine.from_gdal of it")
     return six
 
 
