@@ -225,7 +225,8 @@ def test_offset_choice_wins_and_other_modalities_have_none() -> None:
 
 # --------------------------------------------------------------------------- scaling
 
-METRES = ("", "m", "metre", "Meters", "[m]", "m a.s.l.", "m (EGM96)", "elevation [m]", "NAVD88", "unknown")
+METRES = ("", "m", "metre", "Meters", "[m]", "m a.s.l.", "m (EGM96)", "elevation [m]", "NAVD88", "unknown",
+          "unspecified")
 INTERNATIONAL_FEET = ("ft", "[ft]", "Feet", "ft (NAVD88)", "foot above mean sea level", "International foot")
 SURVEY_FEET = ("US Feet", "us_survey_foot", "ft_us", "ftUS", "us-ft", "foot (US survey)", "U.S. survey feet")
 

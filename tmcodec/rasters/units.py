@@ -32,7 +32,7 @@ IN_METRES: dict[str, float] = {
 _DATUM = re.compile(
     r"\b(above|over|from|the|mean|sea|level|msl|amsl|asl|geoid|ellipsoid|ellipsoidal|orthometric|height|heights"
     r"|elevation|vertical|datum|navd ?(19)?88|ngvd ?(19)?29|egm ?(19|20)?\d\d|wgs ?(19)?84|grs ?(19)?80"
-    r"|evrf ?\d{4}|dhhn ?\d{2,4}|cgvd ?\d{2,4}|igld ?\d{2,4}|unknown|none|undefined)\b"
+    r"|evrf ?\d{4}|dhhn ?\d{2,4}|cgvd ?\d{2,4}|igld ?\d{2,4}|unknown|none|undefined|unspecified)\b"
 )
 """What a height is measured from, and words for no unit: they do not change how long one is."""
 
