@@ -642,6 +642,9 @@ def test_what_decode_cannot_take_is_refused_by_name(
         ({"steps": 0}, errors.SamplerError, "steps 0; give a whole number from 1 to 1000"),
         ({"steps": 5000}, errors.SamplerError, "steps 5000"),
         ({"effort": 1.5}, errors.SearchError, "1.5 rounds of search; give 0 or more, a whole number"),
+        ({"exact": True, "effort": 3}, errors.SearchError, "exact tokens are not searched; leave out"),
+        ({"exact": True, "bit_price": 0.0}, errors.SearchError, "exact tokens are not searched"),
+        ({"class_map": "worldcover"}, errors.UnitsError, "S2L2A has no classes to map; leave"),
         ({"tags": {"ACQUISITION_DATE": "May 2020"}}, errors.MetadataError, "'May 2020' is no date with year"),
         ({"tags": {"ACQUISITION_DATE": "2020-12"}}, errors.MetadataError, "day; write it as 2020-12-31 or"),
         ({"class_map": {10: 0.5}}, errors.UnitsError, "class_map has 10: 0.5; give whole numbers"),
@@ -704,8 +707,8 @@ def test_a_profile_goes_with_an_array_alone(scene: Path, weights: Path, tmp_path
     with rasterio.open(scene) as dataset:
         array, rasterios = dataset.read(), dict(dataset.profile)
         rasterios |= {"tags": dataset.tags(), "descriptions": dataset.descriptions}
-        for source in (scene, str(scene), dataset, (array, rasterios)):
-            with pytest.raises(errors.RasterOpenError, match="profile goes with a NumPy array; a source of"):
+        for source in (scene, str(scene), dataset, (array, rasterios), array.tolist()):
+            with pytest.raises(errors.RasterOpenError, match="profile goes with a NumPy array, not with a "):
                 tmcodec.encode(source, tmp_path / "a.tmc", tokenizer=weights, profile={"nodata": 0})
         for source in (scene, dataset, array):
             assert with_profile(source, {}) is source  # an empty one says nothing

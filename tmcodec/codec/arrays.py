@@ -30,7 +30,8 @@ def with_profile(source: Any, profile: Mapping[str, Any] | None = None) -> Any:
     if profile is not None and not empty:
         if not isinstance(source, np.ndarray):
             kind = type(source).__name__
-            raise RasterOpenError(f"profile goes with a NumPy array; a source of type {kind} has its own")
+            raise RasterOpenError(f"profile goes with a NumPy array, not with a {kind}; leave it out for a "
+                                  "raster, give numpy.asarray of anything else")
         source = source, profile
     if not isinstance(source, tuple) or len(source) != 2 or not isinstance(source[1], Mapping):
         return source

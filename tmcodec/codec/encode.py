@@ -175,8 +175,8 @@ def encode(
     checkpoint, precision, tile
         As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
     exact
-        Whether to store the encoder's tokens as they are. Otherwise those of the embedded tokenizers are
-        searched. TerraMind's never change.
+        Whether to store the encoder's tokens as they are, not beside `effort` or `bit_price`. Otherwise those
+        of the embedded tokenizers are searched. TerraMind's never change.
     effort
         Rounds of the search for tokens that decode nearer to the raster and are shorter to code
         (`tmcodec.codec.search`); 0 for none, and then elevation's move by up to a sixteenth of the local
@@ -428,7 +428,7 @@ class Revision:
     Raises
     ------
     SearchError
-        If `effort` or `bit_price` is below zero or no number.
+        If `effort` or `bit_price` is below zero or no number, or beside `exact`.
     """
 
     def __init__(
@@ -438,6 +438,8 @@ class Revision:
             raise SearchError(f"{effort} rounds of search; give 0 or more, a whole number")
         if bit_price is not None and not 0 <= bit_price < math.inf:
             raise SearchError(f"a bit cannot cost {bit_price}; give 0 or more")
+        if exact and (effort or bit_price is not None):
+            raise SearchError("exact tokens are not searched; leave out exact, or effort and bit price")
         self.tok, self.exact, self.price = tok, exact, bit_price
         usual = max(default_effort(layer.rows * layer.cols), tok.least_effort)
         wanted = usual if effort is None else effort

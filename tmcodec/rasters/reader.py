@@ -266,6 +266,8 @@ class RasterSource:
         self._dataset, self._owned, self._lock = dataset, owned, _LOCKS.of(dataset)
         self._cache_chosen = cache_chosen()
         self._indexes = select_bands(dataset, modality)
+        if class_map is not None and not modality.categorical:
+            raise UnitsError(f"{modality.name} has no classes to map; leave --class-map out")
         self._class_map = dict(class_map) if class_map is not None else None
         self._origin = _checked_window(window, dataset)
         self.modality, self.bands = modality, modality.bands
