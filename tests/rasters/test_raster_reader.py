@@ -749,6 +749,11 @@ def test_numpy_numbers_in_profiles() -> None:
         assert (raster.scale, raster.offset, raster.nodata) == (0.5, 3.0, -1)
 
 
+def test_a_folder_is_told_from_a_bad_file(tmp_path: Path) -> None:
+    with pytest.raises(RasterOpenError, match="is a folder; give a raster in it"):
+        open_raster(tmp_path, "S2L2A")
+
+
 def test_a_container_of_rasters_names_them(tmp_path: Path) -> None:
     path = tmp_path / "two.gpkg"
     for number in (1, 2):

@@ -523,6 +523,8 @@ def _open_dataset(src: Any) -> tuple[Dataset, bool]:
         with gdal_env():
             dataset: Dataset = open_quietly(src)
     except GDAL_ERRORS as error:
+        if os.path.isdir(src):
+            raise RasterOpenError(f"{os.fspath(src)} is a folder; give a raster in it") from error
         message = f"cannot open {os.fspath(src)} ({one_line(error)}); check the path and the format"
         raise RasterOpenError(message) from error
     return dataset, True
