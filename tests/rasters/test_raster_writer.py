@@ -264,6 +264,16 @@ def test_a_crs_that_geotiff_cannot_hold_lies_beside_it(tmp_path: Path, cog: bool
 
 
 @pytest.mark.parametrize("cog", [False, True])
+def test_units_of_heights_are_kept_beside_a_crs_without_codes(tmp_path: Path, cog: bool) -> None:
+    own = ('COMPD_CS["c",' + rasterio.CRS.from_epsg(32633).to_wkt() + ',VERT_CS["heights of ours",'
+           'VERT_DATUM["ours",2005],UNIT["US survey foot",0.304800609601219],AXIS["Up",UP]]]')
+    write_one(tmp_path / "a.tif", [7, 8], dtype="int16", crs=own, units="US survey foot", cog=cog)
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert dataset.units == ("US survey foot",)  # GDAL makes the axis of such a CRS one of metres
+        assert dataset.read().tolist() == [[[7, 8]]]
+
+
+@pytest.mark.parametrize("cog", [False, True])
 def test_a_crs_is_kept_where_sidecars_are_turned_off(tmp_path: Path, cog: bool) -> None:
     with rasterio.Env(GDAL_PAM_ENABLED=False):
         write_one(tmp_path / "a.tif", [7, 8], dtype="int16", crs=ROTATED, cog=cog)

@@ -210,11 +210,24 @@ class RasterWriter:
         try:
             with self._gdal():
                 self._dataset.close()
+                self._keep_units()
                 if self._cog:
                     rasterio.shutil.copy(self._draft, self._final, driver="COG", **self._cog_options())
                 _check_complete(self._final)
         except GDAL_ERRORS as error:
             raise self._failed(error) from error
+
+    def _keep_units(self) -> None:
+        """Write the units again where the file has others.
+
+        GDAL leaves out a unit that the vertical axis of the CRS says, too, and then makes that axis one of
+        metres where the unit has no code: feet came back as metres.
+        """
+        with open_quietly(self._draft) as dataset:
+            kept = tuple(unit or "" for unit in dataset.units) == self._units or not any(self._units)
+        if not kept:
+            with open_quietly(self._draft, "r+") as dataset:
+                dataset.units = self._units
 
     @property
     def _predictor(self) -> int:
