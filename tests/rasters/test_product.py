@@ -322,6 +322,8 @@ def test_scaling(
     (3, "float32", 1, {}, "S2RGB", {"scale": 1.0}, "--scale 255"),
     (3, "float64", 90, {"scale": 0.01}, "S2RGB", {}, "--scale 2.55"),
     (12, "uint8", 30, {}, "S2L2A", {}, "--scale"),
+    (12, "float32", 30.5, {}, "S2L2A", {}, "30.5 look like .* in percent; pass --scale 100, or"),
+    (12, "int16", 3050, {"scale": 0.01}, "S2L2A", {}, "30.5 look .* --scale 1, or --scale 0.01 for"),
     (12, "uint16", 30, {"scale": [1e-4] * 11 + [1e-3]}, "S2L2A", {}, "different scales"),
     (1, "int16", 5, {}, "DEM", {"scale": 0.0}, "other than 0"),
     (1, "int16", 5, {"scale": 0}, "DEM", {}, "array: its tags say scale 0 .* --scale"),

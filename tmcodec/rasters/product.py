@@ -454,15 +454,19 @@ def _tagged_scaling(dataset: Dataset, indexes: Sequence[int], modality: Modality
 def _to_digital_numbers(
     label: str, values: npt.NDArray[np.float64], dtype: str, factor: float, shift: float
 ) -> tuple[float, float]:
-    """Turn a scaling that leads to reflectance into one that leads to reflectance x 10000."""
+    """Turn a scaling that leads to reflectance into one that leads to reflectance x 10000; refuse percent."""
     if not values.size:  # nothing is valid: reflectance as its neighbours in time have it, by the dtype
         return (1e4, 0.0) if np.dtype(dtype).kind == "f" else (1.0, 0.0)
     scaled = np.dtype(dtype).kind == "f" or factor != 1
-    if scaled and np.percentile(values * factor + shift, 99.9) < 20:
+    bright = float(np.percentile(values * factor + shift, 99.9)) if scaled else math.inf
+    if bright < 20:
         # -0.1 takes off the very offset that the statistics want to stay in.
         kept = S2_OFFSET if _near(shift, -0.1) else 0.0
         # Rounded, because tags written from float32 are off in the eighth digit.
         return float(f"{factor * 1e4:.7g}"), round(shift * 1e4 + kept, 3) + 0.0
+    if bright < 110 and (factor != 1 or bool(np.any(values % 1))):
+        raise UnitsError(f"{label}: values up to {bright:.3g} look like reflectance in percent; pass --scale "
+                         f"{factor * 100:g}, or --scale {factor:g} for very dark digital numbers")
     if dtype == "uint8":
         raise UnitsError(f"{label}: 8-bit values are no digital numbers; pass --scale so that "
                          "stored * scale is reflectance x 10000")
