@@ -88,7 +88,7 @@ def test_decode_puts_the_raster_back(run: Run, token_file: Path, weights: Path) 
     assert "exists" in run("decode", token_file, out, "--tokenizer", weights, status=1).stderr
 
 
-@pytest.mark.parametrize("kind", ["gcps", "rpcs", "none"])
+@pytest.mark.parametrize("kind", ["gcps", "rpcs", "arrays", "none"])
 def test_encode_warns_of_places_that_are_not_kept(
     kind: str, run: Run, make_scene: Callable[..., Path], weights: Path
 ) -> None:
@@ -100,11 +100,13 @@ def test_encode_warns_of_places_that_are_not_kept(
         elif kind == "rpcs":
             terms = [0.0] * 19 + [1.0]
             dataset.rpcs = RPC(500, 100, 47, 1, terms, terms, 16, 16, 9, 1, terms, terms, 24, 24, 1.0, 1.0)
+        elif kind == "arrays":
+            dataset.update_tags(ns="GEOLOCATION", X_DATASET="lon.tif", Y_DATASET="lat.tif")
     args = ("encode", scene, scene.with_suffix(".tmc"), "--tokenizer", weights)
     told = run(*args).stderr
     assert told.count("\n") == (kind != "none")
     if kind != "none":
-        name = {"gcps": "ground control points", "rpcs": "RPCs"}[kind]
+        name = {"gcps": "ground control points", "rpcs": "RPCs", "arrays": "geolocation arrays"}[kind]
         assert told.startswith(f"tmcodec: warning: scene.tif: its {name} are not kept; warp it")
         found = run(*args, "--overwrite", "--json")
         assert len(json.loads(found.stdout)["warnings"]) == 1

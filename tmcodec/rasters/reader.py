@@ -582,7 +582,9 @@ def _other_places(dataset: Dataset) -> tuple[str, ...]:
     """Return the names of what places a raster on the map without a transform."""
     points: Any = getattr(dataset, "gcps", ([], None))[0]  # arrays have none
     rational = getattr(dataset, "rpcs", None)
-    return tuple(name for name, there in (("ground control points", points), ("RPCs", rational)) if there)
+    swath = "GEOLOCATION" in dataset.tag_namespaces()
+    places = (("ground control points", points), ("RPCs", rational), ("geolocation arrays", swath))
+    return tuple(name for name, there in places if there)
 
 
 def _moved_transform(transform: Any, window: Window) -> Transform | None:
