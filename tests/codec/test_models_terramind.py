@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import sys
@@ -94,8 +95,6 @@ def test_one_identity_in_all_three_kinds_of_files(write: Write) -> None:
 
 
 def test_the_identity_is_what_the_docstring_says(write: Write) -> None:
-    import hashlib
-
     found = open_checkpoint(write())
     text = json.dumps(found.config.to_dict(), sort_keys=True, separators=(",", ":")).encode() + b"\0"
     halves = [tensors_digest(found.half(which)) for which in ("encoder", "decoder")]
@@ -499,6 +498,26 @@ def test_pull_imports_what_the_hub_gives(
     assert stored.notes["source_revision"] == "0123abcd"
     assert tmcodec.load_tokenizer(S1, device="cpu").sha256 == tok.sha256
     assert len(fake.calls) == 1  # the second time nothing is fetched
+
+
+def test_a_download_that_is_not_what_the_hub_named_is_refused(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the Hub's cache a large file is a link to one that is called by its SHA-256."""
+    good = write()
+    digest = hashlib.sha256(good.read_bytes()).hexdigest()
+    blob, link = tmp_path / "blobs" / digest, tmp_path / "snapshots" / "0123abcd" / good.name
+    for path in (blob, link):
+        path.parent.mkdir(parents=True)
+    link.symlink_to(good.rename(blob))
+    monkeypatch.setattr(hub, "_hub", lambda: FakeHub(link))
+    raw = blob.read_bytes()
+    blob.write_bytes(raw[:-1000] + bytes([raw[-1000] ^ 1]) + raw[-999:])
+    with pytest.raises(errors.DownloadError, match=f"{digest}: damaged.*; delete it and run .*pull {S1}"):
+        pull(S1)
+    assert not stored_path(S1).exists()
+    blob.write_bytes(raw)
+    assert pull(S1).notes["source_sha256"] == digest
 
 
 def http_error(kind: str) -> Exception:

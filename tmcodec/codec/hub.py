@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from tmcodec.codec.store import SOURCE_HASH, file_sha256
 from tmcodec.codec.terramind_models import REVISION
 from tmcodec.errors import DownloadError, MissingDependencyError
 
@@ -44,9 +46,32 @@ def fetch(model: HubFile) -> Path:
 
 
 def fetch_with_source(model: HubFile) -> tuple[Path, dict[str, str]]:
-    """Return what `fetch` returns, and where it is from, for the header of the imported file."""
+    """Return what `fetch` returns, and where it is from, for the header of the imported file.
+
+    Raises
+    ------
+    MissingDependencyError, DownloadError
+        As `fetch`; and if the cached file is not the one that the Hub has.
+    """
     path = fetch(model)
-    return path, {"source_repo": model.repo, "source_revision": commit_of(path)}
+    origin = {"source_repo": model.repo, "source_revision": commit_of(path)}
+    return path, {**origin, **_checked(path, model)}
+
+
+def _checked(path: Path, model: HubFile) -> dict[str, str]:
+    """Return the SHA-256 of a file in the Hub's cache, for its header; nothing where the Hub names none.
+
+    ``huggingface_hub`` calls a large file by the SHA-256 that the Hub has of it, and does not check that.
+    """
+    file = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", file.name) is None:
+        return {}
+    if file_sha256(file) != file.name:
+        raise DownloadError(
+            f"{file}: damaged, its SHA-256 is not the one that the Hub named; "
+            f"delete it and run `tmcodec models pull {model.name}`"
+        )
+    return {SOURCE_HASH: file.name}
 
 
 def cached(model: HubFile) -> Path | None:

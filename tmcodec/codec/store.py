@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import struct
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def local_weights(name: str, official: Container[str], kind: str, known: Iterabl
     raise TokenizerNotFoundError(
         f"no {kind} {name!r}; pass {option} with a .safetensors or .pt file or one of {', '.join(known)}"
     )
+
+
+SOURCE_FILE, SOURCE_HASH = "source_file", "source_sha256"
+"""Strings of an imported file's header: name and SHA-256, in hexadecimal, of the file that it was made of."""
+
+
+def origin_notes(path: Path, notes: Mapping[str, str]) -> dict[str, str]:
+    """Return strings for the header of an imported file: those given, and what `path` is."""
+    known = {SOURCE_FILE: path.name, **notes}
+    return known if SOURCE_HASH in known else {SOURCE_HASH: file_sha256(path), **known}
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a whole file in hex."""
+    with open(path, "rb") as f:
+        digest = hashlib.sha256()
+        while block := f.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

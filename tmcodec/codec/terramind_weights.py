@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tmcodec.atomic import atomic_path
 from tmcodec.codec.lineage import DECODES
-from tmcodec.codec.store import FORMAT
+from tmcodec.codec.store import FORMAT, origin_notes
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.codec.weights import check_shapes, config_bytes, update_with_tensors
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
@@ -272,7 +272,7 @@ def import_checkpoint(
         The file written, opened.
     """
     found = open_checkpoint(path, model)
-    header = {"source_file": path.name, "source_sha256": file_sha256(path), **(notes or {})}
+    header = origin_notes(path, notes or {})
     if DECODES in found.notes:
         header[DECODES] = found.notes[DECODES]
     tensors = {k: v for which in (ENCODER, DECODER) for k, v in found.half(which).items()}
@@ -304,12 +304,3 @@ def save_checkpoint(
     }
     save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=header)
     return identity(config, digests)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a whole file in hex."""
-    with open(path, "rb") as f:
-        digest = hashlib.sha256()
-        while block := f.read(1 << 20):
-            digest.update(block)
-        return digest.hexdigest()

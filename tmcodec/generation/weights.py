@@ -25,7 +25,8 @@ from safetensors.torch import save_file
 
 from tmcodec.atomic import atomic_path
 from tmcodec.codec.store import GENERATOR_FORMAT as FORMAT
-from tmcodec.codec.terramind_weights import file_sha256, read_pt
+from tmcodec.codec.store import origin_notes
+from tmcodec.codec.terramind_weights import read_pt
 from tmcodec.codec.weights import check_finite, content_hash
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 from tmcodec.generation.layout import (
@@ -272,7 +273,7 @@ def import_generator(
     WeightsError
     """
     found = open_weights(path, name, config)
-    origin = {"source_file": path.name, "source_sha256": file_sha256(path), **(notes or {})}
+    origin = origin_notes(path, notes or {})
     tensors = {k: v.contiguous() for k, v in found.tensors.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     _write(target, found.config, tensors, name, found.tokenizers, origin)

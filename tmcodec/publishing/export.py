@@ -14,8 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from tmcodec.codec.models import EMBEDDED
+from tmcodec.codec.store import file_sha256
 from tmcodec.codec.terramind_models import OFFICIAL
-from tmcodec.codec.terramind_weights import file_sha256
 from tmcodec.errors import ConfigError, TargetExistsError, TargetFolderError
 from tmcodec.publishing.card import write_card
 from tmcodec.publishing.facts import (
