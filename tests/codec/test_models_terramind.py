@@ -183,6 +183,18 @@ def test_each_way_to_be_wrong(write: Write, tmp_path: Path) -> None:
         load(S1, tmp_path / "none.pt")
 
 
+def test_an_official_file_is_not_taken_for_another_of_the_same_shapes(write: Write) -> None:
+    """S1GRD and S1RTC have the same tensors and other statistics: tokens would be wrong, and nothing said."""
+    path = write(S1)
+    message = f"{path.name}: {S1} by its file name, not terramind-v1-s1rtc; give the right file, or rename it"
+    with pytest.raises(errors.WeightsError, match=message):
+        load("terramind-v1-s1rtc", path)
+    with pytest.raises(errors.WeightsError, match=message):
+        import_weights(path, "terramind-v1-s1rtc")
+    assert not stored_path("terramind-v1-s1rtc").exists()
+    assert load("terramind-v1-s1rtc", path.rename(path.with_name("mine.pt"))).name == "terramind-v1-s1rtc"
+
+
 def test_pickled_code_never_runs(tmp_path: Path) -> None:
     class Attack:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -219,7 +231,7 @@ def test_a_name_is_never_guessed(write: Write, tmp_path: Path) -> None:
 
 
 def test_versions_differ_by_statistics_alone(write: Write) -> None:
-    path = write(S2)
+    path = write(S2, file="mine.pt")
     new, old = load(S2, path), load("terramind-v01-s2l2a", path)
     assert new.sha256 != old.sha256
     assert new.modality.mean[0] == 1390.458

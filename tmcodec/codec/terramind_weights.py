@@ -128,7 +128,8 @@ def open_checkpoint(path: Path, model: OfficialModel | None = None) -> Checkpoin
     TokenizerNotFoundError
         If there is no such file.
     WeightsError
-        If it is no checkpoint of this layout, or it does not say which one.
+        If it is no checkpoint of this layout, is another than `model` by its header or its official name,
+        or does not say which one.
     """
     if not path.is_file():
         raise TokenizerNotFoundError(f"no checkpoint {path}; `tmcodec models list` shows what there is")
@@ -139,7 +140,12 @@ def open_checkpoint(path: Path, model: OfficialModel | None = None) -> Checkpoin
         tensors = _read_safetensors(path)
     else:
         tensors, notes = read_pt(path), {}
-    known = model or model_of_file(path) or _only_fit(path, tensors)
+    named = model_of_file(path)
+    if model is not None and named not in (None, model):
+        raise WeightsError(
+            f"{path}: {named.name} by its file name, not {model.name}; give the right file, or rename it"
+        )
+    known = model or named or _only_fit(path, tensors)
     _check_tensors(known.config, tensors, path)
     digests = {which: tensors_digest(half) for which, half in halves_of(tensors).items()}
     return Checkpoint(path, known.name, known.config, digests, tensors, notes)
