@@ -108,6 +108,20 @@ def test_mode_follows_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+def test_mode_follows_the_umask_also_where_the_writer_puts_a_file_of_its_own_there(tmp_path: Path) -> None:
+    """As safetensors does, so that others could not read a shared folder of weights."""
+    before = os.umask(0o022)
+    try:
+        with atomic_path(tmp_path / "x") as temporary:
+            own = temporary.with_name("own")
+            os.close(os.open(own, os.O_CREAT | os.O_WRONLY, 0o600))
+            os.replace(own, temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
 def test_names_are_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
     target = tmp_path / ("\u5730" * 80 + ".tmc")  # 80 characters of three bytes: 244 bytes of at most 255
     with atomic_path(target) as temporary:

@@ -175,7 +175,9 @@ def atomic_path(
     try:
         # Not tempfile.mkstemp: its mode 0600 would stay with the target; here the umask decides.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = stat.S_IMODE(os.stat(temporary).st_mode)
         yield temporary
+        _keep_mode(temporary, mode)
         for ending in ("", *_existing(temporary, sidecars)):
             _sync(_with_ending(temporary, ending))
         check_target(target, overwrite, sidecars)
@@ -184,6 +186,12 @@ def atomic_path(
         _remove_all(temporary)
         raise
     _sync_directory(target.parent)
+
+
+def _keep_mode(path: Path, mode: int) -> None:
+    """Give a file its mode back: safetensors puts one there that its owner alone may read."""
+    if stat.S_IMODE(os.stat(path).st_mode) != mode:
+        os.chmod(path, mode)
 
 
 def _remove_all(temporary: Path) -> None:
