@@ -188,7 +188,7 @@ class TargetNameError(TmcodecError, ValueError):
 
 
 class TargetWriteError(TmcodecError, OSError):
-    """The target took less than there was to write."""
+    """The target takes nothing, or took less than there was to write."""
 
 
 class BackendError(TmcodecError, RuntimeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 import rasterio
 import torch
 from click.testing import CliRunner, Result
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -530,6 +532,32 @@ def test_a_download_that_is_not_what_the_hub_named_is_refused(
     assert not stored_path(S1).exists()
     blob.write_bytes(raw)
     assert pull(S1).notes["source_sha256"] == digest
+
+
+def test_a_store_that_takes_no_files_is_told_before_anything_is_fetched(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeHub(write())
+    monkeypatch.setattr(hub, "_hub", lambda: fake)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TMCODEC_HOME", str(tmp_path / "file"))
+    message = "file/weights takes no weights (not a directory); set TMCODEC_HOME to a folder"
+    with pytest.raises(errors.TargetWriteError, match=re.escape(message)):
+        tmcodec.load_tokenizer(S1)
+    for name in (S1, "terramind-v1-tiny", "terramind-v1-coords"):
+        assert message in run("models", "pull", name, status=1).stderr
+    assert message in run("models", "import", fake.answer, status=1).stderr
+    assert fake.calls == []
+
+
+def test_a_full_disk_is_one_line(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: object, metadata: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("tmcodec.codec.weights.save_file", full)
+    said = run("models", "import", write(), status=1).stderr
+    assert f"{stored_path(S1).parent}: the weights were not written (I/O error: No space left" in said
+    assert list(stored_path(S1).parent.iterdir()) == []
 
 
 def http_error(kind: str) -> Exception:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tmcodec.codec.store import FORMAT, local_weights, stored_path
+from tmcodec.codec.store import FORMAT, local_weights, make_store, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.modalities import MODALITIES
@@ -127,7 +127,7 @@ def load_tokenizer(
     Raises
     ------
     TokenizerNotFoundError, WeightsError, DeviceError, PrecisionError, ShapeError
-    DownloadError, MissingDependencyError
+    DownloadError, MissingDependencyError, TargetWriteError
         Where weights must be fetched and cannot.
     """
     from tmcodec.networks.terramind.inference import check_precision
@@ -185,7 +185,7 @@ def pull(name: str) -> Checkpoint:
     ------
     TokenizerNotFoundError
         If `name` is not official.
-    DownloadError, MissingDependencyError, WeightsError
+    DownloadError, MissingDependencyError, WeightsError, TargetWriteError
     """
     if name not in OFFICIAL:
         raise TokenizerNotFoundError(f"no official tokenizer {name!r}; choose one of {', '.join(OFFICIAL)}")
@@ -193,6 +193,7 @@ def pull(name: str) -> Checkpoint:
     from tmcodec.codec.terramind_weights import import_checkpoint
 
     model = OFFICIAL[name]
+    make_store()
     path, notes = fetch_with_source(model)
     return import_checkpoint(path, stored_path(name), model, notes)
 
@@ -209,7 +210,7 @@ def import_weights(path: str | os.PathLike[str], name: str | None = None) -> Che
 
     Raises
     ------
-    TokenizerNotFoundError, WeightsError
+    TokenizerNotFoundError, WeightsError, TargetWriteError
     """
     if name is not None and name not in OFFICIAL:
         raise TokenizerNotFoundError(f"no official tokenizer {name!r}; choose one of {', '.join(OFFICIAL)}")
@@ -224,4 +225,5 @@ def import_weights(path: str | os.PathLike[str], name: str | None = None) -> Che
                 f"{source} is {found}, no official tokenizer; give its name with --as"
             )
         model = OFFICIAL[found]
+    make_store()
     return import_checkpoint(source, stored_path(model.name), model)

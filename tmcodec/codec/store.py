@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tmcodec.errors import TokenizerNotFoundError
+from tmcodec.errors import TargetWriteError, TokenizerNotFoundError
 
 FORMAT = "tmcodec-terramind-1"
 """Mark of imported weights in their header."""
@@ -39,6 +39,25 @@ def home() -> Path:
 def stored_path(name: str) -> Path:
     """Return where the weights of that name lie, or would lie."""
     return home() / "weights" / f"{name}.safetensors"
+
+
+def make_store() -> None:
+    """Make the folder of imported weights; refuse one that takes no files, before anything is fetched for it.
+
+    Raises
+    ------
+    TargetWriteError
+    """
+    folder = home() / "weights"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK | os.X_OK) else "not writable"
+    except OSError as err:
+        reason = (err.strerror or type(err).__name__).lower()
+    if reason:
+        raise TargetWriteError(
+            f"{folder} takes no weights ({reason}); set TMCODEC_HOME to a folder that can be written"
+        )
 
 
 def local_weights(name: str, official: Container[str], kind: str, known: Iterable[str]) -> Path:

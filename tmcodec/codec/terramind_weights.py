@@ -23,14 +23,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tmcodec.atomic import atomic_path
 from tmcodec.codec.lineage import DECODES
 from tmcodec.codec.store import FORMAT, origin_notes
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
-from tmcodec.codec.weights import check_shapes, config_bytes, update_with_tensors
+from tmcodec.codec.weights import check_shapes, config_bytes, update_with_tensors, write_tensors
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 from tmcodec.networks.terramind.config import TerraMindConfig
 from tmcodec.networks.terramind.net import ENCODER_PREFIXES, expected_shapes
@@ -308,5 +307,5 @@ def save_checkpoint(
         **{f"sha256_{which}": digest.hex() for which, digest in digests.items()},
         **notes,
     }
-    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=header)
+    write_tensors(path, {k: v.contiguous() for k, v in tensors.items()}, header)
     return identity(config, digests)

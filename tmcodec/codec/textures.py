@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tmcodec.codec.weights import (
@@ -23,6 +22,7 @@ from tmcodec.codec.weights import (
     check_shapes,
     content_hash,
     read_weights,
+    write_tensors,
 )
 from tmcodec.errors import WeightsError
 from tmcodec.networks.denoiser import Denoiser
@@ -73,7 +73,7 @@ def save_texture(
     tensors = {k: v for k, v in stored.items() if k.startswith(PREFIX)}
     meta = {"format": FORMAT, "name": name, "tokenizer_sha256": tokenizer.hex(),
             "config": json.dumps(config, sort_keys=True), **(notes or {})}  # fmt: skip
-    save_file(tensors, path, metadata=meta)
+    write_tensors(path, tensors, meta)
     return content_hash(config, tensors)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tmcodec.codec.models import EMBEDDED, find_weights
 from tmcodec.codec.store import BASE, BASE_HASH
-from tmcodec.errors import TmcodecError, TokenizerNotFoundError, WeightsError
+from tmcodec.errors import TargetWriteError, TmcodecError, TokenizerNotFoundError, WeightsError
 from tmcodec.fsq.levels import check_levels
 from tmcodec.modalities import get_modality
 from tmcodec.networks.compand import KINDS
@@ -62,11 +62,27 @@ def as_stored(net: MiniNet) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(json.dumps(net.cfg.to_dict())), tensors
 
 
+def write_tensors(path: Path, tensors: dict[str, Tensor], notes: dict[str, str]) -> None:
+    """Write a safetensors file.
+
+    Raises
+    ------
+    TargetWriteError
+        If the disk is full, or takes no more for another reason.
+    """
+    try:
+        save_file(tensors, path, metadata=notes)
+    except SafetensorError as err:
+        raise TargetWriteError(
+            f"{path.parent}: the weights were not written ({err}); free some space, or choose another folder"
+        ) from err
+
+
 def save_weights(path: Path, net: MiniNet, name: str, notes: dict[str, str]) -> bytes:
     """Write `net` in half precision to `path`; return its content hash."""
     config, tensors = as_stored(net)
     meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True), **notes}
-    save_file(tensors, path, metadata=meta)
+    write_tensors(path, tensors, meta)
     return content_hash(config, tensors)
 
 
@@ -81,7 +97,7 @@ def save_difference(path: Path, net: MiniNet, name: str, base: str, notes: dict[
     moved = {k: v for k, v in tensors.items() if k not in known or not torch.equal(v, known[k])}
     meta = {"format": FORMAT, "name": name, "config": json.dumps(config, sort_keys=True),
             BASE: base, BASE_HASH: content_hash(raw, known).hex(), **notes}  # fmt: skip
-    save_file(moved, path, metadata=meta)
+    write_tensors(path, moved, meta)
     return content_hash(config, tensors)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tmcodec.codec.store import GENERATOR_FORMAT, local_weights, read_stored, stored_path
+from tmcodec.codec.store import GENERATOR_FORMAT, local_weights, make_store, read_stored, stored_path
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.generation.vocabulary import VOCABULARIES, OfficialVocabulary, Vocabulary, vocabulary_path
 from tmcodec.networks.generator.config import SIZES, official_config
@@ -126,7 +126,7 @@ def load_generator(
     Raises
     ------
     TokenizerNotFoundError, WeightsError, DeviceError, PrecisionError
-    DownloadError, MissingDependencyError
+    DownloadError, MissingDependencyError, TargetWriteError
         Where weights must be fetched and cannot.
     """
     from tmcodec.codec.tokenizer import pick_device
@@ -197,7 +197,7 @@ def pull_generator(name: str) -> GeneratorWeights:
     ------
     TokenizerNotFoundError
         If `name` is not official.
-    DownloadError, MissingDependencyError, WeightsError
+    DownloadError, MissingDependencyError, WeightsError, TargetWriteError
     """
     if name not in OFFICIAL_GENERATORS:
         raise TokenizerNotFoundError(
@@ -207,6 +207,7 @@ def pull_generator(name: str) -> GeneratorWeights:
     from tmcodec.generation.weights import import_generator
 
     official = OFFICIAL_GENERATORS[name]
+    make_store()
     path, notes = fetch_with_source(official)
     return import_generator(path, stored_path(name), name, official.config, notes)
 
@@ -216,10 +217,11 @@ def import_generator_file(path: str | os.PathLike[str], name: str) -> GeneratorW
 
     Raises
     ------
-    TokenizerNotFoundError, WeightsError
+    WeightsError, TargetWriteError
     """
     from tmcodec.generation.weights import import_generator
 
+    make_store()
     return import_generator(Path(path), stored_path(name), name, OFFICIAL_GENERATORS[name].config)
 
 
@@ -237,10 +239,11 @@ def pull_vocabulary(name: str) -> Path:
 
     Raises
     ------
-    DownloadError, MissingDependencyError, VocabularyError
+    DownloadError, MissingDependencyError, VocabularyError, TargetWriteError
     """
     from tmcodec.codec.hub import fetch
 
+    make_store()
     return import_vocabulary(fetch(VOCABULARIES[name]), VOCABULARIES[name])
 
 
@@ -249,14 +252,14 @@ def import_vocabulary(path: Path, official: OfficialVocabulary) -> Path:
 
     Raises
     ------
-    VocabularyError, MissingDependencyError
+    VocabularyError, MissingDependencyError, TargetWriteError
     """
     from tmcodec.atomic import atomic_path
     from tmcodec.generation.vocabulary import read_vocabulary
 
     read_vocabulary(path)
     target = vocabulary_path(official.name)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_store()
     with atomic_path(target, overwrite=True) as temporary:
         temporary.write_bytes(path.read_bytes())
     return target

@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from tmcodec.atomic import atomic_path
 from tmcodec.codec.store import GENERATOR_FORMAT as FORMAT
 from tmcodec.codec.store import origin_notes
 from tmcodec.codec.terramind_weights import read_pt
-from tmcodec.codec.weights import check_finite, content_hash
+from tmcodec.codec.weights import check_finite, content_hash, write_tensors
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 from tmcodec.generation.layout import (
     Tensors,
@@ -300,5 +299,5 @@ def _write(
         **notes,
     }
     with atomic_path(path, overwrite=True) as temporary:
-        save_file(tensors, temporary, metadata=header)
+        write_tensors(temporary, tensors, header)
     return digest
