@@ -110,13 +110,25 @@ def _reason(hub: Any, model: HubFile, err: Exception) -> str:
     if isinstance(err, errors.RepositoryNotFoundError):
         hint = " or needs access (set HF_TOKEN)" if model.gated else ""
         return f"{model.repo} was not found on the Hub{hint}"
-    if isinstance(err, errors.RevisionNotFoundError | errors.EntryNotFoundError) and not isinstance(
-        err, errors.LocalEntryNotFoundError
-    ):
-        return f"{where} has no revision {REVISION} on the Hub"
+    if isinstance(err, errors.RevisionNotFoundError):
+        return f"{model.repo} has no revision {REVISION} on the Hub"
     if isinstance(err, errors.OfflineModeIsEnabled) or hub.constants.HF_HUB_OFFLINE:
         return f"{where} is not in the cache and HF_HUB_OFFLINE forbids to fetch it"
-    return f"cannot fetch {where} ({type(err).__name__})"
+    if isinstance(err, errors.LocalEntryNotFoundError):  # the Hub was not reached: its cause says why
+        return f"cannot fetch {where} ({_words(err.__cause__ or err)})"
+    if isinstance(err, errors.EntryNotFoundError):
+        return f"{model.repo} has no file {model.filename} on the Hub"
+    return f"cannot fetch {where} ({_words(err)})"
+
+
+def _words(err: BaseException) -> str:
+    """Return the Hub's status, or the first line of what an exception says."""
+    status = getattr(getattr(err, "response", None), "status_code", None)
+    if status == 401:
+        return "the Hub refuses the token, that of HF_TOKEN or of an earlier login"
+    if status is not None:
+        return f"the Hub answers with status {status}"
+    return next(iter(str(err).strip().splitlines()), "").rstrip(".") or type(err).__name__
 
 
 def _way_out(model: HubFile) -> str:
