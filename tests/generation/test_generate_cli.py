@@ -60,8 +60,7 @@ def test_every_option_arrives(src: Path, model: Path) -> None:
     run(
         "generate", src, "--to", "LULC", "-o", out, "--model", model, "--order", "independent", "--schedule",
         "maskgit", "--token-schedule", "linear", "--decoding-steps", 3, "--temperature", 0.5, "--top-p", 0.9,
-        "--top-k", 100, "--guidance", "S2L2A=2", "--seed", 11, "--steps", 2, "--overlap", 1, "--coords",
-        "auto", "-q",
+        "--top-k", 100, "--guidance", "S2L2A=2", "--seed", 11, "--steps", 2, "--overlap", 1, "-q",
     )  # fmt: skip
     with tmcodec.open(out) as file:
         meta = file["LULC"].meta
@@ -71,6 +70,18 @@ def test_every_option_arrives(src: Path, model: Path) -> None:
     assert tags["SAMPLING"] == "temperature 0.5 top-k 100 top-p 0.9 tempered"
     assert (tags["GUIDANCE"], tags["OVERLAP"]) == ("{'S2L2A': 2.0}", "1")
     assert "COORDS" not in tags
+
+
+def test_coordinates_without_their_words(
+    src: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whatever was fetched before, the result is the same, or there is none."""
+    monkeypatch.setenv("TMCODEC_HOME", str(tmp_path))
+    for coords in ("auto", "8.5,47"):
+        said = run("generate", src, "--to", "LULC", "-o", src.with_name("o.tmc"), "--model", model,
+                   "--coords", coords, status=1).output  # fmt: skip
+        assert "coords are not on this computer; run `tmcodec models pull terramind-v1-coords`" in said
+    assert not src.with_name("o.tmc").exists()
 
 
 def test_geotiffs_with_spread(src: Path, model: Path) -> None:

@@ -482,13 +482,19 @@ def test_the_centre_of_a_tile_in_degrees() -> None:
 
 
 def test_coordinates_without_a_vocabulary(loaded: Loaded, encode: Callable[..., Path]) -> None:
+    """Automatic ones are none where the generator takes none; missing words are always an error."""
     src = encode(width=60, height=40)
     one, two = src.with_name("a.tmc"), src.with_name("b.tmc")
-    generate_files(loaded, src, one, ["DEM"], settings=FAST, coords="auto")
-    generate_files(loaded, src, two, ["DEM"], settings=FAST)
+    without = tiny_generator(tuple(spec for spec in SPECS if spec.kind != "sequence"))
+    without.tokenizers = loaded.tokenizers
+    generate_files(without, src, one, ["DEM"], settings=FAST, coords="auto")
+    generate_files(without, src, two, ["DEM"], settings=FAST)
     assert one.read_bytes() == two.read_bytes()
-    with pytest.raises(VocabularyError, match="words of coords"):
-        generate_files(loaded, src, src.with_name("c.tmc"), ["DEM"], coords=(8.5, 47.0))
+    with pytest.raises(VocabularyError, match="no vocabulary of coords"):
+        generate_files(without, src, src.with_name("c.tmc"), ["DEM"], coords=(8.5, 47.0))
+    for coords in ("auto", (8.5, 47.0)):
+        with pytest.raises(VocabularyError, match="words of coords"):
+            generate_files(loaded, src, src.with_name("c.tmc"), ["DEM"], coords=coords)
 
 
 GLOBE = 6378137.0
@@ -509,10 +515,10 @@ def test_tiles_without_coordinates_do_not_take_those_of_others(
     loaded: Loaded, encode: Callable[..., Path]
 ) -> None:
     src, found = encode(width=128, height=64, crs=ORTHO, left=WEST - 640), []
-    how: dict[str, Any] = {"settings": FAST, "overlap": 0, "coords": "auto", "overwrite": True}
-    for words, batch_size in ((None, 2), (Words(), 1), (Words(), 2)):
-        loaded.vocabulary, out = words, src.with_name("o.tmc")
-        generate_files(loaded, src, out, "DEM", batch_size=batch_size, **how)
+    how: dict[str, Any] = {"settings": FAST, "overlap": 0, "overwrite": True}
+    loaded.vocabulary, out = Words(), src.with_name("o.tmc")
+    for coords, batch_size in ((None, 2), ("auto", 1), ("auto", 2)):
+        generate_files(loaded, src, out, "DEM", coords=coords, batch_size=batch_size, **how)
         found.append(tokens_of(out, "DEM"))
     without, one, two = found
     assert np.array_equal(one, two)

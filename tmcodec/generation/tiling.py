@@ -17,8 +17,8 @@ from rasterio.warp import transform as warp
 
 from tmcodec.codec.encode import neutral_token
 from tmcodec.codec.report import Stopwatch
-from tmcodec.errors import ConditionError, MissingDependencyError, TargetError, VocabularyError
-from tmcodec.generation.conditions import image_inputs, sequence_inputs
+from tmcodec.errors import ConditionError, TargetError
+from tmcodec.generation.conditions import encoder_spec, image_inputs, sequence_inputs
 from tmcodec.generation.decoding import MISSING, Plan, check_shown
 from tmcodec.generation.engine import BATCH, Request, Stream, run
 from tmcodec.generation.sampling import Sampling
@@ -281,20 +281,18 @@ def centre(grid: MapGrid, window: Window, patch: int) -> Coordinates | None:
 def usable_coordinates(
     loaded: LoadedGenerator, coords: Coordinates | str | None, sources: Sequence[Source]
 ) -> Coordinates | str | None:
-    """Return the coordinates to use: none for ``"auto"`` where the generator has no words for them.
+    """Return the coordinates to use: none for ``"auto"`` where the generator does not take any.
 
     Raises
     ------
-    VocabularyError, ConditionError
-        If coordinates were given and cannot be used.
+    VocabularyError, ConditionError, MissingDependencyError
+        If coordinates were given and cannot be used; also for ``"auto"`` where the generator takes them and
+        their words are not here: what it makes must not depend on what was fetched before.
     """
     if tile_coordinates(coords, sources[0].map_grid, [], loaded.cfg.patch) is None:
         return None
-    try:
-        # Whether there are words is no question of a place; tiles without one are shown none.
-        sequence_inputs(loaded, {"coords": (0.0, 0.0) if isinstance(coords, str) else coords}, 1)
-    except (VocabularyError, MissingDependencyError):
-        if coords == "auto":
-            return None
-        raise
+    if coords == "auto" and encoder_spec(loaded.cfg, "coords", "sequence") is None:
+        return None
+    # Whether there are words is no question of a place; tiles without one are shown none.
+    sequence_inputs(loaded, {"coords": (0.0, 0.0) if isinstance(coords, str) else coords}, 1)
     return coords
