@@ -367,6 +367,18 @@ def test_words_by_an_imported_vocabulary(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(words)).encode("coords", (8.54, 47.38)) == [7, 8, 3]
 
 
+def test_a_vocabulary_is_shown(tmp_path: Path) -> None:
+    name = "terramind-v1-coords"
+    assert f"run `tmcodec models pull {name}` first" in run("models", "show", name, status=1)
+    path = tmp_path / "home" / "weights" / f"{name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"abc")
+    facts = json.loads(run("models", "show", name, "--json"))
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of FIPS 180-2
+    assert facts == {"name": name, "modality": "coords", "bytes": 3, "sha256": digest, "path": str(path)}
+    assert digest in run("models", "show", name)
+
+
 def test_a_vocabulary_that_is_not_there_or_none(tmp_path: Path) -> None:
     """The error says how to get it; what is no vocabulary is not imported."""
     pytest.importorskip("tokenizers")

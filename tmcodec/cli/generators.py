@@ -85,6 +85,24 @@ def generator_header(name: str) -> WeightsHeader | None:
     return read_stored(path, GENERATOR_FORMAT) if path.is_file() else None
 
 
+def words_facts(name: str) -> dict[str, Any] | None:
+    """Return what is known about a stored vocabulary; None where `name` is no vocabulary's.
+
+    Raises
+    ------
+    TokenizerNotFoundError
+        If it is not here.
+    """
+    if name not in VOCABULARIES:
+        return None
+    path = vocabulary_path(name)
+    if not path.is_file():
+        raise TokenizerNotFoundError(
+            f"{name} is not on this computer; run `tmcodec models pull {name}` first"
+        )
+    return {**_stored_words(name, path), "modality": VOCABULARIES[name].modality}
+
+
 def pull_other(name: str) -> dict[str, Any] | None:
     """Fetch and import a generator or vocabulary; None where `name` is a tokenizer's.
 

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tmcodec.cli.command import Command
-from tmcodec.cli.generators import generator_facts, generator_header, import_other, pull_other
+from tmcodec.cli.generators import (
+    generator_facts,
+    generator_header,
+    import_other,
+    pull_other,
+    words_facts,
+)
 from tmcodec.cli.models_export import export_command
 from tmcodec.cli.options import (
     debug_option,
@@ -59,7 +65,11 @@ def list_command(as_json: bool) -> None:
 @click.argument("name", metavar="NAME|PATH")
 @options(json_option, debug_option)
 def show_command(name: str, as_json: bool) -> None:
-    """Show what is known about a tokenizer or generator: its weights, training and configuration."""
+    """Show what is known about a tokenizer, generator or vocabulary: weights, training, configuration."""
+    words = words_facts(name)
+    if words is not None:
+        _echo_words(words, as_json)
+        return
     header = generator_header(name)
     if header is None:
         path = find_weights(name)
@@ -81,6 +91,20 @@ def show_command(name: str, as_json: bool) -> None:
     ])
     click.echo("configuration")
     echo_rows([(key, _short(value)) for key, value in header.config.items() if key != "modality"])
+
+
+def _echo_words(facts: dict[str, Any], as_json: bool) -> None:
+    """Show a vocabulary."""
+    if as_json:
+        echo_json(facts)
+        return
+    echo_line(facts["name"])
+    echo_rows([
+        ("modality", facts["modality"]),
+        ("size", human_bytes(facts["bytes"])),
+        ("SHA-256", facts["sha256"]),
+        ("file", facts["path"]),
+    ])
 
 
 def _texture(header: WeightsHeader) -> dict[str, str] | None:
