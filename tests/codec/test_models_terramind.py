@@ -160,6 +160,13 @@ def test_a_damaged_half_is_noticed_when_it_is_read(write: Write) -> None:
         tok.encode(torch.zeros(1, 2, 32, 32))
 
 
+def test_a_cut_off_file_says_how_to_go_on(write: Write) -> None:
+    path = import_weights(write()).path
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(errors.WeightsError, match=r"not a readable safetensors .*; fetch or import it again"):
+        tmcodec.load_tokenizer(S1)
+
+
 def test_each_way_to_be_wrong(write: Write, tmp_path: Path) -> None:
     bad = tmp_path / "bad.pt"
     state = state_of(S1)

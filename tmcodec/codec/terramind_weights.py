@@ -249,7 +249,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with opener(path, framework="pt") as f:
             yield f
     except (SafetensorError, OSError) as err:
-        raise WeightsError(f"{path}: not a readable safetensors file ({err})") from err
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({err}); fetch or import it again"
+        ) from err
 
 
 # --------------------------------------------------------------------------- importing

@@ -201,7 +201,9 @@ def read_weights(path: Path, form: str, what: str) -> tuple[dict[str, str], Any,
             meta = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as err:
-        raise WeightsError(f"{path}: not a readable safetensors file ({err})") from err
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({err}); fetch or import it again"
+        ) from err
     if meta.get("format") != form:
         raise WeightsError(f"{path}: not {what} (format {meta.get('format')!r})")
     try:

@@ -183,4 +183,6 @@ def read_vocabulary(path: Path) -> Any:
         raise
     except Exception as err:  # the library raises plain Exception
         reason = (str(err).splitlines() or [type(err).__name__])[0]
-        raise VocabularyError(f"{path}: not a vocabulary of the tokenizers library ({reason})") from err
+        raise VocabularyError(
+            f"{path}: not a vocabulary of the tokenizers library ({reason}); fetch or import it again"
+        ) from err

@@ -195,7 +195,9 @@ def _read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
             return tensors, dict(f.metadata() or {})
     except (SafetensorError, OSError) as err:
-        raise WeightsError(f"{path}: not a readable safetensors file ({err})") from err
+        raise WeightsError(
+            f"{path}: not a readable safetensors file ({err}); fetch or import it again"
+        ) from err
 
 
 def _check_size(
