@@ -13,6 +13,7 @@ from torch import Tensor
 from tmcodec.errors import SamplerError
 from tmcodec.samplers.sample import check_sampler, ddim, sample
 from tmcodec.samplers.schedule import (
+    _draws,
     alpha_bar,
     even_timesteps,
     make_scheduler,
@@ -129,6 +130,17 @@ def test_schedulers_that_draw_noise_of_their_own_are_refused(name: str) -> None:
 def test_schedulers_that_draw_none_sample(name: str) -> None:
     assert check_sampler(name + "Scheduler") == name + "Scheduler"
     assert torch.isfinite(sample(wavy, noise(), 4, name + "Scheduler")).all()
+
+
+def test_trying_a_scheduler_out_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Diffusers warns of pictures that are wrong where a scheduler's input is not scaled."""
+    module = pytest.importorskip("diffusers.schedulers.scheduling_euler_discrete")
+    said: list[str] = []
+    monkeypatch.setattr(module.logger, "warning", said.append)
+    _draws.cache_clear()
+    check_sampler("EulerDiscrete")
+    sample(wavy, noise(), 3, "EulerDiscrete")
+    assert said == []
 
 
 def test_names() -> None:

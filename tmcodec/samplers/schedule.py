@@ -113,6 +113,7 @@ def _draws(cls: Any) -> bool:
         draws = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if draws else {}
         for t in scheduler.timesteps:
+            scheduler.scale_model_input(x, t)  # some warn where it is left out
             x = scheduler.step(torch.zeros_like(x), t, x, return_dict=False, **extra)[0]
     except _REFUSALS as err:
         name = cls.__name__
