@@ -132,6 +132,13 @@ def test_schedulers_that_draw_none_sample(name: str) -> None:
     assert torch.isfinite(sample(wavy, noise(), 4, name + "Scheduler")).all()
 
 
+@pytest.mark.parametrize("name", ["DDIMInverse", "DPMSolverMultistepInverse"])
+def test_schedulers_that_lead_to_noise_are_refused(name: str) -> None:
+    """They go from a picture to the noise that makes it; from noise they went to infinity."""
+    with pytest.raises(SamplerError, match=f"{name}Scheduler does not lead from noise to a picture"):
+        check_sampler(name)
+
+
 def test_trying_a_scheduler_out_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Diffusers warns of pictures that are wrong where a scheduler's input is not scaled."""
     module = pytest.importorskip("diffusers.schedulers.scheduling_euler_discrete")
