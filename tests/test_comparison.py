@@ -13,7 +13,7 @@ import rasterio
 from PIL import Image
 
 import tmcodec
-from tmcodec.comparison import Comparison, _same_place
+from tmcodec.comparison import Comparison, _same_crs, _same_place
 from tmcodec.errors import (
     LayerNotFoundError,
     LineEndingError,
@@ -105,6 +105,12 @@ def test_georeferencing_and_masks(make_scene: MakeScene) -> None:
     assert not tmcodec.compare(bare, original).crs_equal
     other_zone = make_scene("DEM", nodata=-32768, name="zone.tif", crs="EPSG:32634")
     assert not tmcodec.compare(other_zone, original).crs_equal
+
+
+def test_a_text_that_is_no_crs_equals_none_but_itself() -> None:
+    assert _same_crs("no CRS", "no CRS")
+    assert not _same_crs("no CRS", "EPSG:4326")
+    assert _same_crs("EPSG:4326", rasterio.CRS.from_epsg(4326).to_wkt())
 
 
 def test_places_beyond_all_numbers_are_equal_where_they_are_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 import rasterio
 from raster_helpers import SHARED, MakeRaster, shared_rasters
+from rasterio.errors import CRSError
 
 from tmcodec.errors import RasterWriteError, TargetExistsError, TargetNameError, WindowError
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, RasterWriter, Window, grid_windows, open_raster
+from tmcodec.rasters.reader import parse_crs
 from tmcodec.rasters.windows import IDENTITY
 
 DEM, LULC, L2A = MODALITIES["DEM"], MODALITIES["LULC"], MODALITIES["S2L2A"]
@@ -243,7 +246,9 @@ def test_an_existing_target_is_kept_unless_asked(tmp_path: Path) -> None:
     assert write_one(path, [5], dtype="int16", overwrite=True).tolist() == [5]
 
 
-ROTATED = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
+ROTATED = rasterio.CRS.from_string(
+    "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +R=6371229 +no_defs"
+).to_wkt()
 """A CRS of weather models, on a pole of its own, for which GeoTIFF has no keys."""
 
 
@@ -254,13 +259,40 @@ def test_a_crs_that_geotiff_cannot_hold_lies_beside_it(tmp_path: Path, cog: bool
     how = {"dtype": "int16", "crs": ROTATED, "transform": transform, "cog": cog}
     write_one(path, [7, 8], [True, False], **how, **({"mask_kind": "mask"} if masked else {"nodata": 0}))
     with rasterio.open(path) as dataset:
-        assert dataset.crs == rasterio.CRS.from_string(ROTATED)
+        assert dataset.crs == rasterio.CRS.from_wkt(ROTATED)
         assert dataset.transform[:6] == transform and dataset.read_masks(1).tolist() == [[255, 0]]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "a.tif.aux.xml"]
     write_one(path, [7, 8], dtype="int16", crs="EPSG:4326", transform=transform, overwrite=True)
     with rasterio.open(path) as dataset:
         assert dataset.crs.to_epsg() == 4326
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_the_text_of_a_crs_is_no_address(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        crs = f"http://127.0.0.1:{server.getsockname()[1]}/crs"
+        with pytest.raises(RasterWriteError, match="neither a code such as EPSG:32632 nor WKT"):
+            write_one(tmp_path / "a.tif", [7], dtype="int16", crs=crs)
+        with pytest.raises(BlockingIOError):  # nobody has come
+            server.accept()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [
+    "/etc/hostname", "file.wkt", "+init=/etc/hostname:x", "+proj=utm +zone=32", '{"init": 5}', '{"a":' * 5000,
+    "no CRS", "PROJCS[", "PROJCS(" * 9000, "EPSG:1", "\0",
+])  # fmt: skip
+def test_other_texts_are_no_crs(text: str) -> None:
+    with pytest.raises(CRSError):
+        parse_crs(text)
+
+
+@pytest.mark.parametrize("code", ["EPSG:32632", "EPSG:3857", "ESRI:54009"])
+def test_codes_and_wkt_are_a_crs(code: str) -> None:
+    crs = rasterio.CRS.from_string(code)
+    assert parse_crs(code) == crs
+    assert all(parse_crs(crs.to_wkt(version=v)) == crs for v in ("WKT1_GDAL", "WKT2_2019"))
 
 
 @pytest.mark.parametrize("cog", [False, True])

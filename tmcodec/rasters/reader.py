@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ import rasterio
 import rasterio._err
 from rasterio.crs import CRS
 from rasterio.env import get_gdal_config, getenv, hasenv, set_gdal_config
-from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError, RasterioIOError
 
 from tmcodec.errors import BandError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import Modality, get_modality
@@ -208,6 +209,27 @@ def crs_text(crs: Any) -> str | None:
         return str(crs.to_wkt())
     except GDAL_ERRORS:  # WKT 1 cannot say everything
         return str(crs.to_wkt(version="WKT2_2019"))
+
+
+_CRS_CODE = re.compile(r"[A-Za-z]\w*:\w+")
+_CRS_WKT = re.compile(r"\s*[A-Za-z]\w*\s*[\[(]")
+
+
+def parse_crs(text: str) -> CRS:
+    """Return the CRS of a token file's text: a code such as ``"EPSG:n"``, or WKT.
+
+    GDAL takes much else, too: it fetches URLs and opens files. A token file may come from anyone.
+
+    Raises
+    ------
+    CRSError
+        If the text is neither, or not valid.
+    """
+    if _CRS_CODE.fullmatch(text):
+        return CRS.from_string(text)
+    if not _CRS_WKT.match(text):
+        raise CRSError("its CRS is neither a code such as EPSG:32632 nor WKT")
+    return CRS.from_wkt(text)
 
 
 class RasterSource:

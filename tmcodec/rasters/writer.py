@@ -22,7 +22,7 @@ from tmcodec.atomic import SIDECARS, atomic_path
 from tmcodec.errors import RasterWriteError, TmcodecError, WindowError
 from tmcodec.modalities import Modality
 from tmcodec.rasters.nodata import usable_nodata
-from tmcodec.rasters.reader import GDAL_ERRORS, cache_chosen, gdal_env, one_line, open_quietly
+from tmcodec.rasters.reader import GDAL_ERRORS, cache_chosen, gdal_env, one_line, open_quietly, parse_crs
 from tmcodec.rasters.windows import IDENTITY, Transform, Window
 
 _TILE = 256  # a row of tiles of 10980 x 12 16-bit bands then fits GDAL's cache of 256 MB four times
@@ -190,7 +190,7 @@ class RasterWriter:
         return self.bands == ("B04", "B03", "B02") and self.dtype == np.uint8
 
     def _parsed_crs(self) -> CRS | None:
-        return CRS.from_user_input(self._crs) if self._crs else None
+        return parse_crs(self._crs) if self._crs else None
 
     def _describe(self) -> None:
         self._dataset.descriptions = self.bands
