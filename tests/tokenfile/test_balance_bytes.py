@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,14 @@ from tokenfile_helpers import layer_meta, random_tokens, seal, section, split, v
 
 from tmcodec.errors import MetadataError, StackError, TokenFileError
 from tmcodec.tokenfile import Balance, LayerMeta, TokenFile, stack
-from tmcodec.tokenfile.balance import MAX_VALUE, most_values, node_counts, pack_balance, unpack_balance
+from tmcodec.tokenfile.balance import (
+    MAX_VALUE,
+    join_balances,
+    most_values,
+    node_counts,
+    pack_balance,
+    unpack_balance,
+)
 from tmcodec.tokenfile.binary import Cursor
 from tmcodec.tokenfile.golomb import pack_golomb, unpack_golomb
 from tmcodec.tokenfile.header import pack_header, pack_index, unpack_header
@@ -226,8 +234,6 @@ def test_a_balance_of_another_grid_is_refused() -> None:
 
 
 def test_stacking_joins_the_balances_of_dates() -> None:
-    from datetime import datetime
-
     one = balanced(times=(datetime(2020, 1, 1),))
     early = replace(one.balance, values=(7,) * 36, mix=(5, 4, 3, 2, 1, 0))
     other = one.replace(times=(datetime(2019, 1, 1),), balance=early)
@@ -243,8 +249,6 @@ def test_stacking_joins_the_balances_of_dates() -> None:
 )
 def test_stacking_balances_of_other_steps(changes: dict[str, Any]) -> None:
     """Steps that are whole parts of the other's are joined exactly, others refused."""
-    from datetime import datetime
-
     one = balanced(times=(datetime(2020, 1, 1),))
     coarse = replace(one.balance, divisor=16, step=32.0, values=(1, -2) * 18)
     other = one.replace(times=(datetime(2021, 1, 1),), balance=coarse)
@@ -255,3 +259,24 @@ def test_stacking_balances_of_other_steps(changes: dict[str, Any]) -> None:
     wrong = other.replace(balance=replace(coarse, **changes, **fewer))
     with pytest.raises(StackError, match="other nodes or steps"):
         stack([io.BytesIO(write_file(m, [random_tokens(m)])) for m in (wrong, one)], io.BytesIO())
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [(1e308, 5e-324), (2.0**60, 1.0), (2.0**40, 1.0)])
+def test_stacking_balances_of_steps_far_apart(coarse: float, fine: float) -> None:
+    """16 * 2**60 is 0 in 64 bits, and 1e308 / 5e-324 is infinite."""
+    one = balanced(times=(datetime(2020, 1, 1),))
+    far = replace(one.balance, step=coarse, values=(0, 16) * 18)
+    metas = (one.replace(balance=replace(one.balance, step=fine)),
+             one.replace(times=(datetime(2021, 1, 1),), balance=far))  # fmt: skip
+    with pytest.raises(StackError, match="other nodes or steps"):
+        stack([io.BytesIO(write_file(m, [random_tokens(m)])) for m in metas], io.BytesIO())
+
+
+def test_a_balance_is_not_repeated_for_more_dates_than_a_layer_may_have_integers() -> None:
+    """A megabyte of dates and a hundred bytes of nodes would otherwise take all memory."""
+    balance = Balance(4, 2000.0, 64, 4.0, (0,) * 120_000)
+    steps = [(balance, 0, 1), *[(None, i, 200) for i in range(200)]]
+    with pytest.raises(StackError, match="201 time steps of 120000 gains and offsets each are more than the"):
+        join_balances(steps)
+    joined = join_balances(steps[:100])
+    assert joined is not None and len(joined.values) == 12_000_000

@@ -129,14 +129,15 @@ def join_balances(steps: Sequence[tuple[Balance | None, int, int]]) -> Balance |
     Raises
     ------
     StackError
-        If two differ in spacing, pivot or step sizes.
+        If two differ in spacing, pivot or step sizes, or all together have too many integers.
     """
     known = [balance for balance, _, _ in steps if balance is not None]
     if not known:
         return None
     finest = replace(known[0], divisor=max(b.divisor for b in known), step=min(b.step for b in known))
-    finer = [(None if b is None else _refine(b, finest), place, count) for b, place, count in steps]
-    values, mix = (_join([(getattr(b, name, ()), i, n) for b, i, n in finer]) for name in ("values", "mix"))
+    finer = {id(b): _refine(b, finest) for b in {id(b): b for b in known}.values()}  # once for all its dates
+    found = [(None if b is None else finer[id(b)], place, count) for b, place, count in steps]
+    values, mix = (_join([(getattr(b, name, ()), i, n) for b, i, n in found]) for name in ("values", "mix"))
     return replace(finest, values=values, mix=mix)
 
 
@@ -149,7 +150,7 @@ def _refine(balance: Balance, finest: Balance) -> Balance:
         If they are not, or anything else differs.
     """
     gain, more = divmod(finest.divisor, balance.divisor)
-    offset = round(balance.step / finest.step)
+    offset = round(min(balance.step / finest.step, 2**31))  # beyond, nothing is a whole part, or fits int64
     pairs = np.array(balance.values, np.int64).reshape(-1, 2) * [gain, offset]
     alike = replace(balance, divisor=gain * balance.divisor, step=balance.step / offset, values=(), mix=())
     if more or alike != replace(finest, values=(), mix=()) or np.abs(pairs).max(initial=0) > MAX_VALUE:
@@ -160,6 +161,11 @@ def _refine(balance: Balance, finest: Balance) -> Balance:
 def _join(steps: Sequence[tuple[tuple[int, ...], int, int]]) -> tuple[int, ...]:
     """Join the integers of time steps, each with its place and the places there; short ones get zeros."""
     size = max(len(values) // times for values, _, times in steps)
+    if size * len(steps) > MAX_VALUES:  # one date of many nodes, and thousands that have none
+        raise StackError(
+            f"{len(steps)} time steps of {size} gains and offsets each are more than the {MAX_VALUES} of a"
+            " layer; stack fewer dates"
+        )
     joined: list[int] = []
     for values, place, times in steps:
         own = len(values) // times
