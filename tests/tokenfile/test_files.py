@@ -425,6 +425,21 @@ def test_chunks_never_written_of_a_sparse_file_are_empty(version: int) -> None:
             assert [2 * r + c for r, c in opened["a"].filled((5, 0, 4, 7))] == right
 
 
+def test_dates_without_a_chunk_take_no_time() -> None:
+    """Two dates of 1024 places, and a quarter of a million without anything: minutes, were each asked for."""
+    meta = layer_meta(
+        width=32, height=32, patch=1, tile=1, chunk=1, levels=(2, 2), times=(None,) * 2**18, tags={}
+    )
+    file = io.BytesIO()
+    with TokenFileWriter(file, FileMeta((meta,)), sparse=True) as writer:
+        for time, row, col in np.ndindex(2, 32, 32):
+            writer.write_chunk(0, time, row, col, np.full((1, 1), (row + col + time) % 4))
+    with TokenFile.open(file) as opened:
+        rows, cols = np.indices((32, 32))
+        assert np.array_equal(opened["a"].tokens(time=1), (rows + cols + 1) % 4)
+        assert opened["a"].index.ordinals.size == 2048
+
+
 # --------------------------------------------------------------------------- determinism and safety
 
 

@@ -6,7 +6,6 @@ import io
 import os
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from itertools import pairwise
@@ -241,8 +240,8 @@ class TokenFileWriter:
             self._check_complete()
         if self._coders is None or REFERRING & set(self._coders):
             for group in groups(self.meta.layers, self._coders):
-                for place in self._shared(group):
-                    self._refer(group, place)
+                for place, chunks in self._shared(group).items():
+                    self._refer(place, chunks)
         # Without the empty ones, of which a layer may have more than anyone can list.
         ordered = [{i: e for i, e in sorted(entries.items()) if e.tag != EMPTY} for entries in self._entries]
         indexes = [_index(la.chunks, found) for la, found in zip(self.meta.layers, ordered, strict=True)]
@@ -259,23 +258,26 @@ class TokenFileWriter:
         self.size = self.header_bytes + self.payload_bytes
         self.close()
 
-    def _shared(self, group: list[int]) -> list[int]:
-        """Return the places at which these layers have more than one chunk that is not empty, in order."""
-        filled = Counter(
-            ordinal % self.meta.layers[number].grid.chunks
-            for number in group
-            for ordinal, entry in self._entries[number].items()
-            if entry.tag != EMPTY
-        )
-        return sorted(place for place, count in filled.items() if count > 1)
+    def _shared(self, group: list[int]) -> dict[int, list[Place]]:
+        """Return the chunks of these layers that are not empty, by their place in the grid, in order.
 
-    def _refer(self, group: list[int], place: int) -> None:
-        """Code the chunks of one place with earlier ones as references, where that is shorter.
+        Only where there is more than one. Time steps without a chunk at a place take no time there.
+        """
+        found: dict[int, list[Place]] = {}
+        for number in group:
+            for ordinal, entry in sorted(self._entries[number].items()):
+                if entry.tag != EMPTY:
+                    time, place = divmod(ordinal, self.meta.layers[number].grid.chunks)
+                    found.setdefault(place, []).append(Place(number, time))
+        return {place: chunks for place, chunks in sorted(found.items()) if len(chunks) > 1}
+
+    def _refer(self, place: int, chunks: list[Place]) -> None:
+        """Code these chunks of one place with earlier ones as references, where that is shorter.
 
         A chunk that has a reference is none itself, so that reading one reads one other.
         """
         layers = self.meta.layers
-        at = divmod(place, layers[group[0]].grid.chunk_cols)
+        at = divmod(place, layers[chunks[0].layer].grid.chunk_cols)
         known: dict[int, list[int]] = {}
 
         @lru_cache(maxsize=CACHED)
@@ -284,10 +286,9 @@ class TokenFileWriter:
             raw = self._kept(self._entries[chunk.layer][layer.grid.ordinal(chunk.time, *at)])
             return raw, unpack_tokens(layer, raw, *at)
 
-        for chunk in (Place(n, time) for n in group for time in range(len(layers[n].times))):
+        for chunk in chunks:
             layer, ordinal = layers[chunk.layer], layers[chunk.layer].grid.ordinal(chunk.time, *at)
-            entry = self._entries[chunk.layer].get(ordinal)
-            if entry is None or entry.tag == EMPTY or RawChunk(entry.tag, b"").coder not in (0, 1, 2):
+            if RawChunk(self._entries[chunk.layer][ordinal].tag, b"").coder not in (0, 1, 2):
                 continue
             raw, tokens = decoded(chunk)
             best = raw
