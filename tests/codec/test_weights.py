@@ -17,8 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tmcodec import errors
+from tmcodec.cli.weights_header import read_header
 from tmcodec.codec.models import EMBEDDED, RETIRED, load_tokenizer
-from tmcodec.codec.weights import content_hash, load_weights
+from tmcodec.codec.store import GENERATOR_FORMAT, read_stored
+from tmcodec.codec.weights import FORMAT, content_hash, load_weights
+from tmcodec.generation.weights import open_weights
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.registered import REGISTERED
 
@@ -144,6 +147,21 @@ def test_loading_a_tokenizer_imports_no_compiler() -> None:
         ({"mean": [0.0, 0.0]}, "NDVI needs 1 numbers"),
         ({"compand": "cubic"}, "companding 'cubic'"),
         ({"modality": "X"}, "X"),
+        ({"dim": 48.0}, "malformed .dim: another kind"),
+        ({"dim": 2**70}, "sizes out of range"),
+        ({"dim": True, "kernel": None}, "malformed .dim, kernel: another kind"),
+        ({"mean": 3}, "malformed .mean: another kind"),
+        ({"mean": json.loads("[" * 600 + "]" * 600)}, "malformed"),
+        ({"std": ["1"]}, "malformed .std: another kind"),
+        ({"levels": [[8], [8]]}, "malformed .levels: another kind"),
+        ({"levels": 10**400}, "malformed .levels: another kind"),
+        ({"origin": "x"}, "malformed .origin: another kind"),
+        ({"origin": float("nan")}, "a finite origin"),
+        ({"knee": 10**400}, "malformed .knee: another kind"),
+        ({"compand": ["linear"]}, "malformed .compand: another kind"),
+        ({"residual_std": [1.0, 1.0]}, "residual_std or residual_basis are not 1 finite numbers"),
+        ({"residual_std": [float("inf")]}, "residual_std or residual_basis are not 1 finite numbers"),
+        ({"components": 1, "residual_basis": [["x"]]}, "malformed .residual_basis: another kind"),
     ],
 )
 def test_a_file_whose_sizes_do_not_fit_its_modality_is_refused(
@@ -156,6 +174,41 @@ def test_a_file_whose_sizes_do_not_fit_its_modality_is_refused(
     save_file(tensors, path, {**meta, "config": json.dumps(config)})
     with pytest.raises(errors.WeightsError, match=why):
         load_weights(path)
+
+
+@pytest.mark.parametrize("text", [
+    "", "null", "[]", "[" * 100_000, "9" * 5000, '{"dim": ' + "9" * 5000 + "}", '{"dim": 1e999}',
+])  # fmt: skip
+def test_a_configuration_that_is_none_is_refused(
+    text: str, tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with safe_open(tiny_tokenizer("NDVI"), framework="pt") as file:
+        meta, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    path = tmp_path / "a.safetensors"
+    save_file(tensors, path, {**meta, "config": text, "sha256": "0" * 64})
+    for read in (load_weights, read_header):
+        with pytest.raises(errors.WeightsError) as error:
+            read(path)
+        assert "\n" not in str(error.value)
+    assert read_stored(path, FORMAT) is None
+    save_file(tensors, path, {**meta, "config": text, "format": GENERATOR_FORMAT})
+    with pytest.raises(errors.WeightsError, match="malformed"):
+        open_weights(path)
+
+
+@pytest.mark.parametrize("start", [
+    b"[" * 100_000, b"null", b"{}", b'{"__metadata__": {"format": 1}}', b'{"__metadata__": [1]}',
+    b'{"__metadata__": {"config": "{}"}, "a": {"dtype": "F16", "shape": [[1]], "data_offsets": [0, 2]}}',
+    b'{"__metadata__": {"config": "{}"}, "a": {"dtype": "F16", "shape": [1.5], "data_offsets": [0, 2]}}',
+    b'{"__metadata__": {"config": "{}", "name": null}}',
+])  # fmt: skip
+def test_a_header_that_is_none_is_refused(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(start).to_bytes(8, "little") + start + bytes(2))
+    for read in (load_weights, read_header):
+        with pytest.raises(errors.WeightsError):
+            read(path)
+    assert read_stored(path) is None
 
 
 def test_weights_that_are_not_finite_are_refused(

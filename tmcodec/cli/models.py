@@ -207,7 +207,15 @@ def _note(header: WeightsHeader, key: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a setting as text, numbers of a list with four digits."""
-    if isinstance(value, list):
-        return " ".join(v["key"] if isinstance(v, dict) else _short(v) for v in value)
+    """Return a setting as text, numbers of a list, or of its lists, with four digits."""
+    if not isinstance(value, list):
+        return _number(value)
+    return " ".join(
+        " ".join(map(_number, v)) if isinstance(v, list) else
+        str(v.get("key", "")) if isinstance(v, dict) else _number(v)
+        for v in value
+    )
+
+
+def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tmcodec.codec.models import EMBEDDED
-from tmcodec.codec.store import BASE, BASE_HASH, MAX_HEADER, WeightsHeader
+from tmcodec.codec.store import BASE, BASE_HASH, MAX_HEADER, WeightsHeader, parse_config, parse_notes
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
@@ -40,16 +41,17 @@ def read_header(path: Path) -> WeightsHeader:
     data = path.read_bytes()
     try:
         notes, tensors = _parse(data)
-        config = json.loads(notes.pop("config"))
+        config = parse_config(notes.pop("config"))
         if BASE in notes:
             tensors = {**_base(notes[BASE], notes.get(BASE_HASH)), **tensors}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        sha256 = _hash(config, tensors)
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise WeightsError(
             f"{path}: not the weights file of a tmcodec tokenizer ({type(error).__name__}: {error});"
             " a checkpoint of TerraMind's is to be imported first (tmcodec models import)"
         ) from error
-    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    return WeightsHeader(path, len(data), parameters, _hash(config, tensors), config, notes)
+    return WeightsHeader(path, len(data), parameters, sha256, config, notes)
 
 
 def _parse(data: bytes) -> tuple[dict[str, str], dict[str, Stored]]:
@@ -58,13 +60,14 @@ def _parse(data: bytes) -> tuple[dict[str, str], dict[str, Stored]]:
     if length > min(MAX_HEADER, len(data) - 8):
         raise ValueError("cut short")
     header = json.loads(data[8 : 8 + length])
-    notes = header.pop("__metadata__")
+    notes = parse_notes(header.pop("__metadata__"))
     payload, tensors = memoryview(data)[8 + length :], {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
         if not 0 <= start <= end <= len(payload):
             raise ValueError(f"tensor {name} lies outside the file")
-        tensors[name] = Stored(_DTYPES[entry["dtype"]], tuple(entry["shape"]), payload[start:end])
+        shape = tuple(map(operator.index, entry["shape"]))
+        tensors[name] = Stored(_DTYPES[entry["dtype"]], shape, payload[start:end])
     return notes, tensors
 
 

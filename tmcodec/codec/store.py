@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 import struct
 from collections.abc import Container, Iterable, Mapping
@@ -137,6 +138,32 @@ class WeightsHeader:
     notes: dict[str, str]
 
 
+def parse_config(text: str) -> dict[str, Any]:
+    """Return the configuration that a header has as JSON.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none, or has numbers that JSON has not.
+    """
+    try:
+        config = json.loads(text)
+        json.dumps(config, allow_nan=False)  # Python reads NaN and 1e999
+    except RecursionError:
+        raise ValueError("the configuration is nested too deeply") from None
+    if not isinstance(config, dict):
+        raise TypeError("the configuration is no mapping")
+    return config
+
+
+def parse_notes(found: Any) -> dict[str, str]:
+    """Return the strings of a header; raise TypeError or ValueError where they are none."""
+    notes = dict(found)
+    if not all(isinstance(value, str) for value in notes.values()):
+        raise TypeError("a string of the header is none")
+    return notes
+
+
 def read_stored(path: Path, form: str = FORMAT) -> WeightsHeader | None:
     """Read the header of weights of that format; None where the file is no such, or damaged."""
     try:
@@ -145,11 +172,11 @@ def read_stored(path: Path, form: str = FORMAT) -> WeightsHeader | None:
             if length > min(MAX_HEADER, path.stat().st_size - 8):
                 return None
             header = json.loads(f.read(length))
-        notes = dict(header.pop("__metadata__"))
+        notes = parse_notes(header.pop("__metadata__"))
         if notes.get("format") != form:
             return None
-        config, sha256 = json.loads(notes.pop("config")), notes.pop("sha256")
-        parameters = sum(math.prod(tensor["shape"]) for tensor in header.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+        config, sha256 = parse_config(notes.pop("config")), notes.pop("sha256")
+        parameters = sum(math.prod(map(operator.index, tensor["shape"])) for tensor in header.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
         return None
     return WeightsHeader(path, path.stat().st_size, parameters, sha256, config, notes)

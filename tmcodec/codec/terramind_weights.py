@@ -156,7 +156,7 @@ def _open_imported(path: Path, notes: dict[str, str], model: OfficialModel | Non
         config = TerraMindConfig.from_dict(json.loads(notes["config"]))
         digests = {which: bytes.fromhex(notes[f"sha256_{which}"]) for which in (ENCODER, DECODER)}
         name = notes["name"]
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as err:
         raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
     if model is not None and config != model.config:
         raise WeightsError(f"{path}: it is {name}, not {model.name}; give the right file")

@@ -336,7 +336,8 @@ class MiniTokenizer(Tokenizer):
             return mean.argmax(1, keepdim=True).float()
         residual = self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
         if isinstance(self.net.decoder, HeightDecoder):
-            residual = residual * self.net.decoder.texture(codes, self.net.cfg.residual_std[0])
+            deviation = self.net.cfg.residual_std or (1.0,)  # as the components have it
+            residual = residual * self.net.decoder.texture(codes, deviation[0])
         mean = mean + residual
         return self.net.compander.expand_bands(mean, low, high)
 

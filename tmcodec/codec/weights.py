@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,13 @@ def check_config(raw: Any, path: Path) -> MiniConfig:
     """Validate a configuration read from `path` before anything is built from it."""
     try:
         cfg = MiniConfig.from_dict(raw)
+        wrong = [f.name for f in fields(cfg) if not _is_a(getattr(cfg, f.name), str(f.type))]
+        if wrong:
+            raise TypeError(f"{', '.join(wrong)}: another kind of value")
         sizes = [cfg.dim, cfg.channels, cfg.refine, cfg.denoiser_dim, *cfg.levels]
         depths = [cfg.encoder_blocks, cfg.decoder_blocks, cfg.denoiser_blocks, cfg.kernel]
         sane = all(0 < n <= MAX_DIM for n in sizes) and all(0 <= n <= MAX_BLOCKS for n in depths)
-    except (TypeError, AttributeError) as err:
+    except (TypeError, AttributeError, RecursionError) as err:
         raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
     basis_shape = (cfg.components, cfg.channels) if cfg.residual_basis else (0, 0)
     sane &= 0 <= cfg.components <= cfg.channels
@@ -130,6 +134,16 @@ def check_config(raw: Any, path: Path) -> MiniConfig:
         raise WeightsError(f"{path}: the configuration in its header has sizes out of range")
     _check_meaning(cfg, path)
     return cfg
+
+
+def _is_a(value: object, kind: str) -> bool:
+    """Tell whether a value is of a field's kind, as `MiniConfig` writes it; integers are numbers, too."""
+    if kind.startswith("tuple["):
+        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
+        return isinstance(value, tuple) and all(_is_a(item, inner) for item in value)
+    if kind == "float":
+        return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+    return type(value).__name__ == kind
 
 
 def _check_meaning(cfg: MiniConfig, path: Path) -> None:
@@ -153,8 +167,9 @@ def _check_meaning(cfg: MiniConfig, path: Path) -> None:
             raise WeightsError(f"{path}: {name} is {list(values)}; {row.name} needs {channels} numbers")
     if any(value <= 0 for value in cfg.std):
         raise WeightsError(f"{path}: std is {list(cfg.std)}; all must be above 0")
-
-
+    residual = (*cfg.residual_std, *(v for row in cfg.residual_basis for v in row))
+    if len(cfg.residual_std) not in (0, channels) or not all(map(math.isfinite, residual)):
+        raise WeightsError(f"{path}: residual_std or residual_basis are not {channels} finite numbers")
 
 def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> None:
     """Compare names and shapes with the architecture; list what differs."""
@@ -208,7 +223,7 @@ def read_weights(path: Path, form: str, what: str) -> tuple[dict[str, str], Any,
         raise WeightsError(f"{path}: not {what} (format {meta.get('format')!r})")
     try:
         raw = json.loads(meta["config"])
-    except (KeyError, json.JSONDecodeError) as err:
+    except (KeyError, ValueError, RecursionError) as err:
         raise WeightsError(f"{path}: its header has no readable configuration") from err
     return meta, raw, tensors
 

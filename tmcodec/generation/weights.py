@@ -178,7 +178,7 @@ def _own(
         found = GeneratorConfig.from_dict(json.loads(notes.pop("config")))
         raw = json.loads(notes.pop("tokenizers", "{}"))
         refs = {str(m): TokenizerRef.from_plain(r) for m, r in raw.items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as err:
         raise WeightsError(f"{path}: the configuration in its header is malformed ({err})") from err
     _check_size(found, config, name, path)
     check_tensors(found, tensors, path)
