@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -71,8 +73,10 @@ def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: floa
         ("S1GRD", mixed(RADAR, 9.969209968386869e36), 1.0, 0.0, r"--nodata 9.969209968386869e\+36 FILE"),
         # Six digits of it would be another number, and declare nothing.
         ("DEM", mixed(HILLS, float(np.finfo("f4").min)), 1.0, 0.0, r"--nodata -3.4028234663852886e\+38 FILE"),
+        ("DEM", np.full(98, 1e308), 1.0, 0.0, "values around .* are no DEM"),  # whose sum is infinite
     ],
 )
 def test_implausible(modality: str, stored: np.ndarray, scale: float, offset: float, why: str) -> None:
-    with pytest.raises(UnitsError, match=f"^a.tif: .*{why}"):
+    with warnings.catch_warnings(), pytest.raises(UnitsError, match=f"^a.tif: .*{why}"):
+        warnings.simplefilter("error")  # which would be another line
         check_values("a.tif", MODALITIES[modality], stored, scale, offset)

@@ -23,6 +23,7 @@ BRIGHTER = 3.0
 """Decibels by which VH does not exceed VV; medians of scenes lie 4 to 15 the other way."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # values may be anything
 def check_values(
     label: str, modality: Modality, stored: Values, scale: float, offset: float, floats: bool = False,
     array: bool = False,
