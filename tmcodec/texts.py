@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -66,6 +67,18 @@ def printable(text: str) -> str:
     red\\x1b[31m\\n
     """
     return "".join(c if _is_plain(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Return how a message of one line lists names that a file has: the first ones, and how many more.
+
+    >>> print(listed(["a", "b\\n", "c"], most=2))
+    a, b\\n and 1 more
+    """
+    found = list(names)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    short = (name if len(name) <= 60 else f"{name[:57]}..." for name in found[:most])
+    return ", ".join(map(printable, short)) + more
 
 
 def _is_plain(character: str) -> bool:

@@ -539,6 +539,23 @@ def test_arguments_of_the_wrong_kind_are_named(
     assert not (tmp_path / "a.tmc").exists()
 
 
+def test_names_in_messages_are_on_one_line(tokens: Path, weights: Path, tmp_path: Path) -> None:
+    with tmcodec.open(tokens) as file:
+        meta = file["S2L2A"].meta
+    one = meta.replace(name="a\n\x1b[31mb", weights_sha256=bytes(32))
+    many = [meta.replace(name=f"{i:03}" + "n" * 100) for i in range(50)]
+    for name, layers in (("one.tmc", [one]), ("many.tmc", many)):
+        with TokenFileWriter(tmp_path / name, FileMeta(tuple(layers)), sparse=True):
+            pass
+    with pytest.raises(errors.TokenizerMismatchError, match=r"layer a\\n\\x1b\[31mb was made by"):
+        tmcodec.decode_array(tmp_path / "one.tmc", tokenizer=weights)
+    with pytest.raises(errors.LayerNotFoundError, match=r"layers 000n{54}\.\.\., .* and 40 more; choose one"):
+        tmcodec.decode_array(tmp_path / "many.tmc")
+    with tmcodec.open(tmp_path / "many.tmc") as file:
+        with pytest.raises(errors.LayerNotFoundError, match=r"'000n{53}.* and 40 more$"):
+            file["x"]
+
+
 def test_classes_that_a_layer_scales_are_refused(make_scene: MakeScene, tmp_path: Path) -> None:
     tmcodec.encode(make_scene("LULC"), tmp_path / "a.tmc")
     with tmcodec.open(tmp_path / "a.tmc") as file:

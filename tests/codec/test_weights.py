@@ -211,6 +211,21 @@ def test_a_header_that_is_none_is_refused(start: bytes, tmp_path: Path) -> None:
     assert read_stored(path) is None
 
 
+def test_names_in_a_file_are_shown_in_one_short_line(
+    tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    with safe_open(tiny_tokenizer("NDVI"), framework="pt") as file:
+        meta, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    path, long = tmp_path / "a.safetensors", "a" * 100_000
+    save_file({**tensors, "\n" + long: torch.zeros(1)}, path, meta)
+    with pytest.raises(errors.WeightsError, match=r"unexpected: \\na{56}\.\.\.\)$"):
+        load_weights(path)
+    for key, read in (("format", load_weights), ("base", load_weights), ("base", read_header)):
+        save_file(tensors, path, {**meta, key: long})
+        with pytest.raises(errors.WeightsError, match=f"{key},? .*a str"):
+            read(path)
+
+
 def test_weights_that_are_not_finite_are_refused(
     tiny_tokenizer: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -262,6 +262,11 @@ def test_out_of_range(field: str, value: object) -> None:
         layer_meta(**{field: value})
 
 
+def test_a_million_levels_are_refused_in_a_short_line() -> None:
+    with pytest.raises(MetadataError, match=r"^levels: a tuple are not 1 to 31 levels of 2 to 256$"):
+        layer_meta(levels=(2,) * 10**6)
+
+
 def test_chunk_in_pixels_is_bounded() -> None:
     with pytest.raises(MetadataError, match="8224 pixels a side"):
         layer_meta(patch=257, tile=257, chunk=32)

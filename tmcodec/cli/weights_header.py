@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tmcodec.codec.models import EMBEDDED
 from tmcodec.codec.store import BASE, BASE_HASH, MAX_HEADER, WeightsHeader, parse_config, parse_notes
 from tmcodec.errors import TokenizerNotFoundError, WeightsError
+from tmcodec.texts import shown
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64",
            "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
@@ -74,7 +75,7 @@ def _parse(data: bytes) -> tuple[dict[str, str], dict[str, Stored]]:
 def _base(name: str, sha256: str | None) -> dict[str, Stored]:
     """Return the tensors of the embedded tokenizer that a file leaves tensors to."""
     if name not in EMBEDDED:
-        raise ValueError(f"its base, {name!r}, is not embedded")
+        raise ValueError(f"its base, {shown(name)}, is not embedded")
     notes, tensors = _parse(EMBEDDED[name].path.read_bytes())
     if BASE in notes or _hash(json.loads(notes["config"]), tensors) != sha256:
         raise ValueError(f"it is the difference to other weights than {name} has here")

@@ -40,7 +40,7 @@ from tmcodec.rasters import (
     window_transform,
 )
 from tmcodec.samplers.sample import check_sampler
-from tmcodec.texts import shown
+from tmcodec.texts import listed, printable, shown
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
 from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
 
@@ -373,7 +373,7 @@ def pick_layer(file: TokenFile, name: str | None) -> Layer:
     if name is not None:
         return file[name]
     if len(file) != 1:
-        raise LayerNotFoundError(f"the file has layers {', '.join(file)}; choose one with --layer")
+        raise LayerNotFoundError(f"the file has layers {listed(file)}; choose one with --layer")
     return file[next(iter(file))]
 
 
@@ -405,8 +405,9 @@ def matching_tokenizer(
         tok = load_tokenizer(name, device, tile=layer.tile, **how)
     if not tok.reads(layer.weights_sha256):
         raise TokenizerMismatchError(
-            f"layer {layer.name} was made by {layer.tokenizer} with weights {layer.weights_sha256.hex()}, "
-            f"but {tok.name} here has {tok.sha256.hex()}; give the right weights with --tokenizer"
+            f"layer {printable(layer.name)} was made by {printable(layer.tokenizer)} with weights "
+            f"{layer.weights_sha256.hex()}, but {tok.name} here has {tok.sha256.hex()}; "
+            "give the right weights with --tokenizer"
         )
     _check_described(layer, tok)
     return tok
@@ -414,6 +415,7 @@ def matching_tokenizer(
 
 def _check_described(layer: Layer, tok: Tokenizer) -> None:
     """Refuse a layer that does not describe the tokens of its tokenizer; no encoder writes one."""
+    name = printable(layer.name)
     for what, stored, own in (
         ("modality", get_modality(layer.modality).name, tok.modality.name),
         ("levels", layer.levels, tok.levels),
@@ -421,16 +423,16 @@ def _check_described(layer: Layer, tok: Tokenizer) -> None:
     ):
         if stored != own:
             raise TokenizerMismatchError(
-                f"layer {layer.name} has the {what} {stored}, but {tok.name}, which it names, has {own}; "
+                f"layer {name} has the {what} {stored}, but {tok.name}, which it names, has {own}; "
                 "encode the raster again"
             )
     if tok.modality.categorical and (layer.meta.scale, layer.meta.offset) != (1, 0):
         raise TokenizerMismatchError(
-            f"layer {layer.name} scales class ids, which are names; encode the raster again"
+            f"layer {name} scales class ids, which are names; encode the raster again"
         )
     if len(tok.modality.bands) != len(layer.bands):
         raise TokenizerMismatchError(
-            f"layer {layer.name} has {len(layer.bands)} bands, but {tok.name} decodes to "
+            f"layer {name} has {len(layer.bands)} bands, but {tok.name} decodes to "
             f"{len(tok.modality.bands)}; give the right weights with --tokenizer"
         )
 

@@ -26,6 +26,7 @@ from tmcodec.fsq.levels import check_levels
 from tmcodec.modalities import get_modality
 from tmcodec.networks.compand import KINDS
 from tmcodec.networks.mini import MiniConfig, MiniNet
+from tmcodec.texts import listed, shown
 
 FORMAT = "tmcodec-mini-1"
 # Far above every published size, far below what would hurt: a header cannot make us allocate.
@@ -107,7 +108,7 @@ def _complete(meta: dict[str, str], stored: dict[str, Tensor], path: Path) -> di
     if BASE not in meta:
         return stored
     if meta[BASE] not in EMBEDDED:
-        raise WeightsError(f"{path}: its base, {meta[BASE]!r}, is not embedded in this version of tmcodec")
+        raise WeightsError(f"{path}: its base, {shown(meta[BASE])}, is not embedded in this tmcodec")
     notes, raw, known = read_weights(EMBEDDED[meta[BASE]].path, FORMAT, "weights of a tmcodec tokenizer")
     if BASE in notes or content_hash(raw, known).hex() != meta.get(BASE_HASH):
         raise WeightsError(f"{path}: it is the difference to other weights than {meta[BASE]} has here")
@@ -171,6 +172,7 @@ def _check_meaning(cfg: MiniConfig, path: Path) -> None:
     if len(cfg.residual_std) not in (0, channels) or not all(map(math.isfinite, residual)):
         raise WeightsError(f"{path}: residual_std or residual_basis are not {channels} finite numbers")
 
+
 def _check_shapes(cfg: MiniConfig, tensors: dict[str, Tensor], path: Path) -> None:
     """Compare names and shapes with the architecture; list what differs."""
     with torch.device("meta"):
@@ -192,8 +194,7 @@ def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[in
 
 def _few(names: list[str]) -> str:
     """Return the first five names and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return listed(names, most=5)
 
 
 def read_weights(path: Path, form: str, what: str) -> tuple[dict[str, str], Any, dict[str, Tensor]]:
@@ -220,7 +221,7 @@ def read_weights(path: Path, form: str, what: str) -> tuple[dict[str, str], Any,
             f"{path}: not a readable safetensors file ({err}); fetch or import it again"
         ) from err
     if meta.get("format") != form:
-        raise WeightsError(f"{path}: not {what} (format {meta.get('format')!r})")
+        raise WeightsError(f"{path}: not {what} (format {shown(meta.get('format'))})")
     try:
         raw = json.loads(meta["config"])
     except (KeyError, ValueError, RecursionError) as err:

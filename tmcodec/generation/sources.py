@@ -24,6 +24,7 @@ from tmcodec.generation.tokenizers import check_layer, tokenizer_of
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, Window, fill_invalid, open_raster
 from tmcodec.rasters.windows import IDENTITY, Transform
+from tmcodec.texts import printable
 from tmcodec.tokenfile import Layer, TokenFile
 
 if TYPE_CHECKING:
@@ -252,15 +253,16 @@ def open_layers(
     for key in file if layers is None else [name for name in layers if name in file]:
         layer = file[key]
         spec = encoder_spec(loaded.cfg, layer.meta.modality, "tokens")
+        called, modality = printable(key), printable(layer.meta.modality)
         if spec is None:
             raise ConditionError(
-                f"{name}: the generator takes no {layer.meta.modality} tokens, as layer {key} has; "
+                f"{name}: the generator takes no {modality} tokens, as layer {called} has; "
                 "choose others with --layer"
             )
         check_layer(loaded, layer.meta, given or {})
         if layer.meta.patch != loaded.cfg.patch or layer.meta.codebook_size != spec.vocabulary:
             raise ConditionError(
-                f"{name}: layer {key} has {layer.meta.codebook_size} tokens of {layer.meta.patch} pixels, "
+                f"{name}: layer {called} has {layer.meta.codebook_size} tokens of {layer.meta.patch} pixels, "
                 f"the generator {spec.vocabulary} of {loaded.cfg.patch}; encode with its own tokenizer"
             )
         refuse_large(layer.meta.width, layer.meta.height, max_pixels)

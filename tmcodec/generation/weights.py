@@ -39,6 +39,7 @@ from tmcodec.generation.layout import (
 from tmcodec.networks.generator.config import OFFICIAL_SPECS, GeneratorConfig
 from tmcodec.networks.generator.embeddings import CodeTable
 from tmcodec.networks.generator.model import Generator
+from tmcodec.texts import shown
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def open_weights(
     if notes.get("format") == FORMAT:
         return _own(path, name, config, tensors, notes)
     if "format" in notes or "config" in notes:
-        raise WeightsError(f"{path}: not weights of a generator (format {notes.get('format')!r})")
+        raise WeightsError(f"{path}: not weights of a generator (format {shown(notes.get('format'))})")
     tensors = without_prefix(tensors)
     found = guess_config(tensors, path)
     _check_size(found, config, name, path)

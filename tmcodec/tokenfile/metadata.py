@@ -348,7 +348,7 @@ def _check_numbers(meta: LayerMeta) -> None:
     need(
         levels_fit and len(meta.levels) > 0,
         "levels",
-        f"{meta.levels} are not 1 to 31 levels of 2 to {MAX_LEVEL}",
+        f"{shown(meta.levels)} are not 1 to 31 levels of 2 to {MAX_LEVEL}",
     )
     need(
         meta.codebook_size <= MAX_CODEBOOK, "levels", f"a codebook of {meta.codebook_size} does not fit int32"

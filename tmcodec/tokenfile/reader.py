@@ -13,6 +13,7 @@ from tmcodec.errors import (
     TrailingDataError,
     TruncatedFileError,
 )
+from tmcodec.texts import listed
 from tmcodec.tokenfile.header import ChunkIndex, payload_bytes, unpack_header
 from tmcodec.tokenfile.layer import MAX_PIXELS, Layer
 from tmcodec.tokenfile.metadata import FileMeta
@@ -113,7 +114,7 @@ class TokenFile:
         try:
             return self.layers[name]
         except KeyError:
-            known = ", ".join(map(repr, self.layers))
+            known = listed(map(repr, self.layers))
             raise LayerNotFoundError(f"{self._source.name} has no layer {name!r}; it has {known}") from None
 
     def __contains__(self, name: object) -> bool:
