@@ -25,6 +25,7 @@ from tmcodec.errors import (
 )
 from tmcodec.metrics import ClassMetrics, ImageMetrics
 from tmcodec.plot import scale_panel
+from tmcodec.rasters import RasterSource
 
 MakeTokenizer = Callable[[str], Path]
 MakeScene = Callable[..., Path]
@@ -111,6 +112,24 @@ def test_a_text_that_is_no_crs_equals_none_but_itself() -> None:
     assert _same_crs("no CRS", "no CRS")
     assert not _same_crs("no CRS", "EPSG:4326")
     assert _same_crs("EPSG:4326", rasterio.CRS.from_epsg(4326).to_wkt())
+
+
+def test_sizes_that_differ_are_said_before_anything_is_read(
+    make_scene: MakeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A raster of a few hundred bytes may claim more pixels than memory holds."""
+    small, large = make_scene("DEM"), make_scene("DEM", name="large.tif", width=64)
+    monkeypatch.setattr(RasterSource, "read", lambda *_: pytest.fail("a raster was read"))
+    with pytest.raises(SizeMismatchError, match=r"large.tif has 64 x 32 pixels, .*48 x 32"):
+        tmcodec.compare(large, small)
+
+
+def test_token_files_of_two_modalities_are_not_compared(make_scene: MakeScene, tmp_path: Path) -> None:
+    for modality in ("DEM", "NDVI"):  # a band each
+        scene = make_scene(modality, name=f"{modality}.tif")
+        tmcodec.encode(scene, tmp_path / f"{modality}.tmc", effort=0)
+    with pytest.raises(ModalityError, match=r"DEM.tmc is DEM, .*NDVI.tmc is NDVI; compare two of one"):
+        tmcodec.compare(tmp_path / "DEM.tmc", tmp_path / "NDVI.tmc")
 
 
 def test_places_beyond_all_numbers_are_equal_where_they_are_the_same() -> None:

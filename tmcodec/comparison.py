@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -194,7 +194,6 @@ def compare(
         original = replace(original, modality=reconstruction.modality)
     if count_bytes_of is not None:
         reconstruction = replace(reconstruction, bytes=os.path.getsize(count_bytes_of))
-    _check_alike(reconstruction, original)
     both = original.valid & reconstruction.valid
     metrics = compute_metrics(original.values, reconstruction.values, both, original.modality)
     result = _report(original, reconstruction, metrics, whole=window is None)
@@ -231,8 +230,11 @@ def _load_both(a: Any, b: Any, decoding: dict[str, Any], how: _Reading) -> tuple
         return _two_rasters(a, b, how)
     first = _decoded(a, decoding)
     if is_token_file(b):
-        return first, _decoded(b, decoding)
+        second = _decoded(b, decoding)
+        _check_alike(_side(first), _side(second))
+        return first, second
     with _open_like(b, first, how) as source:
+        _check_alike(_side(first), _side_of(b, source))
         return first, _from_raster(b, source)
 
 
@@ -242,6 +244,7 @@ def _two_rasters(a: Any, b: Any, how: _Reading) -> tuple[_Picture, _Picture]:
     with _open_either(a, b, named) as one:
         known = replace(named, s2_offset=one.s2_offset or "auto")
         with _open_either(b, a, known) as two:
+            _check_alike(_side_of(a, one), _side_of(b, two))
             return _from_raster(a, one), _from_raster(b, two)
 
 
@@ -347,15 +350,36 @@ def _name(source: Any) -> str:
 # --------------------------------------------------------------------------- the report
 
 
-def _check_alike(one: _Picture, two: _Picture) -> None:
-    if one.modality.name != two.modality.name:
-        raise ModalityError(f"{one.name} is {one.modality.name}, {two.name} is {two.modality.name}; "
-                            "compare two of one modality")
-    sizes = [f"{p.values.shape[2]} x {p.values.shape[1]}" for p in (one, two)]
-    if one.values.shape != two.values.shape:
-        raise SizeMismatchError(f"{one.name} has {sizes[0]} pixels, {two.name} {sizes[1]}; "
-                                "compare rasters of one size, the same --window of both, or, with a token "
-                                "file of a window, that window cut out of the raster")
+class _Side(NamedTuple):
+    """What must agree before two pictures can be compared, known before a raster is read."""
+
+    name: str
+    modality: str
+    width: int
+    height: int
+
+
+def _side(picture: _Picture) -> _Side:
+    _, height, width = picture.values.shape
+    return _Side(picture.name, picture.modality.name, width, height)
+
+
+def _side_of(source: Any, raster: RasterSource) -> _Side:
+    return _Side(_name(source), raster.modality.name, raster.width, raster.height)
+
+
+def _check_alike(one: _Side, two: _Side) -> None:
+    """Refuse two of other modalities or sizes."""
+    if one.modality != two.modality:
+        raise ModalityError(
+            f"{one.name} is {one.modality}, {two.name} is {two.modality}; compare two of one modality"
+        )
+    if one[2:] != two[2:]:
+        raise SizeMismatchError(
+            f"{one.name} has {one.width} x {one.height} pixels, {two.name} {two.width} x {two.height}; "
+            "compare rasters of one size, the same --window of both, or, with a token file of a window, that"
+            " window cut out of the raster"
+        )
 
 
 def _report(original: _Picture, other: _Picture, metrics: Metrics, whole: bool) -> Comparison:
