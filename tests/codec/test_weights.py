@@ -220,7 +220,9 @@ def test_names_in_a_file_are_shown_in_one_short_line(
     save_file({**tensors, "\n" + long: torch.zeros(1)}, path, meta)
     with pytest.raises(errors.WeightsError, match=r"unexpected: \\na{56}\.\.\.\)$"):
         load_weights(path)
-    for key, read in (("format", load_weights), ("base", load_weights), ("base", read_header)):
+    for key, read in (
+        ("format", load_weights), ("base", load_weights), ("base", read_header), ("name", load_weights),
+    ):  # fmt: skip
         save_file(tensors, path, {**meta, key: long})
         with pytest.raises(errors.WeightsError, match=f"{key},? .*a str"):
             read(path)

@@ -27,6 +27,7 @@ from tmcodec.codec.weights import (
 from tmcodec.errors import WeightsError
 from tmcodec.networks.denoiser import Denoiser
 from tmcodec.networks.mini import MiniConfig, MiniNet
+from tmcodec.texts import printable
 
 FORMAT = "tmcodec-texture-1"
 PREFIX = "denoiser."
@@ -95,9 +96,10 @@ def load_texture(path: Path, net: MiniNet, tokenizer: bytes) -> Texture:
         If the file is damaged, not a texture, or another tokenizer's.
     """
     meta, raw, tensors = read_weights(path, FORMAT, "the texture of a tmcodec tokenizer")
-    if meta.get("tokenizer_sha256") != tokenizer.hex():
+    whose = meta.get("tokenizer_sha256")
+    if whose != tokenizer.hex():
         raise WeightsError(
-            f"{path}: the texture belongs to weights {str(meta.get('tokenizer_sha256'))[:12]}, those beside "
+            f"{path}: the texture belongs to weights {printable(str(whose)[:12])}, those beside "
             f"it are {tokenizer.hex()[:12]}; remove it or put it beside its own"
         )
     cfg = check_config(raw, path)

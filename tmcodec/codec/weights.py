@@ -27,6 +27,7 @@ from tmcodec.modalities import get_modality
 from tmcodec.networks.compand import KINDS
 from tmcodec.networks.mini import MiniConfig, MiniNet
 from tmcodec.texts import listed, shown
+from tmcodec.tokenfile.metadata import MAX_NAME
 
 FORMAT = "tmcodec-mini-1"
 # Far above every published size, far below what would hurt: a header cannot make us allocate.
@@ -260,11 +261,13 @@ def load_weights(path: Path) -> tuple[MiniNet, str, bytes, dict[str, str]]:
     if not path.is_file():
         raise TokenizerNotFoundError(f"no weights file {path}; `tmcodec models list` shows what is embedded")
     meta, raw, stored = read_weights(path, FORMAT, "weights of a tmcodec tokenizer")
-    cfg = check_config(raw, path)
+    cfg, name = check_config(raw, path), meta.get("name", path.stem)
+    if not 0 < len(name.encode(errors="replace")) <= MAX_NAME:
+        raise WeightsError(f"{path}: its name, {shown(name)}, has not the 1 to {MAX_NAME} bytes that fit")
     tensors = _complete(meta, stored, path)
     _check_shapes(cfg, tensors, path)
     check_finite(tensors, path)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and nobody asked for it
         net = MiniNet(cfg)
     net.load_state_dict({k: v.float() for k, v in tensors.items()})
-    return net.eval(), meta.get("name", path.stem), content_hash(raw, tensors), meta
+    return net.eval(), name, content_hash(raw, tensors), meta
