@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ def read_pt(path: Path) -> Tensors:
         except (RuntimeError, ValueError):  # files from before torch 1.6 cannot be mapped
             raw = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, OSError, EOFError, KeyError, TypeError,
-            AttributeError, IndexError, AssertionError, ImportError, UnicodeDecodeError) as err:  # fmt: skip
+            AttributeError, IndexError, AssertionError, ImportError, struct.error) as err:  # fmt: skip
         # PyTorch's own words advise to load pickled objects, which is just what must not be done.
         raise WeightsError(
             f"{path}: not readable as a checkpoint of tensors; it may be damaged, of another format or a web"
