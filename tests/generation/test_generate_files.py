@@ -6,6 +6,7 @@ import errno
 import hashlib
 import math
 import os
+import socket
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -478,6 +479,15 @@ def test_the_centre_of_a_tile_in_degrees() -> None:
     # 800 m are 800 / (0.9996 * 111319.49) degrees there.
     assert east[0] - 15 == pytest.approx(800 / (0.9996 * 111319.49), rel=1e-4)
     assert tile_coordinates("auto", MapGrid(320, 320, None, None), [Window(0, 0, 1, 1)], 16) is None
+
+
+def test_the_text_of_a_crs_is_no_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        grid = MapGrid(320, 320, f"http://127.0.0.1:{server.getsockname()[1]}/crs", None)
+        assert centre(grid, Window(0, 0, 20, 20), 16) is None
+        with pytest.raises(BlockingIOError):  # nobody has come
+            server.accept()
     assert tile_coordinates((1.0, 2.0), grid, [Window(0, 0, 1, 1)] * 2, 16) == [(1.0, 2.0)] * 2
 
 

@@ -28,7 +28,7 @@ from tmcodec.generation.tiles import Strip, tile_count, tile_starts, tile_window
 from tmcodec.networks.generator.config import ModalitySpec
 from tmcodec.networks.precision import inference
 from tmcodec.rasters import Window
-from tmcodec.rasters.reader import GDAL_ERRORS
+from tmcodec.rasters.reader import GDAL_ERRORS, parse_crs
 from tmcodec.rasters.windows import IDENTITY
 from tmcodec.tokenfile import LayerMeta, TokenFileWriter
 
@@ -270,8 +270,9 @@ def centre(grid: MapGrid, window: Window, patch: int) -> Coordinates | None:
     col = (window.col * patch + min(window.col_end * patch, grid.width)) / 2
     row = (window.row * patch + min(window.row_end * patch, grid.height)) / 2
     a, b, c, d, e, f = grid.transform or IDENTITY
+    x, y = a * col + b * row + c, d * col + e * row + f
     try:
-        lon, lat = warp(grid.crs, "EPSG:4326", [a * col + b * row + c], [d * col + e * row + f])[:2]
+        lon, lat = warp(parse_crs(grid.crs or ""), "EPSG:4326", [x], [y])[:2]
     except GDAL_ERRORS:  # a local CRS, without a place on the globe, or a place outside the projection
         return None
     inside = -180 <= lon[0] <= 180 and -90 <= lat[0] <= 90
