@@ -353,6 +353,21 @@ def test_a_killed_run_goes_on_to_the_same_weights(config: Make, tmp_path: Path) 
     assert a["generator_tokenizers"] == b["generator_tokenizers"]
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_goes_on_in_the_middle_of_a_step(config: Make, tmp_path: Path) -> None:
+    often = {"accumulate_grad_batches": 3, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    place = {"dirpath": str(tmp_path / "kept"), "save_top_k": -1}
+    kept = {"class_path": "ModelCheckpoint", "init_args": place}
+    options = [f"--trainer.{key}={'null' if value is None else value}" for key, value in often.items()]
+    fit(config("whole"), *options, "--data.epoch=12", f"--trainer.callbacks+={kept}")
+    middle = tmp_path / "kept" / "epoch=0-step=1.ckpt"
+    assert load(middle)["TokenData"] == {"given": 4}  # a step of three, and the first batch of the next
+    fit(config("again"), *options, "--data.epoch=12", f"--ckpt_path={middle}")
+    a, b = (load(tmp_path / n / "last.ckpt") for n in ("whole", "again"))
+    assert a["global_step"] == b["global_step"] == 4
+    assert all(torch.equal(v, b["state_dict"][k]) for k, v in a["state_dict"].items())
+
+
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="AdamW alone takes longer")
 def test_it_learns_what_follows_from_what(config: Make) -> None:
     mixture = {"inputs": {"S2L2A": 1.0}, "targets": {"NDVI": 1.0}}

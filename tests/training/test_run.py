@@ -101,6 +101,26 @@ def test_a_killed_run_goes_on_to_the_same_weights(config: Config, tmp_path: Path
     assert a["tokenizer_config"] == b["tokenizer_config"]
 
 
+def test_a_run_goes_on_in_the_middle_of_a_step(config: Config, tmp_path: Path) -> None:
+    often = {"accumulate_grad_batches": 3, "val_check_interval": 2, "check_val_every_n_epoch": None}
+    place = {"dirpath": str(tmp_path / "kept"), "save_top_k": -1}
+    kept = {"class_path": "ModelCheckpoint", "init_args": place}
+    changes = {"trainer": {"max_steps": 4, **often}, "data": {"epoch": 12}}
+    paths = [config(name=name, **changes) for name in ("whole", "again")]
+    fit(paths[0], f"--trainer.callbacks+={kept}")
+    middle = tmp_path / "kept" / "epoch=0-step=1.ckpt"
+    found = load(middle)
+    assert found["TokenizerData"] == {"given": 4}  # a step of three, and the first batch of the next
+    trained = {f"net.{n}" for n, _ in net_of_checkpoint(middle).named_parameters() if "denoiser" not in n}
+    assert found["accumulated_gradients"].keys() == trained
+    assert "accumulated_gradients" not in load(tmp_path / "whole" / "last.ckpt")
+    fit(paths[1], f"--ckpt_path={middle}")
+    a, b = (load(tmp_path / n / "last.ckpt") for n in ("whole", "again"))
+    assert a["global_step"] == b["global_step"] == 4
+    assert same(a["state_dict"], b["state_dict"])
+    assert same(a["optimizer_states"], b["optimizer_states"])
+
+
 def test_the_weights_file_decodes_and_holds_the_average(config: Config, tmp_path: Path) -> None:
     callbacks = [
         {"class_path": "MovingAverage"},

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from tmcodec.codec.lineage import Lineage
 from tmcodec.errors import ConfigError
 from tmcodec.metrics import PEAKS
 from tmcodec.modalities import Modality, get_modality
+from tmcodec.training.accumulated import ResumableModule
 from tmcodec.training.crops import Batch
 from tmcodec.training.data import TokenizerData
 from tmcodec.training.losses import LossTerm, make_loss
@@ -26,7 +26,7 @@ from tmcodec.training.pair import Pair, masked_mean
 from tmcodec.training.starting import CONFIG_KEY, LAYOUT_KEY, LINEAGE_KEY, METRICS_KEY, STAGE_KEY
 
 
-class TrainingModule(LightningModule):
+class TrainingModule(ResumableModule):
     """Trains a network that has ``cfg`` and ``compander``; the layouts are subclasses.
 
     Parameters
@@ -134,6 +134,7 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, measured values included, and what the run started from."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[CONFIG_KEY] = json.dumps(self.net.cfg.to_dict())
         checkpoint[LAYOUT_KEY], checkpoint[STAGE_KEY] = self.layout, self.stage
         found = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
@@ -147,6 +148,7 @@ class TrainingModule(LightningModule):
         if checkpoint.get(LAYOUT_KEY, "mini") != self.layout:
             raise ConfigError("the checkpoint is of another layout; resume with its own config")
         self.adopt(json.loads(checkpoint[CONFIG_KEY]))
+        super().on_load_checkpoint(checkpoint)
 
     # ----------------------------------------------------------------------- steps
 

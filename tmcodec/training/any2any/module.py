@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from tmcodec.networks.generator.config import (
 )
 from tmcodec.networks.generator.embeddings import TargetEmbedding
 from tmcodec.networks.generator.model import Encoded, Generator, Part
+from tmcodec.training.accumulated import ResumableModule
 from tmcodec.training.any2any.data import PIXELS, Batch, TokenData
 from tmcodec.training.any2any.grids import TokenizerId
 from tmcodec.training.any2any.initial import align_attention
@@ -103,7 +103,7 @@ def find_unused_parameters(trainer: Any) -> None:
         trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
 
-class Any2AnyModule(LightningModule):
+class Any2AnyModule(ResumableModule):
     """Trains a `tmcodec.networks.generator.model.Generator`: some tokens are shown, others asked for.
 
     Parameters
@@ -194,6 +194,7 @@ class Any2AnyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what rebuilds the network, and whose tokens it speaks."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint[CONFIG_KEY] = json.dumps(self.net.cfg.to_dict())
         checkpoint[TOKENIZERS_KEY] = json.dumps({m: asdict(t) for m, t in self.tokenizers.items()})
 
@@ -209,6 +210,7 @@ class Any2AnyModule(LightningModule):
             if not made.agrees(self.tokenizers.get(modality, made)):
                 raise ConfigError(other_tokens(modality, made, self.tokenizers[modality]))
         self.tokenizers = {**before, **self.tokenizers}
+        super().on_load_checkpoint(checkpoint)
 
     # ----------------------------------------------------------------------- steps
 
