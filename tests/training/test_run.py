@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,6 +224,9 @@ def test_validate_and_test_use_the_averaged_weights(config: Config, tmp_path: Pa
         ({"model": {"losses": [{"name": "lpipz"}]}}, "unknown loss 'lpipz'"),
         ({"model": {"losses": [{"name": "mse", "options": {"power": 3}}]}}, "no option 'power'"),
         ({"model": {"losses": [{"name": "ndvi"}]}}, "NDVI"),
+        ({"model": {"losses": []}}, "model.losses is empty"),
+        ({"model": {"losses": [{"name": "mse", "weight": -1}]}}, "loss mse: its weight is -1"),
+        ({"model": {"losses": [{"name": "mse", "weight": float("nan")}]}}, "its weight is nan"),
         ({"model": {"stage": "decoder"}}, "model.start"),
         ({"model": {"net": None}}, "model.net"),
         ({"data": {"side": 40}}, "data.side"),
@@ -236,6 +240,16 @@ def test_wrong_configurations_are_one_line(change: dict[str, Any], says: str, co
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("tmcodec: error: ")
     assert says in message
+
+
+def test_a_loss_may_be_there_twice(config: Config) -> None:
+    options = [{"name": "charbonnier", "weight": 0.5, "options": {"epsilon": e}} for e in (0.03, 3.0)]
+    model = fit(config(model={"losses": options}), "--trainer.max_steps=1").model
+    ones = torch.ones(2, 1, 32, 32)
+    found = model.compare(ones, 0 * ones, ones > 0)
+    assert found["charbonnier"].item() == pytest.approx(0.5 * (math.hypot(1, 0.03) - 0.03))
+    assert found["charbonnier-2"].item() == pytest.approx(0.5 * (math.hypot(1, 3) - 3), rel=1e-4)
+    assert {"charbonnier", "charbonnier-2"} <= model.figures()
 
 
 def test_class_weights_need_ids_that_stay(config: Config) -> None:

@@ -19,7 +19,7 @@ from tmcodec.modalities import Modality, get_modality
 from tmcodec.training.accumulated import ResumableModule
 from tmcodec.training.crops import Batch
 from tmcodec.training.data import TokenizerData
-from tmcodec.training.losses import LossTerm, make_loss
+from tmcodec.training.losses import LossTerm, labels_of, make_loss
 from tmcodec.training.monitors import check_monitors
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 from tmcodec.training.pair import Pair, masked_mean
@@ -72,7 +72,7 @@ class TrainingModule(ResumableModule):
         self.modality: Modality = get_modality(modality)
         self.options = optimizer or OptimizerOptions()
         self.lr = self.options.lr  # under this name the learning-rate finder sets it
-        self.terms = list(losses)
+        self.terms, self.labels = list(losses), labels_of(losses)
         # Plain lists: frozen networks, those of losses and a layout's teacher, are no part of the checkpoint.
         self._losses: list[nn.Module] = [make_loss(term, self.modality) for term in self.terms]
         self._teacher: list[Any] = []
@@ -114,7 +114,7 @@ class TrainingModule(ResumableModule):
 
     def figures(self) -> set[str]:
         """Return the names of what validation measures, without ``val/``."""
-        return {"loss", "accuracy" if self.modality.categorical else "psnr", *(t.name for t in self.terms)}
+        return {"loss", "accuracy" if self.modality.categorical else "psnr", *self.labels}
 
     def on_fit_start(self) -> None:
         """Check what callbacks ask for; move the frozen networks to where the module is by now."""
@@ -164,12 +164,12 @@ class TrainingModule(ResumableModule):
         return torch.Generator(self.device).manual_seed(mixed)
 
     def compare(self, guess: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Return the weighted losses of a picture by name, in float32."""
+        """Return the weighted losses of a picture by label, in float32."""
         with torch.autocast(self.device.type, enabled=False):
             pair = Pair(guess.float(), truth, valid, self.modality, self.net.compander)
             return {
-                term.name: term.weight * loss(pair).mean()
-                for term, loss in zip(self.terms, self._losses, strict=True)
+                label: term.weight * loss(pair).mean()
+                for label, term, loss in zip(self.labels, self.terms, self._losses, strict=True)
             }
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

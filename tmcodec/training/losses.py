@@ -9,6 +9,8 @@ A loss of another package is registered by importing a module that uses `registe
 from __future__ import annotations
 
 import inspect
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -52,6 +54,10 @@ class LossTerm:
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ConfigError(f"loss {self.name}: its weight is {self.weight}; give 0 or more")
+
 
 def register(name: str) -> Callable[[L], L]:
     """Put a class into the table under `name`."""
@@ -61,6 +67,25 @@ def register(name: str) -> Callable[[L], L]:
         return cls
 
     return add
+
+
+def labels_of(terms: Sequence[LossTerm]) -> list[str]:
+    """Return what logs call the losses of a configuration: their names, with numbers from the second on.
+
+    Two LPIPS of different trunks are ``lpips`` and ``lpips-2``.
+    """
+    seen: Counter[str] = Counter()
+    labels = []
+    for term in terms:
+        seen[term.name] += 1
+        labels.append(term.name if seen[term.name] == 1 else f"{term.name}-{seen[term.name]}")
+    return labels
+
+
+def check_some(losses: Sequence[LossTerm] | None) -> None:
+    """Refuse an empty list, by which nothing would be trained; None asks for the stage's own."""
+    if losses is not None and not losses:
+        raise ConfigError("model.losses is empty; name one at least, or leave the key out")
 
 
 def make_loss(term: LossTerm, modality: Modality) -> Loss:

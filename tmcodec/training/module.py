@@ -17,7 +17,7 @@ from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.training.base import TrainingModule
 from tmcodec.training.crops import Batch
 from tmcodec.training.data import TokenizerData
-from tmcodec.training.losses import LossTerm
+from tmcodec.training.losses import LossTerm, check_some
 from tmcodec.training.mini import band_balance, network_input, residual_fields
 from tmcodec.training.optimizers import OptimizerOptions
 from tmcodec.training.rate import RateModel
@@ -230,5 +230,7 @@ def check_choices(
         raise ConfigError(f"model.rate shapes tokens, and stage {stage} leaves them; leave it out")
     if search < 0 or (search and stage != "decoder"):
         raise ConfigError("model.search is for stage decoder, at least 0: other stages decode the encoder's")
-    if stage in ("denoiser", "energy") and losses:
+    if stage not in ("denoiser", "energy"):
+        check_some(losses)
+    elif losses:
         raise ConfigError(f"stage {stage} has its own loss; leave model.losses out")

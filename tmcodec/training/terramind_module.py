@@ -15,7 +15,7 @@ from tmcodec.networks.terramind.config import TerraMindConfig
 from tmcodec.samplers.schedule import TRAIN_STEPS, terramind_alpha_bar
 from tmcodec.training.base import TrainingModule
 from tmcodec.training.crops import Batch
-from tmcodec.training.losses import LossTerm
+from tmcodec.training.losses import LossTerm, check_some
 from tmcodec.training.mini import one_hot
 from tmcodec.training.optimizers import OptimizerOptions
 from tmcodec.training.resize import random_windows
@@ -112,6 +112,7 @@ class TerraMindModule(TrainingModule):
         checkpoint_activations: bool = False,
         seed: int = 0,
     ) -> None:
+        check_some(losses)
         network, lineage = build(net, start, stage)
         freeze(network, stage)
         if losses is None:
