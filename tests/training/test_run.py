@@ -242,6 +242,15 @@ def test_wrong_configurations_are_one_line(change: dict[str, Any], says: str, co
     assert says in message
 
 
+@pytest.mark.parametrize("stage", ["denoiser", "chain", "distill", "energy"])
+def test_class_maps_have_no_sampling_stage(stage: str, config: Config, tmp_path: Path) -> None:
+    cfg = MiniConfig("LULC", 10, (5, 5, 5), **SMALL)
+    save_weights(tmp_path / "a.safetensors", MiniNet(cfg), "a", {})
+    model = {"net": None, "stage": stage, "start": str(tmp_path / "a.safetensors")}
+    with pytest.raises(ConfigError, match=f"stage {stage} trains .*; take mean or decoder"):
+        training.build(["-c", str(config("LULC", model=model))], run_it=False)
+
+
 def test_a_loss_may_be_there_twice(config: Config) -> None:
     options = [{"name": "charbonnier", "weight": 0.5, "options": {"epsilon": e}} for e in (0.03, 3.0)]
     model = fit(config(model={"losses": options}), "--trainer.max_steps=1").model

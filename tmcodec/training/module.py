@@ -102,6 +102,10 @@ class TokenizerModule(TrainingModule):
     ) -> None:
         check_choices(stage, start, losses, rate, search, chain_steps, teacher_steps)
         network, copied, lineage = build_net(net, start)
+        if stage not in ("mean", "decoder") and get_modality(network.cfg.modality).categorical:
+            raise ConfigError(
+                f"stage {stage} trains a diffusion decoder, which class maps have not; take mean or decoder"
+            )
         if stage == "energy":
             network = textured(network)
         freeze(network, stage)
