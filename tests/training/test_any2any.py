@@ -425,6 +425,16 @@ def test_a_file_of_another_kind_is_refused_before_the_first_step(config: Make, t
         fit(config(), f"--trainer.callbacks={[writer]}")
 
 
+def test_a_checkpoint_of_no_generator_is_refused(config: Make, tmp_path: Path) -> None:
+    fit(config(), "--trainer.max_steps=1")
+    last = tmp_path / "run" / "last.ckpt"
+    found = load(last)
+    del found["generator_config"]
+    torch.save(found, last)
+    with pytest.raises(ConfigError, match="not of a generator"):
+        fit(config(), f"--ckpt_path={last}")
+
+
 def test_attention_begins_at_the_same_place() -> None:
     net = Any2AnyModule(Layout(["NDVI"], dim=32, encoder_depth=1, decoder_depth=1, heads=4), alike=2.0).net
     plain = Any2AnyModule(Layout(["NDVI"], dim=32, encoder_depth=1, decoder_depth=1, heads=4), alike=0.0).net

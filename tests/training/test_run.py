@@ -182,6 +182,36 @@ def test_a_run_goes_on_from_a_checkpoint_of_another_stage(config: Config, tmp_pa
     assert len(module.net.cfg.residual_std) == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"optimizer": {"kind": "adamw"}}, "optimizer moves other parameters"),
+        ({"rate": 0.1}, "do not both have rate_model"),
+        ({"net": None, "stage": "decoder", "start": "first"}, "of stage mean, not decoder; .*model.start"),
+    ],
+)
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="AdamW is the only optimizer")
+def test_a_checkpoint_of_other_training_is_refused(
+    model: dict[str, Any], why: str, config: Config, tmp_path: Path
+) -> None:
+    fit(config(name="first"), "--trainer.max_steps=1")
+    last = tmp_path / "first" / "last.ckpt"
+    if "start" in model:
+        model = {**model, "start": str(last)}
+    with pytest.raises(ConfigError, match=why):
+        fit(config(name="other", model=model), f"--ckpt_path={last}")
+
+
+def test_a_checkpoint_of_no_tokenizer_is_refused(config: Config, tmp_path: Path) -> None:
+    fit(config(name="first"), "--trainer.max_steps=1")
+    last = tmp_path / "first" / "last.ckpt"
+    found = load(last)
+    del found["tokenizer_config"]
+    torch.save(found, last)
+    with pytest.raises(ConfigError, match="not of a tokenizer"):
+        fit(config(name="first"), f"--ckpt_path={last}")
+
+
 def test_statistics_are_measured_once_and_kept(config: Config, tmp_path: Path) -> None:
     path = config("S1GRD")
     result = CliRunner().invoke(cli, ["train", "stats", "-c", str(path), "--json"])

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tmcodec.codec.lineage import Lineage
 from tmcodec.errors import ConfigError
 from tmcodec.metrics import PEAKS
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.training.accumulated import ResumableModule
 from tmcodec.training.crops import Batch
 from tmcodec.training.data import TokenizerData
 from tmcodec.training.losses import LossTerm, labels_of, make_loss
 from tmcodec.training.monitors import check_monitors
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
 from tmcodec.training.pair import Pair, masked_mean
+from tmcodec.training.resume import ResumableModule
 from tmcodec.training.starting import CONFIG_KEY, LAYOUT_KEY, LINEAGE_KEY, METRICS_KEY, STAGE_KEY
 
 
@@ -144,9 +145,17 @@ class TrainingModule(ResumableModule):
             checkpoint[LINEAGE_KEY] = self.lineage.to_json()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the measured values of a run that goes on."""
+        """Take the measured values of a run that goes on; refuse one of another layout, stage or network."""
         if checkpoint.get(LAYOUT_KEY, "mini") != self.layout:
             raise ConfigError("the checkpoint is of another layout; resume with its own config")
+        if CONFIG_KEY not in checkpoint:
+            raise ConfigError("the checkpoint is not of a tokenizer; resume with its own config")
+        stage = checkpoint.get(STAGE_KEY, self.stage)
+        if stage != self.stage:
+            raise ConfigError(
+                f"the checkpoint is of stage {stage}, not {self.stage}; resume with its own config, "
+                "or go on from it by model.start"
+            )
         self.adopt(json.loads(checkpoint[CONFIG_KEY]))
         super().on_load_checkpoint(checkpoint)
 
@@ -227,6 +236,11 @@ class TrainingModule(ResumableModule):
 
     # ----------------------------------------------------------------------- optimisation
 
+    def make_optimizer(self) -> Optimizer:
+        """Return the optimizer of all that gradients reach."""
+        params = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        return build_optimizer(params, replace(self.options, lr=self.lr))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule over all steps of the run.
 
@@ -240,10 +254,8 @@ class TrainingModule(ResumableModule):
             raise ConfigError(
                 "the learning rate's schedule needs an end; set trainer.max_steps or trainer.max_epochs"
             )
-        options = replace(self.options, lr=self.lr)
-        params = {n: p for n, p in self.named_parameters() if p.requires_grad}
-        optimizer = build_optimizer(params, options)
+        optimizer = self.make_optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: factor_at(step, int(total), options)
+            optimizer, lambda step: factor_at(step, int(total), self.options)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tmcodec.errors import ConfigError
 from tmcodec.networks.generator.config import (
@@ -25,7 +26,6 @@ from tmcodec.networks.generator.config import (
 )
 from tmcodec.networks.generator.embeddings import TargetEmbedding
 from tmcodec.networks.generator.model import Encoded, Generator, Part
-from tmcodec.training.accumulated import ResumableModule
 from tmcodec.training.any2any.data import PIXELS, Batch, TokenData
 from tmcodec.training.any2any.grids import TokenizerId
 from tmcodec.training.any2any.initial import align_attention
@@ -34,6 +34,7 @@ from tmcodec.training.any2any.softmax import sampled_cross_entropy
 from tmcodec.training.any2any.starting import CONFIG_KEY, TOKENIZERS_KEY, copy_fitting, open_start
 from tmcodec.training.monitors import check_monitors
 from tmcodec.training.optimizers import OptimizerOptions, build_optimizer, factor_at
+from tmcodec.training.resume import ResumableModule
 
 Query = tuple[str, Tensor, tuple[int, int], Tensor | None]
 Scores = dict[str, Tensor]
@@ -200,6 +201,8 @@ class Any2AnyModule(ResumableModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another network, or of other tokens."""
+        if CONFIG_KEY not in checkpoint:
+            raise ConfigError("the checkpoint is not of a generator; resume with its own config")
         if json.loads(checkpoint[CONFIG_KEY]) != json.loads(json.dumps(self.net.cfg.to_dict())):
             raise ConfigError(
                 "the checkpoint is of a network of other sizes than model.net; resume with its own config"
@@ -324,6 +327,11 @@ class Any2AnyModule(ResumableModule):
 
     # ----------------------------------------------------------------------- optimisation
 
+    def make_optimizer(self) -> Optimizer:
+        """Return the optimizer of all that gradients reach."""
+        params = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        return build_optimizer(params, replace(self.options, lr=self.lr), hidden=is_block_matrix)
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer and its schedule over all steps of the run.
 
@@ -337,11 +345,9 @@ class Any2AnyModule(ResumableModule):
             raise ConfigError(
                 "the learning rate's schedule needs an end; set trainer.max_steps or trainer.max_epochs"
             )
-        options = replace(self.options, lr=self.lr)
-        params = {n: p for n, p in self.named_parameters() if p.requires_grad}
-        optimizer = build_optimizer(params, options, hidden=is_block_matrix)
+        optimizer = self.make_optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: factor_at(step, int(total), options)
+            optimizer, lambda step: factor_at(step, int(total), self.options)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,4 +1,4 @@
-"""Checkpoints between two batches of one step of the optimizer."""
+"""Runs that go on: what a checkpoint must have of this one, and gradients of a step that is not complete."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
+
+from tmcodec.errors import ConfigError
 
 GRADIENTS_KEY = "accumulated_gradients"
 """Where a checkpoint keeps the gradients of a step that is not complete, by parameter."""
@@ -67,6 +70,31 @@ class ResumableModule(LightningModule):
                 found[name] = reduce(grad.detach().clone(), reduce_op="mean")
         return found
 
+    def make_optimizer(self) -> Optimizer:
+        """Return the optimizer of what is trained."""
+        raise NotImplementedError
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember them until the first batch."""
+        """Refuse a checkpoint that does not fit, before Lightning does; keep its gradients for the first
+        batch.
+
+        Raises
+        ------
+        ConfigError
+            If it has other parameters than the module, or, where a fit goes on, another optimizer.
+        """
+        odd = sorted(checkpoint["state_dict"].keys() ^ self.state_dict().keys())
+        if odd:
+            raise ConfigError(
+                f"the checkpoint and this configuration do not both have {odd[0]}; resume with its own config"
+            )
+        states = checkpoint.get("optimizer_states")
+        if states and self.trainer.state.fn == TrainerFn.FITTING:
+            groups = (states[0]["param_groups"], self.make_optimizer().param_groups)
+            saved, own = ([len(group["params"]) for group in part] for part in groups)
+            if saved != own:
+                raise ConfigError(
+                    "the checkpoint's optimizer moves other parameters than model.optimizer, or moves them "
+                    "otherwise; resume with its own config"
+                )
         self._added_up = dict(checkpoint.get(GRADIENTS_KEY, {}))
