@@ -387,6 +387,15 @@ def test_statistics_stream_to_what_memory_gives(tmp_path: Path) -> None:
     assert (found.items, found.skipped) == (2, 0)
 
 
+def test_a_band_of_one_value_has_no_statistics(tmp_path: Path) -> None:
+    for i in range(3):
+        path = write_raster(tmp_path / f"{i}.tif", "S1GRD", 96, seed=i)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.write(np.full((96, 96), -17.3, np.float32), 2)
+    with pytest.raises(CorpusError, match=r"one value everywhere in VH,.*model\.net\.mean and std"):
+        band_statistics([RasterFolder(str(tmp_path), "S1GRD")])
+
+
 # --------------------------------------------------------------------------- shards
 
 

@@ -79,7 +79,7 @@ def band_statistics(
     TmcodecError
         If a file is bad and its source does not skip such.
     CorpusError
-        If a band has no valid pixel anywhere.
+        If a band has no valid pixel anywhere, or one value everywhere.
     """
     modality, curve = sources[0].modality, Compander(compand, origin, knee, [0.0], [1.0])
     first, second, total, pixels = (np.zeros(len(modality.bands)) for _ in range(4))
@@ -101,7 +101,15 @@ def band_statistics(
         missing = ", ".join(b for b, t in zip(modality.bands, total, strict=True) if not t)
         raise CorpusError(f"no valid pixel of {missing} in {items} files; check the data")
     mean = first / total
-    std = np.sqrt(np.maximum(second / total - mean**2, 1e-12))
+    variance = second / total - mean**2
+    flat = variance <= 1e-12 * (1 + mean**2)  # what rounding leaves of nothing
+    if flat.any():
+        names = ", ".join(b for b, one in zip(modality.bands, flat, strict=True) if one)
+        raise CorpusError(
+            f"one value everywhere in {names}, and no deviation to normalise by; check the data, or give "
+            "model.net.mean and std"
+        )
+    std = np.sqrt(variance)
     skipped = sum(len(s.bad) for s in sources)
     plain = tuple(map(float, mean)), tuple(map(float, std)), tuple(map(int, pixels))
     return BandStatistics(*plain, items, skipped)
