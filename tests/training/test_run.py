@@ -318,8 +318,6 @@ def test_bf16_is_for_processors_that_compute_in_it(
     other = ["--trainer.accelerator=cpu", "--trainer.precision=16-mixed"]
     mixed = training.build(["-c", str(config()), *other], run_it=False)
     assert mixed.trainer.precision == ("bf16-mixed" if has else "32-true")  # as Lightning reads it there
-    half = training.build(["-c", str(config()), "--trainer.precision=bf16-true"], run_it=False)
-    assert half.trainer.precision == "bf16-true"  # asked for by who wants its rounding
 
 
 def test_the_learning_rate_finder_leaves_no_other_trace(config: Config, tmp_path: Path) -> None:
@@ -478,6 +476,9 @@ def test_a_hundred_steps_learn_something(modality: str, config: Config) -> None:
         ("--model.optimizer.weight_decay=-1", "weight_decay is -1.0"),
         ("--model.optimizer.betas=[0.9,1]", "betas"),
         ("--trainer.accelerator=gpu", "(?i)accelerator|gpu"),
+        ("--trainer.precision=bf16-true", "precision is bf16-true, .* bf16-mixed, 16-mixed or 32-true"),
+        ("--trainer.precision=64", "precision is 64, .* bf16-mixed"),
+        ("--trainer.strategy=ddpp", "trainer: .*strategy='ddpp'"),
     ],
 )
 def test_values_that_cannot_be_are_one_line(option: str, why: str, config: Config) -> None:
@@ -503,6 +504,15 @@ def test_a_file_that_is_no_checkpoint_is_one_line(kind: str, config: Config, tmp
     why = "cut short" if kind in ("cut", "text") else "holds no training state; weights go into model.start"
     with pytest.raises(ConfigError, match=f"ckpt_path: .*a.ckpt .*{why}"):
         training.run("fit", ["-c", str(config()), "--ckpt_path", str(path)])
+
+
+@pytest.mark.parametrize("command", ["fit", "stats", "tokens", "generator fit"])
+def test_a_configuration_of_another_encoding_is_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("# für Ötztal\n".encode("latin-1"))
+    result = CliRunner().invoke(cli, ["train", *command.split(), "-c", str(tmp_path / "a.yaml")])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("tmcodec: error: ")
+    assert "a.yaml: not a text in UTF-8" in result.stderr
 
 
 def test_flags_with_and_without_values() -> None:

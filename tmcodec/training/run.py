@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentError
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.tuner import Tuner
@@ -32,6 +32,10 @@ __all__ = ["EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "TrainingC
 # Configurations name these without their module; jsonargparse finds what is imported.
 Layouts: tuple[type[TrainingModule], ...] = (TokenizerModule, TerraMindModule)
 Callbacks: tuple[type[Callback], ...] = (own.MovingAverage, own.Reconstructions, own.WeightsFile)
+
+
+OF_WEIGHTS = ("bf16-true", "16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
+"""Precisions of Lightning's that convert parameters, which what is compared with them does not follow."""
 
 
 class TrainingCLI(LightningCLI):
@@ -56,11 +60,19 @@ class TrainingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Train in float32 where the processor would only emulate bfloat16, and say so.
 
-        On processors Lightning takes mixed float16 for bfloat16. Whoever asks for ``bf16-true`` wants its
-        rounding.
+        On processors Lightning takes mixed float16 for bfloat16.
+
+        Raises
+        ------
+        ConfigError
+            If the weights themselves are to have another precision than float32.
         """
         config = self.config.get(str(self.subcommand), self.config)
         asked = str(config.trainer.precision)
+        if asked in OF_WEIGHTS:
+            raise ConfigError(
+                f"trainer.precision is {asked}, but weights are float32; take bf16-mixed, 16-mixed or 32-true"
+            )
         mixed = asked in ("bf16-mixed", "bf16", "16-mixed", "16")
         if mixed and emulates_bf16(str(config.trainer.accelerator)):
             config.trainer.precision = "32-true"
@@ -68,6 +80,19 @@ class TrainingCLI(LightningCLI):
                 "This processor has no bfloat16 arithmetic, and emulating it takes over ten times as long: "
                 f"training in float32 instead of trainer.precision {asked}."
             )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer.
+
+        Raises
+        ------
+        ConfigError
+            If it does not take what it is given, as a strategy that does not exist.
+        """
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ValueError as err:
+            raise ConfigError(f"trainer: {' '.join(str(err).split())}") from err
 
     def before_fit(self) -> None:
         """Look for a learning rate where it is asked for."""
@@ -133,6 +158,7 @@ def command_line(
     ConfigError
         If a key is unknown or a value does not fit.
     """
+    check_text(args)
     check_checkpoint(args)
     with warnings.catch_warnings():
         for message in MISLEADING:
@@ -160,6 +186,30 @@ def command_line(
             if found is None:
                 raise
             raise found from err
+
+
+def configurations(args: Sequence[str]) -> Iterator[str]:
+    """Yield what stands after ``-c`` and ``--config`` in a command line."""
+    for i, arg in enumerate(args):
+        flag, _, value = arg.partition("=")
+        if flag in ("-c", "--config"):
+            yield value or (args[i + 1] if i + 1 < len(args) else "")
+
+
+def check_text(args: Sequence[str]) -> None:
+    """Refuse configurations that are no text, which the parser has no words for.
+
+    Raises
+    ------
+    ConfigError
+    """
+    for name in configurations(args):
+        try:
+            Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as err:
+            raise ConfigError(f"{name}: not a text in UTF-8; save the configuration as such") from err
+        except (OSError, ValueError):  # the parser says what is wrong
+            continue
 
 
 def check_checkpoint(args: Sequence[str]) -> None:
@@ -202,13 +252,9 @@ def names_a_layout(args: Sequence[str]) -> bool:
     """
     if any(a.split("=")[0] in ("--model", "--model.class_path") for a in args):
         return True
-    for i, arg in enumerate(args):
-        flag, _, value = arg.partition("=")
-        if flag not in ("-c", "--config"):
-            continue
-        name = value or (args[i + 1] if i + 1 < len(args) else "")
+    for name in configurations(args):
         with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
-            raw = yaml.safe_load(Path(name).read_text())
+            raw = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
             if isinstance(raw, dict) and isinstance(raw.get("model"), dict) and "class_path" in raw["model"]:
                 return True
     return False

@@ -15,7 +15,7 @@ from tmcodec.training.any2any.data import TokenData
 from tmcodec.training.any2any.module import Any2AnyModule
 from tmcodec.training.any2any.tokens import Report, TokenPlan, write_corpus
 from tmcodec.training.callbacks import MovingAverage
-from tmcodec.training.run import TrainingCLI, command_line
+from tmcodec.training.run import TrainingCLI, check_text, command_line
 from tmcodec.training.sources import RasterFolder  # noqa: F401  (configurations name it without its module)
 
 # Configurations name these without their module; jsonargparse finds what is imported.
@@ -54,6 +54,7 @@ def read_plan(args: Sequence[str]) -> TokenPlan:
     TmcodecError
         If rasters are missing or bad.
     """
+    check_text(args)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("-c", "--config", action="config")
     parser.add_class_arguments(TokenPlan, None)
