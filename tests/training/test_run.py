@@ -261,6 +261,8 @@ def test_validate_and_test_use_the_averaged_weights(config: Config, tmp_path: Pa
         ({"model": {"net": None}}, "model.net"),
         ({"data": {"side": 40}}, "data.side"),
         ({"data": {"wrap": 0.5}}, "wrap"),
+        ({"data": {"blend": 15}}, "data.warp and data.blend are chances"),
+        ({"model": {"start": "mini-s2l2a-v9"}}, "model.start: mini-s2l2a-v9 is neither a file nor"),
         ({"trainer": {"max_steps": -1, "max_epochs": -1}}, "max_steps"),
     ],
 )
@@ -520,4 +522,5 @@ def test_flags_with_and_without_values() -> None:
         "--overwrite=true", "--trainer.fast_dev_run=true", "-c", "a",
     ]  # fmt: skip
     assert translate(("--overwrite", "false", "--lr_find")) == ["--overwrite", "false", "--lr_find=true"]
+    assert translate(("--fast-dev-run", "true")) == ["--trainer.fast_dev_run", "true"]
     assert translate(("--overwrite=true",)) == ["--overwrite=true"]

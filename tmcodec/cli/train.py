@@ -51,13 +51,15 @@ def import_run() -> Any:
 
 
 def translate(args: tuple[str, ...]) -> list[str]:
-    """Write the short flags out, those that a value follows left as they are."""
+    """Write the short flags out; those that a value follows keep it."""
     if not args:
         raise click.UsageError("give a configuration: -c FILE")
     written = []
     for arg, after in zip(args, (*args[1:], "--"), strict=True):
         flag = _FLAGS.get(arg.replace("-", "_").replace("__", "--", 1)) if arg.startswith("--") else None
-        written.append(arg if flag is None or after.lower() in ("true", "false") else flag)
+        if flag is not None and after.lower() in ("true", "false"):
+            flag = flag.removesuffix("=true")
+        written.append(arg if flag is None else flag)
     return written
 
 

@@ -84,6 +84,8 @@ class TokenizerData(LightningDataModule):
             raise ConfigError(
                 "data.side must be a multiple of 32, batch, epoch and val_crops above 0, workers not below"
             )
+        if not all(0 <= self.augmentation[name] <= 1 for name in ("warp", "blend")):
+            raise ConfigError("data.warp and data.blend are chances; give 0 to 1")
         if self.sources["train"][0].modality.categorical and (
             self.augmentation["warp"] or self.augmentation["blend"]
         ):

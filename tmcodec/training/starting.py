@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tmcodec.codec.lineage import Lineage, Origin, parse_decodes, tokens_digest
-from tmcodec.codec.models import find_weights
+from tmcodec.codec.models import EMBEDDED, RETIRED, find_weights
+from tmcodec.codec.terramind_models import OFFICIAL
 from tmcodec.codec.weights import as_stored, check_config, check_shapes, content_hash, load_weights
 from tmcodec.errors import ConfigError, WeightsError
 from tmcodec.networks.mini import MiniConfig, MiniNet
@@ -120,6 +121,23 @@ def lineage_of(net: MiniNet, origins: tuple[Origin, ...]) -> Lineage:
     return Lineage(tokens_digest(net), origins)
 
 
+def find_start(start: str) -> Path:
+    """Return the weights file of a starting point: what a tokenizer's name stands for, or a file.
+
+    Raises
+    ------
+    ConfigError
+        If it is neither.
+    TokenizerNotFoundError
+        If it is no weights file, or its weights are not on this computer.
+    """
+    if not (start in EMBEDDED or start in RETIRED or start in OFFICIAL or Path(start).is_file()):
+        raise ConfigError(
+            f"model.start: {start} is neither a file nor a tokenizer's name; `tmcodec models` lists the names"
+        )
+    return find_weights(start)
+
+
 def open_start(start: str) -> tuple[MiniNet, Lineage]:
     """Open a starting point.
 
@@ -136,7 +154,7 @@ def open_start(start: str) -> tuple[MiniNet, Lineage]:
 
     Raises
     ------
-    TokenizerNotFoundError, WeightsError
+    ConfigError, TokenizerNotFoundError, WeightsError
     """
     if start.endswith(".ckpt"):
         if not Path(start).is_file():
@@ -146,7 +164,7 @@ def open_start(start: str) -> tuple[MiniNet, Lineage]:
         own = Origin(Path(start).stem, content_hash(*as_stored(net)))
         earlier = run.lineage.decoded_by(tokens_digest(net)) if run.lineage else ()
         return net, lineage_of(net, (own, *earlier))
-    path = find_weights(start)
+    path = find_start(start)
     net, name, sha256, notes = load_weights(path)
     return net.train(), lineage_of(net, (Origin(name, sha256), *parse_decodes(notes, path)))
 

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from tmcodec.codec.lineage import Lineage, Origin, parse_decodes
-from tmcodec.codec.models import find_weights
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel
 from tmcodec.codec.terramind_weights import (
     DECODER,
@@ -24,7 +23,7 @@ from tmcodec.codec.weights import check_shapes
 from tmcodec.errors import ConfigError, WeightsError
 from tmcodec.networks.terramind.config import TerraMindConfig
 from tmcodec.networks.terramind.net import expected_shapes
-from tmcodec.training.starting import SavedRun, read_run
+from tmcodec.training.starting import SavedRun, find_start, read_run
 from tmcodec.training.terramind_net import TerraMindNet
 
 
@@ -88,7 +87,7 @@ def open_terramind(start: str, wanted: TerraMindConfig | None) -> tuple[TerraMin
     if start.endswith(".ckpt"):
         net, origins = _of_run(Path(start))
     else:
-        opened = _opened(find_weights(start), wanted)
+        opened = _opened(find_start(start), wanted)
         tensors = {k: v for which in (ENCODER, DECODER) for k, v in opened.half(which).items()}
         net = filled(opened.config, tensors)
         own = Origin(opened.name, opened.sha256)
