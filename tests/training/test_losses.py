@@ -310,3 +310,9 @@ def test_masked_mean_of_nothing_is_zero() -> None:
     x = torch.tensor([[[[1.0, 3.0]]], [[[5.0, float("nan")]]]])
     mask = torch.tensor([[[[False, False]]], [[[True, False]]]])
     assert masked_mean(x, mask).tolist() == [0.0, 5.0]
+
+
+def test_windows_that_fit_no_crop_are_refused() -> None:
+    with pytest.raises(ConfigError, match="windows of 65 pixels do not fit crops of 64 x 64"):
+        value("structure", make_pair(side=64), side=65)
+    assert value("structure", make_pair(side=64), side=64) > 0

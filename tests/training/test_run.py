@@ -261,6 +261,12 @@ def test_validate_and_test_use_the_averaged_weights(config: Config, tmp_path: Pa
         ({"model": {"net": None}}, "model.net"),
         ({"data": {"side": 40}}, "data.side"),
         ({"data": {"wrap": 0.5}}, "wrap"),
+        ({"data": {"seed": -1}}, "workers and seed not below"),
+        ({"model": {"rate": -0.1}}, "model.hold and model.rate are weights"),
+        (
+            {"trainer": {"callbacks": [{"class_path": "WeightsFile", "init_args": {"name": "runs/s2"}}]}},
+            "WeightsFile: 'runs/s2' is no name for a file",
+        ),
         ({"data": {"blend": 15}}, "data.warp and data.blend are chances"),
         ({"model": {"start": "mini-s2l2a-v9"}}, "model.start: mini-s2l2a-v9 is neither a file nor"),
         ({"trainer": {"max_steps": -1, "max_epochs": -1}}, "max_steps"),

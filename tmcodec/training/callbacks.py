@@ -170,6 +170,10 @@ class FileAtEnd(Callback):
     module: ClassVar[type[LightningModule]] = LightningModule
 
     def __init__(self, name: str, licence: str = "not stated") -> None:
+        if not name or set(name) & set("/\\\0"):
+            raise ConfigError(
+                f"{type(self).__name__}: {name!r} is no name for a file; it is written beside the checkpoints"
+            )
         self.name, self.licence = name, licence
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

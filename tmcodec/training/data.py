@@ -79,10 +79,11 @@ class TokenizerData(LightningDataModule):
             self.side < 32
             or self.side % 32
             or min(self.batch, self.epoch, self.val_crops) < 1
-            or self.workers < 0
+            or min(self.workers, self.seed) < 0
         ):
             raise ConfigError(
-                "data.side must be a multiple of 32, batch, epoch and val_crops above 0, workers not below"
+                "data.side must be a multiple of 32, batch, epoch and val_crops above 0, "
+                "workers and seed not below"
             )
         if not all(0 <= self.augmentation[name] <= 1 for name in ("warp", "blend")):
             raise ConfigError("data.warp and data.blend are chances; give 0 to 1")

@@ -100,7 +100,7 @@ class TokenizerModule(TrainingModule):
         teacher_steps: int = 20,
         seed: int = 0,
     ) -> None:
-        check_choices(stage, start, losses, rate, search, chain_steps, teacher_steps)
+        check_choices(stage, start, losses, hold, rate, search, chain_steps, teacher_steps)
         network, copied, lineage = build_net(net, start)
         if stage not in ("mean", "decoder") and get_modality(network.cfg.modality).categorical:
             raise ConfigError(
@@ -218,6 +218,7 @@ def check_choices(
     stage: StageName,
     start: str | None,
     losses: list[LossTerm] | None,
+    hold: float,
     rate: float,
     search: int,
     chain_steps: int,
@@ -230,6 +231,8 @@ def check_choices(
         raise ConfigError("model.chain_steps must be at least 2; one step never runs the denoiser")
     if stage == "distill" and not chain_steps < teacher_steps <= TRAIN_STEPS:
         raise ConfigError(f"model.teacher_steps must lie above model.chain_steps, up to {TRAIN_STEPS}")
+    if hold < 0 or rate < 0:
+        raise ConfigError("model.hold and model.rate are weights; give 0 or more")
     if rate and stage != "mean":
         raise ConfigError(f"model.rate shapes tokens, and stage {stage} leaves them; leave it out")
     if search < 0 or (search and stage != "decoder"):

@@ -54,7 +54,7 @@ class MultiScaleStructure(Loss):
     scales
         How many; each halves the picture by 2x2 means. Scales smaller than the window are left out.
     side
-        Of the uniform window, pixels; windows with a masked pixel are left out.
+        Of the uniform window, pixels, at most that of the crops; windows with a masked pixel are left out.
     span
         What SSIM calls the data range, in standard deviations.
     """
@@ -76,7 +76,10 @@ class MultiScaleStructure(Loss):
             parts.append(masked_mean(1 - similar, whole))
             guess, truth = F.avg_pool2d(guess, 2), F.avg_pool2d(truth, 2)
             valid = (F.avg_pool2d(valid, 2) > 0.9).float()
-        return torch.stack(parts).mean(0) if parts else guess.flatten(1).sum(1) * 0
+        if not parts:
+            size = " x ".join(map(str, guess.shape[-2:]))
+            raise ConfigError(f"loss structure: windows of {self.side} pixels do not fit crops of {size}")
+        return torch.stack(parts).mean(0)
 
 
 def log_spectrum(x: Tensor, floor: float) -> Tensor:
