@@ -508,7 +508,7 @@ def test_coordinates_without_a_vocabulary(loaded: Loaded, encode: Callable[..., 
 
 
 GLOBE = 6378137.0
-ORTHO = f"+proj=ortho +lat_0=0 +lon_0=0 +R={GLOBE}"
+ORTHO = rasterio.CRS.from_string(f"+proj=ortho +lat_0=0 +lon_0=0 +R={GLOBE}").to_wkt()
 WEST = -math.sqrt(GLOBE**2 - (5e6 - 320) ** 2)
 """Where the globe ends at the middle of a row of tiles that begins 5,000 km up: there is no place beyond."""
 
