@@ -122,6 +122,15 @@ def test_a_run_goes_on_in_the_middle_of_a_step(config: Config, tmp_path: Path) -
     assert same(a["optimizer_states"], b["optimizer_states"])
 
 
+@pytest.mark.parametrize("limit", ["3", "0.6"])
+def test_an_epoch_ends_where_the_trainer_limits_it(limit: str, config: Config) -> None:
+    options = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", f"--trainer.limit_train_batches={limit}"]
+    options += ["--trainer.accumulate_grad_batches=2", "--data.epoch=10"]  # 5 batches, of which 3 are taken
+    found = fit(config(), *options)
+    assert found.trainer.global_step == found.trainer.estimated_stepping_batches == 6
+    assert found.datamodule.state_dict() == {"given": 9}
+
+
 def test_the_weights_file_decodes_and_holds_the_average(config: Config, tmp_path: Path) -> None:
     callbacks = [
         {"class_path": "MovingAverage"},

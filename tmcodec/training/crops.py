@@ -103,6 +103,7 @@ class CropLoader:
     """Batches of a `Crops` for one of several processes; `given` counts them over all epochs.
 
     Iterating gives the rest of the current epoch, so that a loader whose count was set goes on in its middle.
+    `taken` is how many an epoch has; all `batches`, if nobody sets it.
 
     Parameters
     ----------
@@ -125,6 +126,7 @@ class CropLoader:
     ) -> None:
         self.crops, self.batch, self.batches, self.workers = crops, batch, batches, workers
         self.rank, self.world, self.endless, self.given = rank, world, endless, 0
+        self.taken = batches
 
     def __len__(self) -> int:
         return self.batches
@@ -133,7 +135,7 @@ class CropLoader:
         if not self.endless:
             self.given = 0
         first = self.given
-        last = (first // self.batches + 1) * self.batches
+        last = (first // self.taken + 1) * self.taken
         order = [self.numbers(i) for i in range(first, last)]
         # From pinned memory copies to a GPU run beside its work.
         pinned = torch.cuda.is_available()

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from tmcodec.errors import ConfigError
 from tmcodec.training.crops import CropLoader, Crops
 from tmcodec.training.monitors import check_validation
+from tmcodec.training.resume import batches_taken
 from tmcodec.training.shards import TerraMeshShards  # noqa: F401  (configurations name it without its module)
 from tmcodec.training.sources import CropSource, RasterFolder  # noqa: F401
 from tmcodec.training.statistics import BandStatistics, band_statistics
@@ -105,6 +106,7 @@ class TokenizerData(LightningDataModule):
         """Return the endless stream, from where a checkpoint left it."""
         self._stream = self.loader("train", self.epoch, endless=True)
         self._stream.given, self._given = self._given, 0
+        self._stream.taken = batches_taken(len(self._stream), self.trainer)
         return self._stream
 
     def val_dataloader(self) -> CropLoader | list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -15,6 +15,16 @@ from tmcodec.errors import ConfigError
 
 GRADIENTS_KEY = "accumulated_gradients"
 """Where a checkpoint keeps the gradients of a step that is not complete, by parameter."""
+
+
+def batches_taken(batches: int, trainer: Trainer | None) -> int:
+    """Return how many of an epoch's `batches` a trainer takes: ``limit_train_batches``, a number or a share.
+
+    An epoch of a stream ends there: what is left of it would be an epoch of its own, of fewer batches.
+    """
+    limit = 1.0 if trainer is None else trainer.limit_train_batches
+    taken = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+    return max(taken, 1)
 
 
 class ResumableModule(LightningModule):

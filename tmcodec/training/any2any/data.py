@@ -17,6 +17,7 @@ from tmcodec.modalities import get_modality
 from tmcodec.training.any2any.budgets import Budgets, Counts, draw_counts, draw_positions
 from tmcodec.training.any2any.grids import Stack, TokenCorpus, TokenizerId, read_corpus
 from tmcodec.training.monitors import check_validation
+from tmcodec.training.resume import batches_taken
 
 Part = dict[str, Tensor]
 Batch = dict[str, Any]
@@ -232,6 +233,7 @@ class BatchLoader:
     """Batches for one of several processes; `given` counts them over all epochs.
 
     Iterating gives the rest of the current epoch, so that a loader whose count was set goes on in its middle.
+    `taken` is how many an epoch has; all `batches`, if nobody sets it.
 
     Parameters
     ----------
@@ -247,7 +249,7 @@ class BatchLoader:
 
     def __init__(self, source: TokenBatches, batches: int, rank: int, world: int, endless: bool) -> None:
         self.source, self.batches, self.rank, self.world = source, batches, rank, world
-        self.endless, self.given = endless, 0
+        self.endless, self.given, self.taken = endless, 0, batches
 
     def __len__(self) -> int:
         return self.batches
@@ -255,7 +257,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         if not self.endless:
             self.given = 0
-        last = (self.given // self.batches + 1) * self.batches
+        last = (self.given // self.taken + 1) * self.taken
         for index in range(self.given, last):
             batch = self.source[index * self.world + self.rank]
             self.given += 1
@@ -348,6 +350,7 @@ class TokenData(LightningDataModule):
         """Return the endless stream, from where a checkpoint left it."""
         self._stream = self.loader("train", self.epoch, endless=True)
         self._stream.given, self._given = self._given, 0
+        self._stream.taken = batches_taken(len(self._stream), self.trainer)
         return self._stream
 
     def val_dataloader(self) -> BatchLoader | list[Any]:
