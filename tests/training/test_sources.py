@@ -533,3 +533,9 @@ def test_bad_samples_and_shards_are_named_or_skipped(tmp_path: Path) -> None:
             strict.draw(rng(i), 32)
     with pytest.raises(CorpusError, match="no shard"):
         TerraMeshShards(str(tmp_path / "nowhere"), "NDVI")
+
+
+def test_shards_that_are_all_bad_say_why(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no archive" * 500)
+    with pytest.raises(CorpusError, match=r"no sample .* in its 1 shards \(.*a\.tar: not a readable tar"):
+        TerraMeshShards(str(tmp_path), "S2L2A", skip_bad=True)

@@ -75,8 +75,9 @@ class TerraMeshShards(CropSource):
                     raise
                 self.bad[str(shard)] = str(error)
         if not self.entries:
+            why = f" ({next(iter(self.bad.values()))})" if self.bad else ""
             raise CorpusError(
-                f"{path}: no sample (*{SUFFIX}) in its {len(self.shards)} shards; check the path"
+                f"{path}: no sample (*{SUFFIX}) in its {len(self.shards)} shards{why}; check the path"
             )
         self._shares = np.full(len(self.entries), 1 / len(self.entries))
 
