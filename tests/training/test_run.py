@@ -122,6 +122,17 @@ def test_a_run_goes_on_in_the_middle_of_a_step(config: Config, tmp_path: Path) -
     assert same(a["optimizer_states"], b["optimizer_states"])
 
 
+def test_figures_stay_until_the_next_validation(config: Config, tmp_path: Path) -> None:
+    fit(config())  # validates after four steps of five
+    last = tmp_path / "run" / "last.ckpt"
+    measured = load(last)["tokenizer_metrics"]
+    assert {"val/loss", "val/psnr"} <= measured.keys()
+    fit(config(), "--trainer.max_steps=6", f"--ckpt_path={last}")
+    found = load(last)
+    assert found["global_step"] == 6
+    assert found["tokenizer_metrics"] == measured
+
+
 @pytest.mark.parametrize("limit", ["3", "0.6"])
 def test_an_epoch_ends_where_the_trainer_limits_it(limit: str, config: Config) -> None:
     options = ["--trainer.max_steps=-1", "--trainer.max_epochs=3", f"--trainer.limit_train_batches={limit}"]

@@ -77,6 +77,7 @@ class TrainingModule(ResumableModule):
         # Plain lists: frozen networks, those of losses and a layout's teacher, are no part of the checkpoint.
         self._losses: list[nn.Module] = [make_loss(term, self.modality) for term in self.terms]
         self._teacher: list[Any] = []
+        self._measured: dict[str, float] = {}
 
     # ----------------------------------------------------------------------- for the layouts
 
@@ -139,8 +140,9 @@ class TrainingModule(ResumableModule):
         checkpoint[CONFIG_KEY] = json.dumps(self.net.cfg.to_dict())
         checkpoint[LAYOUT_KEY], checkpoint[STAGE_KEY] = self.layout, self.stage
         found = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
-        if found:
-            checkpoint[METRICS_KEY] = found
+        self._measured = found or self._measured  # of a run that goes on, the last ones are the checkpoint's
+        if self._measured:
+            checkpoint[METRICS_KEY] = self._measured
         if self.lineage is not None:
             checkpoint[LINEAGE_KEY] = self.lineage.to_json()
 
@@ -158,6 +160,7 @@ class TrainingModule(ResumableModule):
             )
         self.adopt(json.loads(checkpoint[CONFIG_KEY]))
         super().on_load_checkpoint(checkpoint)
+        self._measured = dict(checkpoint.get(METRICS_KEY, {}))
 
     # ----------------------------------------------------------------------- steps
 
