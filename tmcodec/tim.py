@@ -41,7 +41,8 @@ class ThinkingEncoder(nn.Module):
         From `tmcodec.load_generator`. It stays frozen, and is no submodule: its weights are neither trained
         nor saved with the encoder's, and copies share it.
     think
-        Images whose tokens are generated where they are not given, each a condition of the next.
+        Images whose tokens are generated where they are not given, each a condition of the next; one name
+        or several.
     inputs
         Modalities that will be given, images and ``"coords"`` or ``"caption"``; embeddings of others are
         dropped. None keeps all.
@@ -76,9 +77,9 @@ class ThinkingEncoder(nn.Module):
     def __init__(
         self,
         generator: LoadedGenerator,
-        think: Sequence[str] = ("LULC",),
+        think: Sequence[str] | str = ("LULC",),
         *,
-        inputs: Sequence[str] | None = None,
+        inputs: Sequence[str] | str | None = None,
         merge: str | None = "mean",
         decoding_steps: int = 1,
         temperature: float = 1.0,
@@ -95,8 +96,8 @@ class ThinkingEncoder(nn.Module):
         # In a tuple, a module is no submodule.
         self._generator = (generator,)
         cfg = generator.cfg
-        self.inputs = tuple(_name(n) for n in inputs) if inputs is not None else None
-        self.think = tuple(_name(n) for n in think)
+        self.inputs = _names(inputs) if inputs is not None else None
+        self.think = _names(think)
         _check_thoughts(self.think)
         self.encoder = generator.trainable()
         self.encoder.keep_encoder(self._keys())
@@ -242,6 +243,11 @@ class ThinkingEncoder(nn.Module):
         return stacked.masked_fill(hidden, -torch.inf).amax(1).masked_fill(hidden.all(1), 0)
 
 
+def _names(names: Sequence[str] | str) -> tuple[str, ...]:
+    """Return names as the tables have them; a text is one name, as for `tmcodec.generation.generate`."""
+    return tuple(_name(name) for name in ([names] if isinstance(names, str) else names))
+
+
 def _name(name: str) -> str:
     return name.lower() if name.lower() in SEQUENCES else get_modality(name).name
 
@@ -289,8 +295,8 @@ def _moved(part: Part, device: torch.device) -> Part:
 
 def tmcodec_thinking_encoder(
     model: str = "mini-any2any-v1",
-    think: Sequence[str] = ("LULC",),
-    modalities: Sequence[str] | None = None,
+    think: Sequence[str] | str = ("LULC",),
+    modalities: Sequence[str] | str | None = None,
     *,
     checkpoint: str | None = None,
     device: str = "auto",

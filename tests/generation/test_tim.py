@@ -65,6 +65,12 @@ def test_it_sees_inputs_and_thoughts(generator: LoadedGenerator) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+def test_one_name_is_one_modality(generator: LoadedGenerator) -> None:
+    """As ``think: LULC`` in a TerraTorch configuration."""
+    one = ThinkingEncoder(generator, "LULC", inputs="S2L2A")
+    assert (one.think, one.inputs) == (("LULC",), ("S2L2A",))
+
+
 def test_merges(generator: LoadedGenerator) -> None:
     """Mean, maximum, concatenation and dictionary of the same embeddings."""
     kinds = {m: ThinkingEncoder(generator, ["LULC"], inputs=["S2L2A"], merge=m)
