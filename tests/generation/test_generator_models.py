@@ -367,6 +367,14 @@ def test_words_by_an_imported_vocabulary(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(words)).encode("coords", (8.54, 47.38)) == [7, 8, 3]
 
 
+def test_what_is_no_name_is_refused_by_what_it_is(tiny: Generator, tmp_path: Path) -> None:
+    for wrong in (123, None, b"mini-any2any-v1"):
+        with pytest.raises(TokenizerNotFoundError, match="give a name or the path of a weights file"):
+            load_generator(wrong)  # type: ignore[arg-type]
+    save_generator(tmp_path / "mine.safetensors", tiny, "mine", {})
+    assert load_generator(tmp_path / "mine.safetensors", "cpu").name == "mine"
+
+
 def test_a_vocabulary_is_shown(tmp_path: Path) -> None:
     name = "terramind-v1-coords"
     assert f"run `tmcodec models pull {name}` first" in run("models", "show", name, status=1)

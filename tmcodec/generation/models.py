@@ -11,6 +11,7 @@ from tmcodec.codec.store import GENERATOR_FORMAT, local_weights, make_store, rea
 from tmcodec.errors import TokenizerNotFoundError
 from tmcodec.generation.vocabulary import VOCABULARIES, OfficialVocabulary, Vocabulary, vocabulary_path
 from tmcodec.networks.generator.config import SIZES, official_config
+from tmcodec.texts import shown
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ class LoadedGenerator:
 
 
 def load_generator(
-    name: str = DEFAULT_GENERATOR,
+    name: str | os.PathLike[str] = DEFAULT_GENERATOR,
     device: str = "auto",
     *,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -132,6 +133,9 @@ def load_generator(
     from tmcodec.codec.tokenizer import pick_device
     from tmcodec.networks.terramind.inference import pick_dtype, prepare
 
+    if not isinstance(name, str | os.PathLike):
+        raise TokenizerNotFoundError(f"no generator {shown(name)}; give a name or the path of a weights file")
+    name = os.fspath(name)
     where = pick_device(device)
     embedded = name in EMBEDDED_GENERATORS and checkpoint is None
     dtype = pick_dtype("fp32" if embedded and precision == "auto" else precision, where)
