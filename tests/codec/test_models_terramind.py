@@ -163,6 +163,9 @@ def test_a_damaged_half_is_noticed_when_it_is_read(write: Write) -> None:
 def test_a_cut_off_file_says_how_to_go_on(write: Write) -> None:
     path = import_weights(write()).path
     path.write_bytes(path.read_bytes()[:-1000])
+    assert read_stored(path) is None
+    listed = {m["name"]: m["where"] for m in json.loads(run("models", "list", "--json").stdout)}
+    assert listed[S1] != "imported"
     with pytest.raises(errors.WeightsError, match=r"not a readable safetensors .*; fetch or import it again"):
         tmcodec.load_tokenizer(S1)
 

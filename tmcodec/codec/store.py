@@ -165,7 +165,7 @@ def parse_notes(found: Any) -> dict[str, str]:
 
 
 def read_stored(path: Path, form: str = FORMAT) -> WeightsHeader | None:
-    """Read the header of weights of that format; None where the file is no such, or damaged."""
+    """Read the header of weights of that format; None where the file is no such, cut off or damaged."""
     try:
         with open(path, "rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
@@ -177,6 +177,9 @@ def read_stored(path: Path, form: str = FORMAT) -> WeightsHeader | None:
             return None
         config, sha256 = parse_config(notes.pop("config")), notes.pop("sha256")
         parameters = sum(math.prod(map(operator.index, tensor["shape"])) for tensor in header.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        last = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if 8 + length + last > path.stat().st_size:
+            return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
         return None
     return WeightsHeader(path, path.stat().st_size, parameters, sha256, config, notes)

@@ -141,7 +141,7 @@ def open_checkpoint(path: Path, model: OfficialModel | None = None) -> Checkpoin
     else:
         tensors, notes = read_pt(path), {}
     named = model_of_file(path)
-    if model is not None and named not in (None, model):
+    if model is not None and model.name in OFFICIAL and named not in (None, model):
         raise WeightsError(
             f"{path}: {named.name} by its file name, not {model.name}; give the right file, or rename it"
         )
