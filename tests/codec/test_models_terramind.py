@@ -684,7 +684,12 @@ def test_version_01_has_classes_of_its_own(
         )  # fmt: skip
     with pytest.raises(errors.ShapeError, match=r"knows classes 0\.\.8"):
         tmcodec.encode(np.full((1, 64, 64), 9, np.uint8), tmp_path / "b.tmc", modality="LULC", tokenizer=tok)
+    with pytest.raises(errors.UnitsError, match=r"'terramind-v01-lulc', 0 water, .* are 0 no data, 1 water"):
+        tmcodec.encode(tmp_path / "a.tif", tmp_path / "b.tmc", modality="LULC")  # the embedded tokenizer
     assert not (tmp_path / "b.tmc").exists()
+    tmcodec.encode(tmp_path / "a.tif", tmp_path / "b.tmc", modality="LULC", tokenizer=tok)  # its own
+    to_ours = {0: 1, 1: 2, 2: 9, 3: 3, 4: 4, 5: 9, 6: 5, 7: 6, 8: 7}
+    tmcodec.encode(tmp_path / "a.tif", tmp_path / "c.tmc", modality="LULC", class_map=to_ours, effort=0)
 
 
 def test_messages_about_bad_checkpoints_give_no_dangerous_advice(tmp_path: Path) -> None:

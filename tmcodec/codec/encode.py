@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from numbers import Integral
@@ -22,6 +22,7 @@ from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.search import default_effort, search
+from tmcodec.codec.terramind_models import modality_of
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
     MetadataError,
@@ -261,13 +262,25 @@ def take_legend(raster: RasterSource, tok: Tokenizer, class_map: Mapping[int, in
     Raises
     ------
     UnitsError
-        If it has other classes than the table, and the class map is ready-made for the table's.
+        If it has other classes than the table, and the class map is ready-made for the table's; if the raster
+        was decoded by a tokenizer of other classes, and there is no class map.
     """
     classes = tok.modality.classes
+    if raster.tokenizer not in (None, tok.name) and class_map is None:
+        theirs = modality_of(str(raster.tokenizer), raster.modality.name).classes
+        if theirs != classes:
+            raise UnitsError(
+                f"{raster.description}: its ids are those of {shown(raster.tokenizer)}, "
+                f"{_legend(theirs)}; those of {tok.name} are {_legend(classes)}; give --class-map OLD:NEW,..."
+            )
     if classes != raster.modality.classes and isinstance(class_map, str) and class_map == "worldcover":
-        named = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
+        named = _legend(classes)
         raise UnitsError(f"{tok.name} has classes of its own ({named}); give --class-map OLD:NEW,... to them")
     raster.modality = replace(raster.modality, classes=classes)
+
+
+def _legend(classes: Sequence[str]) -> str:
+    return ", ".join(f"{i} {name}" for i, name in enumerate(classes))
 
 
 def layer_meta(

@@ -266,6 +266,8 @@ class RasterSource:
         ``"present"``, ``"absent"``, or ``""`` where it does not apply.
     time : datetime or None
         Of acquisition, UTC.
+    tokenizer : str or None
+        Whose tokens the raster was decoded from, by its tag.
     block_shape : tuple of int
         Rows and columns of the file's blocks.
     left_out : tuple of str
@@ -312,6 +314,7 @@ class RasterSource:
         if modality.categorical:
             check_classes(dataset, modality, self._class_map)
         self.time: datetime | None = acquisition_time(dataset)
+        self.tokenizer: str | None = all_tags(dataset).get("TMCODEC_TOKENIZER")
         self.crs = crs_text(dataset.crs)
         self.transform = _moved_transform(dataset.transform, self._origin)
         self.left_out = _other_places(dataset) if self.transform is None else ()
