@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 from PIL import Image
 
 import tmcodec
 from tmcodec.comparison import Comparison, _same_crs, _same_place
 from tmcodec.errors import (
     LayerNotFoundError,
+    LimitExceededError,
     LineEndingError,
     ModalityError,
     OffsetUnknownError,
@@ -122,6 +125,16 @@ def test_sizes_that_differ_are_said_before_anything_is_read(
     monkeypatch.setattr(RasterSource, "read", lambda *_: pytest.fail("a raster was read"))
     with pytest.raises(SizeMismatchError, match=r"large.tif has 64 x 32 pixels, .*48 x 32"):
         tmcodec.compare(large, small)
+
+
+def test_rasters_that_no_memory_holds_are_refused(make_scene: MakeScene, tmp_path: Path) -> None:
+    scene, large = make_scene("DEM"), tmp_path / "large.vrt"
+    rasterio.shutil.copy(scene, large, driver="VRT")
+    large.write_text(re.sub(r'RasterXSize="48" rasterYSize="32"|rasterXSize="48" rasterYSize="32"',
+                            'rasterXSize="2147483647" rasterYSize="2147483647"', large.read_text("utf-8")))
+    with pytest.raises(LimitExceededError, match=r"large.vrt: 2147483647 x 2147483647 pixels .*--window"):
+        tmcodec.compare(large, large)
+    assert tmcodec.compare(large, large, window=(0, 0, 48, 32)).mask_agreement == 1
 
 
 def test_token_files_of_two_modalities_are_not_compared(make_scene: MakeScene, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from tmcodec.codec.arrays import with_profile
 from tmcodec.errors import (
+    LimitExceededError,
     ModalityError,
     NotATokenFileError,
     OffsetUnknownError,
@@ -170,6 +171,8 @@ def compare(
     ------
     SizeMismatchError
         If the two differ in size.
+    LimitExceededError
+        If a raster has more than 2^31 pixels, of which no window is compared.
     TargetNameError
         If `plot` is one of the files read, or not named .png.
     TmcodecError
@@ -332,7 +335,18 @@ def _stored_bytes(file: TokenFile, layer: Layer, time: int) -> int:
 
 
 def _from_raster(source: Any, raster: RasterSource) -> _Picture:
-    """Read all of an open raster."""
+    """Read all of an open raster.
+
+    Raises
+    ------
+    LimitExceededError
+        If no decoded raster could be so large.
+    """
+    if raster.width * raster.height > MAX_PIXELS:
+        raise LimitExceededError(
+            f"{_name(source)}: {raster.width} x {raster.height} pixels are too many to hold in memory; "
+            "compare a --window"
+        )
     values, valid = raster.read(Window(0, 0, raster.width, raster.height))
     local = isinstance(source, str | os.PathLike) and os.path.isfile(source)
     return _Picture(

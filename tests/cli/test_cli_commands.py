@@ -386,6 +386,17 @@ def test_nohup_goes_on(decoding: Callable[..., subprocess.Popen[bytes]], tmp_pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.tif"]
 
 
+def test_info_says_the_tile_where_tokens_depend_on_it(run: Run, tmp_path: Path) -> None:
+    bands = tmcodec.modalities.MODALITIES["DEM"].bands
+    told = ", made in tiles of 224\n"
+    for name, tile, says in (("terramind-v1-dem", 224, told), ("mini-dem-v2", 256, "codes\n")):
+        meta = LayerMeta(name="DEM", modality="DEM", tokenizer=name, weights_sha256=bytes(32),
+                         levels=(8, 8, 8, 6, 5), width=32, height=16, dtype="int16", bands=bands, tile=tile)
+        with TokenFileWriter(tmp_path / f"{tile}.tmc", FileMeta((meta,))) as writer:
+            writer.write_chunk(0, 0, 0, 0, np.zeros((1, 2), np.int32), None)
+        assert says in run("info", tmp_path / f"{tile}.tmc").output
+
+
 def test_info_of_infinite_nodata_is_json(run: Run, tmp_path: Path) -> None:
     array = np.full((1, 16, 16), 0.5, np.float32)
     for nodata, expected in ((-np.inf, "-inf"), (np.nan, "nan"), (2.0, 2.0)):

@@ -313,6 +313,8 @@ def test_a_tokenizer_of_another_modality_is_refused(
 ) -> None:
     with pytest.raises(errors.TokenizerMismatchError, match="S2L2A"):
         tmcodec.encode(scene, tmp_path / "x.tmc", tokenizer=tiny_tokenizer("S1GRD"))
+    with pytest.raises(errors.TokenizerMismatchError, match="terramind-v1-s1rtc is for S1RTC"):
+        tmcodec.encode(scene, tmp_path / "x.tmc", tokenizer="terramind-v1-s1rtc")  # nothing is fetched
 
 
 def test_an_interrupted_run_leaves_nothing(scene: Path, tokens: Path, weights: Path, tmp_path: Path) -> None:
@@ -431,6 +433,12 @@ def test_tokenizers_check_what_they_are_given(weights: Path) -> None:
             tok.decode(torch.full((1, 2, 2), token))
     with pytest.raises(errors.ShapeError):
         tok.decode(got, steps=0)
+    with pytest.raises(errors.ShapeError, match=r"a torch tensor, not ndarray; torch\.from_numpy"):
+        tok.encode(np.zeros((1, 12, 16, 16)))  # type: ignore[arg-type]
+    with pytest.raises(errors.ShapeError, match=r"a torch tensor, not ndarray; torch\.from_numpy"):
+        tok.decode(got.numpy())  # type: ignore[arg-type]
+    with pytest.raises(errors.ShapeError, match=r"integers, not torch\.float32"):
+        tok.decode(got.float())
     with pytest.raises(errors.DeviceError, match="abacus"):
         tmcodec.load_tokenizer(str(weights), device="abacus")
     with pytest.raises(errors.TokenizerNotFoundError, match="mini-dem-v1"):

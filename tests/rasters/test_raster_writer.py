@@ -57,6 +57,13 @@ def test_scale_and_offset_are_undone(tmp_path: Path) -> None:
     assert reflectance.tolist() == [0.25, 1.0]
 
 
+def test_no_tag_hides_the_others(tmp_path: Path) -> None:
+    """rasterio takes one of that name for the domain of all."""
+    write_one(tmp_path / "a.tif", [1], dtype="uint8", tags={"ns": "x", "site": "here"})
+    with rasterio.open(tmp_path / "a.tif") as dataset:
+        assert dataset.tags()["site"] == "here"
+
+
 @pytest.mark.parametrize(("dtype", "nodata", "values", "expected"), [
     ("uint16", 0, [0, 0.2, -5, 1], [1, 1, 1, 1]),
     ("uint8", 255, [255, 999, 254.7], [254, 254, 254]),

@@ -14,6 +14,7 @@ import click
 from tmcodec import __version__
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import debug_option, echo_json, echo_line, echo_rows, json_option, options
+from tmcodec.codec.models import looks_at_tiles
 from tmcodec.modalities import MODALITIES
 from tmcodec.texts import human_bytes, human_ratio, plural, three_digits
 
@@ -186,7 +187,8 @@ def _rows(layer: dict[str, Any]) -> list[tuple[str, str]]:
         ("time", _times(layer["times"])),
         ("tokenizer", f"{layer['tokenizer']}, weights {layer['weights_sha256'][:12]}"),
         ("tokens", f"{layer['token_rows']} rows x {layer['token_cols']} columns of {layer['patch']} x "
-                   f"{layer['patch']} pixels, {layer['codebook_size']:,} codes"),
+                   f"{layer['patch']} pixels, {layer['codebook_size']:,} codes"
+                   + (f", made in tiles of {layer['tile']}" if looks_at_tiles(layer["tokenizer"]) else "")),
         ("chunks", f"{layer['chunks']:,} of {layer['chunk']} x {layer['chunk']} tokens"
                    + (f", {empty:,} empty" if empty else "")),
         ("decoding", f"{plural(layer['steps'], 'step')} of {layer['sampler']}, seed {layer['seed']} "

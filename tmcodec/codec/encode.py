@@ -22,7 +22,7 @@ from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
 from tmcodec.codec.search import default_effort, search
-from tmcodec.codec.terramind_models import modality_of
+from tmcodec.codec.terramind_models import OFFICIAL, modality_of
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
     MetadataError,
@@ -248,12 +248,20 @@ def resolve_tokenizer(
     if isinstance(tokenizer, Tokenizer):
         tok = tokenizer
     else:
-        tok = load_tokenizer(default_model(modality) if tokenizer is None else tokenizer, device, **how)
-    if tok.modality.name != modality:
-        raise TokenizerMismatchError(
-            f"tokenizer {tok.name} is for {tok.modality.name}, the raster is {modality}; choose another"
-        )
+        name = default_model(modality) if tokenizer is None else tokenizer
+        official = OFFICIAL.get(str(name))
+        if official is not None:  # whose weights may have to be fetched
+            _check_modality(official.name, official.modality, modality)
+        tok = load_tokenizer(name, device, **how)
+    _check_modality(tok.name, tok.modality.name, modality)
     return tok
+
+
+def _check_modality(tokenizer: str, own: str, modality: str) -> None:
+    if own != modality:
+        raise TokenizerMismatchError(
+            f"tokenizer {tokenizer} is for {own}, the raster is {modality}; choose another"
+        )
 
 
 def take_legend(raster: RasterSource, tok: Tokenizer, class_map: Mapping[int, int] | str | None) -> None:

@@ -59,6 +59,11 @@ def pick_device(device: str) -> torch.device:
     return chosen
 
 
+def _check_tensor(x: object) -> None:
+    if not isinstance(x, Tensor):
+        raise ShapeError(f"give a torch tensor, not {type(x).__name__}; torch.from_numpy makes one of arrays")
+
+
 class Tokenizer(ABC):
     """One modality's encoder and decoder.
 
@@ -148,8 +153,10 @@ class Tokenizer(ABC):
         Raises
         ------
         ShapeError
-            If the shape does not fit, a value is not finite, or a class id is none of the tokenizer's.
+            If the shape does not fit, `x` is no tensor, a value is not finite, or a class id is none of the
+            tokenizer's.
         """
+        _check_tensor(x)
         bands = len(self.modality.bands)
         if x.ndim != 4 or x.shape[1] != bands or x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ShapeError(
@@ -197,7 +204,7 @@ class Tokenizer(ABC):
         Raises
         ------
         ShapeError
-            If `tokens` is not three-dimensional, or `steps` lies outside 1..1000.
+            If `tokens` are no tensor of integers, not three-dimensional, or `steps` lies outside 1..1000.
         TokenRangeError
             If a token lies outside the codebook.
         SamplerError
@@ -211,6 +218,9 @@ class Tokenizer(ABC):
 
     def _checked(self, tokens: Tensor, steps: int, samples: int) -> Tensor:
         """Return valid tokens on the device; refuse what `decode` refuses."""
+        _check_tensor(tokens)
+        if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+            raise ShapeError(f"tokens must be integers, not {tokens.dtype}; convert whole ones by long()")
         if tokens.ndim != 3 or not 1 <= steps <= 1000:
             raise ShapeError(
                 f"tokens must be (B, rows, cols), steps 1..1000; not {tuple(tokens.shape)}, {steps}"

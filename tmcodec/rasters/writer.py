@@ -201,6 +201,7 @@ class RasterWriter:
         tags = dict(self._tags)
         if self._modality is not None:
             tags.setdefault("TMCODEC_MODALITY", self._modality.name)
+        tags.pop("ns", None)  # rasterio would take it for the domain of all others
         self._dataset.update_tags(**tags)
         colors = self._modality.colors if self._modality is not None else ()
         if colors and self.dtype == np.uint8 and len(self.bands) == 1:
