@@ -425,7 +425,7 @@ def _same_crs(one: str | None, two: str | None) -> bool:
         return (one or None) == (two or None)
     from rasterio.errors import CRSError
 
-    from tmcodec.rasters.reader import parse_crs
+    from tmcodec.rasters.crs import parse_crs
 
     try:
         return bool(parse_crs(one) == parse_crs(two))

@@ -27,6 +27,7 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
+import tmcodec.rasters.gdal as gdal
 import tmcodec.rasters.reader as reader
 from tmcodec.errors import BandError, ModalityError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import MODALITIES
@@ -472,8 +473,8 @@ def test_gdals_cache_is_small_inside_and_as_before_afterwards(
     outer: AbstractContextManager[object], cache: Callable[[], int]
 ) -> None:
     with outer:
-        with reader.gdal_env():
-            with reader.gdal_env():
+        with gdal.gdal_env():
+            with gdal.gdal_env():
                 assert cache() == 256 << 20
             assert cache() == 256 << 20
         assert cache() == 512 << 20
@@ -485,7 +486,7 @@ def test_threads_leave_gdals_cache_as_it_was(cache: Callable[[], int]) -> None:
 
     def work(number: int) -> int:
         together.wait()
-        with reader.gdal_env():
+        with gdal.gdal_env():
             together.wait()  # all are inside
             if number:
                 together.wait()  # and leave in another order than they came
@@ -516,7 +517,7 @@ def test_a_cache_that_the_user_chose_is_left_alone(
             pool.submit(source.read, WHOLE).result()
     assert seen == [300 << 20] and cache() == 512 << 20
     monkeypatch.setenv("GDAL_CACHEMAX", "512")
-    with reader.gdal_env():
+    with gdal.gdal_env():
         assert cache() == 512 << 20
 
 
@@ -529,10 +530,10 @@ def test_threads_leave_the_filters_of_warnings_as_they_were(monkeypatch: pytest.
 
     monkeypatch.setattr(rasterio, "open", slow)
     before = list(warnings.filters)
-    first = threading.Thread(target=reader.open_quietly, args=("first",))
+    first = threading.Thread(target=gdal.open_quietly, args=("first",))
     first.start()
     inside.acquire()
-    reader.open_quietly("second")
+    gdal.open_quietly("second")
     first.join()
     assert warnings.filters == before
 
@@ -542,18 +543,18 @@ def test_filters_of_others_stay_as_they_make_them(make_raster: MakeRaster) -> No
     nowhere = make_raster(np.ones((4, 5), np.int16), crs=None, transform=None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a warning of ours would be raised
-        with reader._QUIET:
+        with gdal._QUIET:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)  # equal to ours
             warnings.simplefilter("ignore", DeprecationWarning)
-            reader.open_quietly(nowhere).close()
-        reader.open_quietly(nowhere).close()
+            gdal.open_quietly(nowhere).close()
+        gdal.open_quietly(nowhere).close()
         assert [one[:3:2] for one in warnings.filters[:3]] == [
             ("ignore", DeprecationWarning), ("ignore", NotGeoreferencedWarning), ("error", Warning)
         ]
     before = list(warnings.filters)
     with warnings.catch_warnings():  # whose list of filters, ours among them, is put back meanwhile
-        reader._QUIET.__enter__()
-    reader._QUIET.__exit__()
+        gdal._QUIET.__enter__()
+    gdal._QUIET.__exit__()
     assert warnings.filters == before
 
 
@@ -561,7 +562,7 @@ def test_a_slow_file_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(2, timeout=10)  # broken where one waits for the other
     monkeypatch.setattr(rasterio, "open", lambda path, mode: together.wait())
     with ThreadPoolExecutor(2) as pool:
-        assert sorted(pool.map(reader.open_quietly, ("first", "second"))) == [0, 1]
+        assert sorted(pool.map(gdal.open_quietly, ("first", "second"))) == [0, 1]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
@@ -572,7 +573,7 @@ def test_a_child_forked_while_others_are_inside_starts_anew(
     inside, done, before = threading.Event(), threading.Event(), list(warnings.filters)
 
     def stay() -> None:
-        with reader.gdal_env(), reader._QUIET:
+        with gdal.gdal_env(), gdal._QUIET:
             inside.set()
             done.wait(10)
 
@@ -585,16 +586,16 @@ def test_a_child_forked_while_others_are_inside_starts_anew(
     with ThreadPoolExecutor(1) as pool:
         pool.submit(stay)
         inside.wait(10)
-        reader._QUIET._lock.acquire()  # as another thread may at that moment
-        reader._SMALL_CACHE._lock.acquire()
+        gdal._QUIET._lock.acquire()  # as another thread may at that moment
+        gdal._SMALL_CACHE._lock.acquire()
         child = os.fork()
         if child == 0:
             signal.alarm(10)
             with suppress(BaseException):
                 os._exit(0 if open_one() else 1)
             os._exit(2)
-        reader._SMALL_CACHE._lock.release()
-        reader._QUIET._lock.release()
+        gdal._SMALL_CACHE._lock.release()
+        gdal._QUIET._lock.release()
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         done.set()
     assert warnings.filters == before and cache() == 512 << 20
@@ -602,11 +603,11 @@ def test_a_child_forked_while_others_are_inside_starts_anew(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
 def test_a_child_forked_inside_leaves_for_itself(cache: Callable[[], int]) -> None:
-    with reader.gdal_env():
+    with gdal.gdal_env():
         child = os.fork()
     if child == 0:
         with suppress(BaseException):
-            with reader.gdal_env():
+            with gdal.gdal_env():
                 small = cache() == 256 << 20
             os._exit(0 if small and cache() == 512 << 20 else 1)
         os._exit(2)

@@ -17,7 +17,7 @@ from rasterio.errors import CRSError
 from tmcodec.errors import RasterWriteError, TargetExistsError, TargetNameError, WindowError
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, RasterWriter, Window, grid_windows, open_raster
-from tmcodec.rasters.reader import parse_crs
+from tmcodec.rasters.crs import parse_crs
 from tmcodec.rasters.windows import IDENTITY
 
 DEM, LULC, L2A = MODALITIES["DEM"], MODALITIES["LULC"], MODALITIES["S2L2A"]

@@ -70,7 +70,7 @@ def imagecodecs() -> Any:
 def _pack_jpeg2000(planes: Float, place: float) -> bytes:
     from rasterio.io import MemoryFile
 
-    from tmcodec.rasters.reader import open_quietly
+    from tmcodec.rasters.gdal import open_quietly
 
     stored = np.round(planes * 65535).astype(np.uint16)
     quality = 1e-4 * math.pow(1e6, place)  # GDAL's percent of the raw size
@@ -87,7 +87,7 @@ def _pack_jpeg2000(planes: Float, place: float) -> bytes:
 def _unpack_jpeg2000(data: bytes, shape: Shape) -> Float:
     from rasterio.io import MemoryFile
 
-    from tmcodec.rasters.reader import open_quietly
+    from tmcodec.rasters.gdal import open_quietly
 
     with MemoryFile(data, ext=".j2k") as memory, open_quietly(memory.name) as src:
         return (src.read().astype(np.float32) / np.float32(65535)).reshape(shape)

@@ -28,7 +28,8 @@ from tmcodec.generation.tiles import Strip, tile_count, tile_starts, tile_window
 from tmcodec.networks.generator.config import ModalitySpec
 from tmcodec.networks.precision import inference
 from tmcodec.rasters import Window
-from tmcodec.rasters.reader import GDAL_ERRORS, parse_crs
+from tmcodec.rasters.crs import parse_crs
+from tmcodec.rasters.gdal import GDAL_ERRORS
 from tmcodec.rasters.windows import IDENTITY
 from tmcodec.tokenfile import LayerMeta, TokenFileWriter
 

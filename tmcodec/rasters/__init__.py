@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tmcodec.rasters.blend import Blender, ramp, ramp_weights
     from tmcodec.rasters.classes import WORLDCOVER_TO_TERRAMIND, parse_class_map
     from tmcodec.rasters.fill import fill_invalid
+    from tmcodec.rasters.gdal import gdal_env
     from tmcodec.rasters.nodata import usable_nodata, valid_pixels
     from tmcodec.rasters.product import (
         acquisition_time,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         parse_time,
         select_bands,
     )
-    from tmcodec.rasters.reader import RasterSource, gdal_env, open_raster, own_modality
+    from tmcodec.rasters.reader import RasterSource, open_raster, own_modality
     from tmcodec.rasters.render import render_rgb
     from tmcodec.rasters.windows import (
         IDENTITY,
@@ -44,7 +45,8 @@ _HOME = {
     "nodata": ("usable_nodata", "valid_pixels"),
     "product": ("acquisition_time", "decide_s2_offset", "decide_scaling", "infer_modality", "parse_time",
                 "select_bands"),
-    "reader": ("RasterSource", "gdal_env", "open_raster", "own_modality"),
+    "gdal": ("gdal_env",),
+    "reader": ("RasterSource", "open_raster", "own_modality"),
     "render": ("render_rgb",),
     "windows": ("IDENTITY", "Window", "align_out", "as_window", "grid_windows", "padded_size",
                 "window_from_bounds", "window_transform"),

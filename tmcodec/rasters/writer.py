@@ -21,8 +21,9 @@ from rasterio.transform import Affine
 from tmcodec.atomic import SIDECARS, atomic_path
 from tmcodec.errors import RasterWriteError, TmcodecError, WindowError
 from tmcodec.modalities import Modality
+from tmcodec.rasters.crs import parse_crs
+from tmcodec.rasters.gdal import GDAL_ERRORS, cache_chosen, gdal_env, one_line, open_quietly
 from tmcodec.rasters.nodata import usable_nodata
-from tmcodec.rasters.reader import GDAL_ERRORS, cache_chosen, gdal_env, one_line, open_quietly, parse_crs
 from tmcodec.rasters.windows import IDENTITY, Transform, Window
 
 _TILE = 256  # a row of tiles of 10980 x 12 16-bit bands then fits GDAL's cache of 256 MB four times

@@ -18,14 +18,8 @@ from tmcodec.modalities import S2_OFFSET, Modality, canonical_band, get_modality
 from tmcodec.rasters.arrays import Dataset
 from tmcodec.rasters.classes import parse_class_map
 from tmcodec.rasters.fill import fill_invalid
-from tmcodec.rasters.reader import (
-    GDAL_ERRORS,
-    RasterSource,
-    gdal_env,
-    one_line,
-    open_quietly,
-    refuse_unusable,
-)
+from tmcodec.rasters.gdal import GDAL_ERRORS, gdal_env, one_line, open_quietly
+from tmcodec.rasters.reader import RasterSource, refuse_unusable
 from tmcodec.rasters.windows import Window
 
 Values = npt.NDArray[np.float32]
