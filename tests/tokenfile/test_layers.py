@@ -33,7 +33,7 @@ from tmcodec.tokenfile.context.tables import (
     unpack_pair_tables,
     unpack_tables,
 )
-from tmcodec.tokenfile.references import Place, candidates, groups
+from tmcodec.tokenfile.references import Place, Steps, candidates, groups
 
 CLASSES = (7, 5, 5, 5, 5)
 OWN, OTHER = bytes(range(50, 82)), bytes(range(90, 122))
@@ -372,10 +372,35 @@ def test_the_nearest_date_of_each_earlier_layer_is_tried() -> None:
         PICTURE.replace(name="b", times=(None,)),
         PICTURE.replace(name="c", times=(day(4), day(8))),
     ]
-    known = {0: [0, 1, 2], 1: [0], 2: [0]}
+    known = {number: Steps(layer.times) for number, layer in enumerate(layers)}
+    for number, step in ((0, 0), (0, 1), (0, 2), (1, 0), (2, 0)):
+        known[number].append(step)
     found = list(candidates(layers, Place(2, 1), known))
     assert [(c.chunk, c.numbers) for c in found] == [((2, 0), (1,)), ((1, 0), (1, 0)), ((0, 2), (2, 2))]
     assert [c.chunk for c in candidates(layers, Place(2, 1), known, allowed=(3,))] == [(2, 0)]
     assert [c.chunk for c in candidates(layers, Place(2, 1), known, allowed=(4,))] == [(1, 0), (0, 2)]
     assert groups([*layers, COVER.replace(chunk=8)]) == [[0, 1, 2], [3]]
     assert groups(layers, allowed=(0, 3)) == [[0], [1], [2]]
+
+
+@given(
+    st.lists(st.none() | st.integers(0, 6), min_size=1, max_size=12),
+    st.sets(st.integers(0, 11), min_size=1),
+    st.none() | st.integers(0, 6),
+    st.integers(0, 12),
+)
+def test_the_nearest_step_is_that_of_comparing_all(
+    hours: list[int | None], chosen: set[int], hour: int | None, step: int
+) -> None:
+    times = [None if h is None else datetime(2020, 1, 1, h, tzinfo=timezone.utc) for h in hours]
+    steps, there = Steps(times), sorted({s % len(hours) for s in chosen})
+    for one in there:
+        steps.append(one)
+
+    def apart(s: int) -> tuple[int, int, int]:
+        other = hours[s]
+        return 0 if hour is None or other is None else abs(hour - other), abs(s - step), s
+
+    time = None if hour is None else datetime(2020, 1, 1, hour, tzinfo=timezone.utc)
+    assert steps.nearest(time, step) == min(there, key=apart)
+    assert steps.latest(2) == there[-2:]

@@ -42,7 +42,7 @@ from tmcodec.tokenfile.coders import REFERRING, Tokens
 from tmcodec.tokenfile.header import pack_header, pack_index
 from tmcodec.tokenfile.metadata import FileMeta, LayerMeta
 from tmcodec.tokenfile.prelude import VERSION, VERSIONS, pack_prelude
-from tmcodec.tokenfile.references import Place, candidates, groups
+from tmcodec.tokenfile.references import Place, Steps, candidates, groups
 
 SPOOL = 16 * 2**20
 """Payload beyond this goes from memory to a temporary file."""
@@ -278,7 +278,7 @@ class TokenFileWriter:
         """
         layers = self.meta.layers
         at = divmod(place, layers[chunks[0].layer].grid.chunk_cols)
-        known: dict[int, list[int]] = {}
+        known: dict[int, Steps] = {}
 
         @lru_cache(maxsize=CACHED)
         def decoded(chunk: Place) -> tuple[RawChunk, Tokens]:
@@ -296,7 +296,7 @@ class TokenFileWriter:
                 tried = refer_chunk(layer, raw, tokens, decoded(one.chunk)[1], one.numbers, one.layer)
                 best = tried if len(tried.payload) < len(best.payload) else best
             if best is raw:
-                known.setdefault(chunk.layer, []).append(chunk.time)
+                known.setdefault(chunk.layer, Steps(layer.times)).append(chunk.time)
             else:
                 self._entries[chunk.layer][ordinal] = self._keep(best.tag, *seal_chunk(best, self.version))
 
