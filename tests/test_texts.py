@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from tmcodec.rasters.windows import as_window
 from tmcodec.texts import shown
 from tmcodec.tokenfile import TokenFile
 
+PACKAGE = Path(tmcodec.__file__).parent
 ARRAY = np.zeros((3, 20, 20))
 
 
@@ -47,3 +51,13 @@ def test_arrays_in_the_wrong_place_are_named_in_one_line(call: Any, message: str
     with pytest.raises(errors.TmcodecError, match=f"^{message}") as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(
+    path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", ".")
+    for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8")
+))  # fmt: skip
+def test_examples_in_docstrings_say_what_comes_out(name: str) -> None:
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried > 0
+    assert failed == 0

@@ -57,6 +57,16 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
+def one_line(err: object, most: int = 500) -> str:
+    """Return the message of another library's error in one line, cut where it repeats what was read.
+
+    >>> print(one_line("cannot parse\\n  'aaaaaaaaaa'", most=20))
+    cannot parse 'aaa...
+    """
+    text = " ".join(str(err).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def printable(text: str) -> str:
     """Return a text of a file fit for a terminal, which would act on its control characters.
 

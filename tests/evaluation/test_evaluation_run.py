@@ -194,6 +194,9 @@ def test_a_damaged_report_is_refused(
     (tmp_path / "junk.json").write_text("{")
     with pytest.raises(EvaluationError, match=r"junk\.json"):
         Report.load(tmp_path / "junk.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(EvaluationError, match=r"deep\.json: nested too deeply"):
+        Report.load(tmp_path / "deep.json")
 
 
 @pytest.mark.parametrize("modality", ["LULC", "DEM"])

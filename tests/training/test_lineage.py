@@ -19,7 +19,7 @@ import rasterio
 
 import tmcodec
 from tmcodec.cli import cli
-from tmcodec.codec.lineage import Origin, format_decodes, parse_decodes, tokens_digest
+from tmcodec.codec.lineage import Lineage, Origin, format_decodes, parse_decodes, tokens_digest
 from tmcodec.codec.weights import load_weights, save_weights
 from tmcodec.errors import TokenizerMismatchError, WeightsError
 from tmcodec.networks.mini import MiniConfig, MiniNet
@@ -166,6 +166,12 @@ def test_whatever_decides_tokens_is_in_the_digest(change: dict[str, Any]) -> Non
 def test_a_malformed_list_is_refused(text: str) -> None:
     with pytest.raises(WeightsError, match="malformed"):
         parse_decodes({"decodes": text}, Path("a.safetensors"))
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]", '{"tokens": "xx"}', '{"tokens": 1}', "[" * 100_000])
+def test_a_malformed_starting_point_is_refused(text: str) -> None:
+    with pytest.raises(WeightsError, match=r"a\.ckpt: what it says of its starting point is malformed"):
+        Lineage.from_json(text, Path("a.ckpt"))
 
 
 def test_the_list_goes_there_and_back() -> None:

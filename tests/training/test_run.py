@@ -543,6 +543,20 @@ def test_a_configuration_of_another_encoding_is_one_line(command: str, tmp_path:
     assert "a.yaml: not a text in UTF-8" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["fit", "tokens"])
+def test_a_configuration_without_end_is_one_short_line(command: str, tmp_path: Path) -> None:
+    deep = "a.yaml: nested too deeply for a configuration"
+    for text, words in (
+        ("[" * 5000, deep), ("[" * 300 + "]" * 300, deep), ("model: &a\n  net: *a\n", deep),
+        (f"model: {{{', '.join(f'key{i}: {i}' for i in range(200))}}}", "key"),
+    ):  # fmt: skip
+        (tmp_path / "a.yaml").write_text(text)
+        result = CliRunner().invoke(cli, ["train", command, "-c", str(tmp_path / "a.yaml")])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("tmcodec: error: ") and words in result.stderr
+        assert len(result.stderr) < 600
+
+
 def test_flags_with_and_without_values() -> None:
     assert translate(("--overwrite", "--fast-dev-run", "-c", "a")) == [
         "--overwrite=true", "--trainer.fast_dev_run=true", "-c", "a",

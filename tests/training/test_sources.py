@@ -467,6 +467,14 @@ def test_zipped_arrays_that_are_refused(change: dict[str, Any]) -> None:
         read_array(zarr_zip(sample("S2L2A", dtype="int16"), change=change), "bands")
 
 
+def test_a_zipped_array_described_without_end_is_refused() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("bands/.zarray", "[" * 100_000)
+    with pytest.raises(CorpusError, match="not a readable zipped Zarr array 'bands'"):
+        read_array(packed.getvalue(), "bands")
+
+
 def test_any_cut_of_a_zipped_array_is_an_error() -> None:
     data = zarr_zip(sample("NDVI", side=64))
     for length in range(0, len(data) - 1, 997):

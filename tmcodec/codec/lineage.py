@@ -83,7 +83,7 @@ class Lineage:
         try:
             raw = json.loads(text)
             tokens, origins = bytes.fromhex(raw["tokens"]), parse_decodes(raw, path)
-        except (ValueError, TypeError, KeyError) as err:
+        except (ValueError, TypeError, KeyError, RecursionError) as err:
             raise WeightsError(f"{path}: what it says of its starting point is malformed") from err
         return cls(tokens, origins)
 

@@ -314,6 +314,8 @@ class Report:
         file = file / "report.json" if file.is_dir() else file
         try:
             return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except RecursionError as err:
+            raise EvaluationError(f"{file}: nested too deeply for a report; write it again") from err
         except ValueError as err:
             raise EvaluationError(f"{file}: {err}") from err
 

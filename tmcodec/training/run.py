@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from tmcodec.errors import ConfigError, TmcodecError
 from tmcodec.networks.terramind.inference import has_bf16
+from tmcodec.texts import one_line
 from tmcodec.training import callbacks as own
 from tmcodec.training.base import TrainingModule
 from tmcodec.training.data import TokenizerData
@@ -33,6 +34,8 @@ __all__ = ["EarlyStopping", "LearningRateMonitor", "ModelCheckpoint", "TrainingC
 Layouts: tuple[type[TrainingModule], ...] = (TokenizerModule, TerraMindModule)
 Callbacks: tuple[type[Callback], ...] = (own.MovingAverage, own.Reconstructions, own.WeightsFile)
 
+MAX_DEPTH = 50
+"""How deep lists and mappings of a configuration may lie in each other; those at hand have six levels."""
 
 OF_WEIGHTS = ("bf16-true", "16-true", "64-true", "64", "transformer-engine", "transformer-engine-float16")
 """Precisions of Lightning's that convert parameters, which what is compared with them does not follow."""
@@ -92,7 +95,7 @@ class TrainingCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except ValueError as err:
-            raise ConfigError(f"trainer: {' '.join(str(err).split())}") from err
+            raise ConfigError(f"trainer: {one_line(err)}") from err
 
     def before_fit(self) -> None:
         """Look for a learning rate where it is asked for."""
@@ -178,9 +181,9 @@ def command_line(
                 load_from_checkpoint_support=False,
             )
         except ArgumentError as err:
-            raise wrapped_error(err) or ConfigError(" ".join(str(err).split())) from err
+            raise wrapped_error(err) or ConfigError(one_line(err)) from err
         except MisconfigurationException as err:  # no such accelerator, say
-            raise ConfigError(" ".join(str(err).split())) from err
+            raise ConfigError(one_line(err)) from err
         except ValueError as err:  # of a class named in the file; or of the run itself, which passes
             found = wrapped_error(err)
             if found is None:
@@ -197,7 +200,7 @@ def configurations(args: Sequence[str]) -> Iterator[str]:
 
 
 def check_text(args: Sequence[str]) -> None:
-    """Refuse configurations that are no text, which the parser has no words for.
+    """Refuse configurations that are no text, or nested without end: the parser has no words for them.
 
     Raises
     ------
@@ -205,11 +208,25 @@ def check_text(args: Sequence[str]) -> None:
     """
     for name in configurations(args):
         try:
-            Path(name).read_text(encoding="utf-8")
+            found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            endless = _is_deep(found, MAX_DEPTH)
         except UnicodeDecodeError as err:
             raise ConfigError(f"{name}: not a text in UTF-8; save the configuration as such") from err
-        except (OSError, ValueError):  # the parser says what is wrong
+        except RecursionError:
+            endless = True
+        except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
             continue
+        if endless:
+            raise ConfigError(f"{name}: nested too deeply for a configuration; write it anew")
+
+
+def _is_deep(value: Any, most: int) -> bool:
+    """Tell whether lists and mappings lie in each other more than `most` deep, as those with a loop do."""
+    level = [value]
+    for _ in range(most + 1):
+        insides = (v.values() if isinstance(v, dict) else v if isinstance(v, list) else () for v in level)
+        level = list({id(v): v for inside in insides for v in inside}.values())
+    return bool(level)
 
 
 def check_checkpoint(args: Sequence[str]) -> None:
@@ -253,7 +270,7 @@ def names_a_layout(args: Sequence[str]) -> bool:
     if any(a.split("=")[0] in ("--model", "--model.class_path") for a in args):
         return True
     for name in configurations(args):
-        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong
+        with contextlib.suppress(OSError, ValueError, RecursionError, yaml.YAMLError):  # check_text says it
             raw = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
             if isinstance(raw, dict) and isinstance(raw.get("model"), dict) and "class_path" in raw["model"]:
                 return True

@@ -36,7 +36,7 @@ def read_array(data: bytes, key: str) -> npt.NDArray[Any]:
     except KeyError as err:
         raise CorpusError(f"no array {key!r} in it ({err.args[0]})") from err
     except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, AttributeError, RuntimeError, OSError,
-            EOFError, NotImplementedError, IndexError) as err:  # fmt: skip
+            EOFError, NotImplementedError, IndexError, RecursionError) as err:  # fmt: skip
         raise CorpusError(f"not a readable zipped Zarr array {key!r} ({err})") from err
 
 
