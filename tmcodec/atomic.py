@@ -37,10 +37,13 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
     TargetFolderError
         If its folder does not exist.
     TargetNameError
-        If it is no path, or that of a folder, a device, a pipe or a socket.
+        If it is no path, or that of a folder, a device, a pipe or a socket, or ``-``, which means standard
+        output to many programs and none here.
     """
     if not isinstance(path, str | os.PathLike):
         raise TargetNameError(f"{shown(path)} is no path; name a file to write")
+    if os.fspath(path) == "-":
+        raise TargetNameError("- names no file, and nothing is written to standard output; name a file")
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")

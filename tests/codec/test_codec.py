@@ -533,6 +533,7 @@ def test_a_layer_that_does_not_describe_its_tokens_is_refused_by_what_differs(
     [
         ({"modality": 5}, errors.ModalityError, "unknown modality 5; choose one of S2L2A"),
         ({"class_map": [1, 2]}, errors.UnitsError, r"class_map is \[1, 2\]; give a mapping"),
+        ({"scale": 2}, errors.UnitsError, "land cover has classes and no scale; leave it out, or map"),
         ({"sampler": 3}, errors.SamplerError, "sampler 3; give a name, such as ddim"),
         ({"tokenizer": 3}, errors.TokenizerNotFoundError, "no tokenizer 3; give a name or the path"),
         ({"precision": "fp64"}, errors.PrecisionError, "unknown precision 'fp64'; use auto, fp32, bf16"),

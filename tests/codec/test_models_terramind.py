@@ -27,7 +27,7 @@ import tmcodec
 from tmcodec import errors
 from tmcodec.cli import cli
 from tmcodec.codec import hub
-from tmcodec.codec.models import import_weights, pull
+from tmcodec.codec.models import find_weights, import_weights, pull, texture_path
 from tmcodec.codec.store import read_stored, stored_path
 from tmcodec.codec.terramind import TerraMindTokenizer, reflect_to, starts
 from tmcodec.codec.terramind_models import OFFICIAL, modality_of
@@ -114,6 +114,14 @@ def test_weights_that_are_not_finite_are_refused_where_they_are_used(tmp_path: P
     with pytest.raises(errors.WeightsError, match=f"a.pt: not all numbers are finite in {name}"):
         tok.encode(torch.zeros(1, 2, 32, 32))
     assert tok.decode(torch.zeros(1, 2, 2, dtype=torch.int64)).isfinite().all()
+
+
+def test_weights_of_other_formats_of_ours_need_no_import() -> None:
+    for path in (find_weights("mini-ndvi-v2"), texture_path(find_weights("mini-s1grd-v2"))):
+        with pytest.raises(errors.WeightsError, match=f"{path.name}: weights of tmcodec's own .* no import"):
+            import_weights(path)
+        with pytest.raises(errors.WeightsError, match="need no import"):
+            import_weights(path, S1)
 
 
 def test_encoding_reads_the_encoder_alone(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

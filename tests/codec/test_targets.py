@@ -28,6 +28,10 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         tmcodec.encode(scene, tmp_path / "folder.tmc", tokenizer=weights, overwrite=overwrite)
     with pytest.raises(errors.TargetNameError, match="None is no path; name a file"):
         tmcodec.decode(tmp_path / "not_read.tmc", None, overwrite=overwrite)  # type: ignore[arg-type]
+    with pytest.raises(errors.TargetNameError, match=r"^- names no file, and nothing is written to standard"):
+        tmcodec.encode(scene, "-", tokenizer=weights, overwrite=overwrite)
+    with pytest.raises(errors.TargetNameError, match=r"^- names no file"):
+        tmcodec.decode(tmp_path / "not_read.tmc", "-", overwrite=overwrite)
 
 
 @pytest.mark.parametrize("target", [None, 7, io.StringIO()])

@@ -206,6 +206,9 @@ def encode(
     with open_raster(
         source, modality, s2_offset=s2_offset, scale=scale, class_map=class_map, window=part
     ) as raster:
+        if scale is not None and raster.modality.categorical:
+            raise UnitsError(f"{raster.description}: land cover has classes and no scale; "
+                             "leave it out, or map classes by --class-map")
         how = {"checkpoint": checkpoint, "precision": precision, "tile": tile}
         tok = resolve_tokenizer(tokenizer, raster.modality.name, device, how)
         take_legend(raster, tok, class_map)

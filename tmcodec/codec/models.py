@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tmcodec.codec.store import FORMAT, local_weights, make_store, stored_path
 from tmcodec.codec.terramind_models import OFFICIAL, OfficialModel, model_of_file
-from tmcodec.errors import TokenizerNotFoundError
+from tmcodec.errors import TokenizerNotFoundError, WeightsError
 from tmcodec.modalities import MODALITIES
 from tmcodec.texts import shown
 
@@ -217,6 +217,9 @@ def import_weights(path: str | os.PathLike[str], name: str | None = None) -> Che
     from tmcodec.codec.terramind_weights import import_checkpoint, open_checkpoint
 
     source = Path(path)
+    if source.is_file() and _is_mini(source):
+        raise WeightsError(f"{source}: weights of tmcodec's own formats need no import; "
+                           "pass the file itself where a tokenizer or model is asked for")
     model = OFFICIAL[name] if name is not None else model_of_file(source)
     if model is None:
         found = open_checkpoint(source).name
