@@ -773,3 +773,14 @@ def test_64_bit_files_say_how_to_convert(make_raster: MakeRaster) -> None:
     path = make_raster(np.ones((1, 4, 4), np.int64))
     with pytest.raises(BandError, match=r"has int64 values.* gdal_translate -ot Int32"):
         open_raster(path, "DEM")
+
+
+def test_a_strip_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    """In 700 bytes: one sparse strip of 2^31 - 1 heights of 4 bytes, which GDAL would hold at once."""
+    path = tmp_path / "strip.tif"
+    how = {"driver": "GTiff", "count": 1, "dtype": "float32", "SPARSE_OK": True, "BIGTIFF": "YES"}
+    with rasterio.open(path, "w", width=2**31 - 1, height=1, **how):
+        pass
+    assert path.stat().st_size < 1000
+    with pytest.raises(RasterOpenError, match=r"blocks of 1 x 2147483647 pixels take 8\.59 GB each"):
+        open_raster(path, "DEM")

@@ -42,7 +42,10 @@ from tmcodec.rasters.product import (
 )
 from tmcodec.rasters.units import height_unit
 from tmcodec.rasters.windows import IDENTITY, Transform, Window, window_transform
+from tmcodec.texts import human_bytes
 
+MAX_BLOCK = 1 << 31
+"""Most bytes of a band's block, 2 GiB; GDAL reads blocks whole."""
 _STRIP_BYTES = 64 << 20  # stored bytes read at once; bounds the copy beside the float32 result
 
 
@@ -387,12 +390,14 @@ def refuse_unusable(dataset: Dataset) -> None:
     Raises
     ------
     RasterOpenError
-        If it has subdatasets and no bands of its own.
+        If it has subdatasets and no bands of its own, or GDAL has to hold more than `MAX_BLOCK` bytes to
+        read a pixel.
     UnitsError
         If its values are complex.
     """
     _refuse_subdatasets(dataset)
     _refuse_complex(dataset)
+    _refuse_huge_blocks(dataset)
 
 
 def _refuse_subdatasets(dataset: Dataset) -> None:
@@ -407,6 +412,15 @@ def _refuse_subdatasets(dataset: Dataset) -> None:
 def _refuse_complex(dataset: Dataset) -> None:
     if any(str(dtype).startswith("complex") for dtype in dataset.dtypes):  # GDAL's complex_int16 too
         raise UnitsError(f"{dataset.name}: the values are complex; convert them to intensity in dB first")
+
+
+def _refuse_huge_blocks(dataset: Dataset) -> None:
+    """A file of a few hundred bytes may say that it is one strip of two thousand million pixels."""
+    rows, cols = map(int, dataset.block_shapes[0])
+    size = rows * cols * max(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+    if size > MAX_BLOCK:
+        raise RasterOpenError(f"{dataset.name}: blocks of {rows} x {cols} pixels take {human_bytes(size)} each; "
+                              "write it in tiles first: gdal_translate -co TILED=YES")
 
 
 def _checked_window(window: Window | None, dataset: Dataset) -> Window:
