@@ -158,8 +158,35 @@ def test_what_version_2_leaves_out() -> None:
         meta.replace(transform=(0.1, 0, 0.1 * 3, 0, -0.1, 0.3)),
         meta.replace(transform=(-10, 0, 0.0, 0, 10, -0.0)),
         meta.replace(transform=(1e-300, 0, 1e300, 0, -1e-300, 0.0)),
+        # Whole pixels from the origin, but not north up with square pixels.
+        meta.replace(transform=(10, 0, 30, 0, 10, 50)),
+        meta.replace(transform=(10, 0, 30, 0, -20, 50)),
+        meta.replace(transform=(10, 5, 30, 0, -10, 50)),
+        meta.replace(transform=(10, 0, 30, 5, -10, 50)),
+        meta.replace(transform=(10, -0.0, 30, 0, -10, 50)),
     ):
         assert repr(round_trip(other)) == repr(other)
+
+
+def test_transforms_of_whole_pixels_at_the_limits() -> None:
+    """Up to 2^31 pixels from the origin, found even where the quotient of the product falls short."""
+
+    def field(a: float, col: int, row: int) -> bytes:
+        meta = layer_meta(transform=(a, 0, col * a, 0, -a, row * a))
+        packed = pack_layer(meta, [], 2)
+        assert repr(unpack_layer(memoryview(packed), [], "layer 0", 2)) == repr(meta)
+        return packed
+
+    def by_hand(a: bytes, col: int, row: int) -> bytes:
+        places = b"".join(varint(2 * n if n >= 0 else -2 * n - 1) for n in (col, row))
+        return section(27, b"\x03" + a + places, 2)
+
+    ten, tenth = b"\x50", b"\x09\x01"
+    assert by_hand(ten, 2**31, -(2**31)) in field(10.0, 2**31, -(2**31))
+    assert by_hand(ten, 2**31 + 1, 0) not in field(10.0, 2**31 + 1, 0)
+    assert by_hand(ten, 0, -(2**31) - 1) not in field(10.0, 0, -(2**31) - 1)
+    assert 43 * 0.1 / 0.1 < 43
+    assert by_hand(tenth, 43, -43) in field(0.1, 43, -43)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +217,9 @@ def test_tokenizer_version() -> None:
         with_2 = pack_layer(layer_meta(tokenizer="mini-s2rgb-v2"), [], version)
         assert len(with_2) == len(pack_layer(layer_meta(), [], version)) + 4 - version
         assert section(5, b"\x02", version) in with_2
+        for other in ("v0", "v02", "v", "vx", "v1000000000", "v2 "):  # texts, none of them a number
+            packed = pack_layer(layer_meta(tokenizer=f"mini-s2rgb-{other}"), [], version)
+            assert section(5, b"\0mini-s2rgb-" + other.encode(), version) in packed
 
 
 # The defaults by modality are part of the bitstream. A change of the table would change what
@@ -260,6 +290,37 @@ def test_out_of_range(field: str, value: object) -> None:
         MetadataError, match="tag" if field == "tags" else "band" if field == "bands" else field
     ):
         layer_meta(**{field: value})
+
+
+LONG = "é" * 127 + "x"
+"""Of 255 bytes in UTF-8."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": LONG, "modality": LONG, "tokenizer": LONG, "units": LONG, "sampler": LONG},
+        {"description": "x" * 65535, "crs": "x" * 65535, "tags": {LONG: "x" * 65535}},
+        {"bands": ("",) * 65534 + (LONG,), "levels": (2,) * 30},
+        {"levels": (256, 256, 256, 127), "steps": 65535, "seed": 2**64 - 1, "nodata": 2**63 - 1},
+        {"levels": (2,), "nodata": -(2**63), "offset": -1.7976931348623157e308},
+        {"patch": 1024, "tile": 65536, "chunk": 8, "width": 2**31 - 1, "height": 2**31 - 1},
+        {"patch": 32, "tile": 32, "chunk": 256, "width": 1, "height": 1, "scale": 5e-324},
+        {"patch": 1, "tile": 1, "chunk": 1, "width": 2**20, "height": 2**20},  # 2^40 chunks
+        {"tokenizer": "mini-s2rgb-v999999999", "times": (datetime.min, datetime.max)},
+        {"tokenizer": "mini-s2rgb-v1000000000"},
+    ],
+)  # fmt: skip
+def test_the_most_that_fits(changes: dict[str, Any]) -> None:
+    meta = layer_meta(**changes)
+    assert {name: getattr(meta, name) for name in changes if name != "times"} == {
+        name: value for name, value in changes.items() if name != "times"
+    }
+    assert repr(round_trip(meta)) == repr(meta)
+
+
+def test_the_most_dates_that_fit() -> None:
+    assert layer_meta(times=(None,) * 2**20).chunks == 2**22
 
 
 def test_a_million_levels_are_refused_in_a_short_line() -> None:
