@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenfile_helpers import layer_meta, random_tokens, write_file
 
 from tmcodec.errors import ChunkError
-from tmcodec.tokenfile import TokenFile, TokenFileWriter, verify
+from tmcodec.tokenfile import FileMeta, TokenFile, TokenFileWriter, verify
 from tmcodec.tokenfile.chunks import RawChunk, has_coded_mask
 from tmcodec.tokenfile.context.backends import choose
 from tmcodec.tokenfile.context.bits import Chance
@@ -246,6 +246,20 @@ def test_chunks_of_version_2_become_chunks_of_version_1() -> None:
         np.testing.assert_array_equal(file["a"].valid(), mask)
         np.testing.assert_array_equal(file["a"].tokens(), tokens)
     assert len(out.getvalue()) > len(data)
+
+
+def test_large_masks_of_twice_the_pixel_become_those_of_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halved, a mask may have four times as many pixels as bits in context."""
+    meta = layer_meta(patch=16, tile=64, chunk=16, width=250, height=240)
+    mask = clouds(120, 125, 7).repeat(2, axis=1).repeat(2, axis=2)
+    for module in ("masks", "chunks"):
+        monkeypatch.setattr(f"tmcodec.tokenfile.{module}.MAX_CODED", 120 * 125)
+    raw, out = raw_of(write_file(meta, [random_tokens(meta)], [mask[None]])), io.BytesIO()
+    assert has_coded_mask(raw)
+    with TokenFileWriter(out, FileMeta((meta,)), version=1) as writer:
+        writer.write_raw_chunk(0, 0, 0, 0, raw)
+    with TokenFile.open(out) as file:
+        np.testing.assert_array_equal(file["a"].valid(), mask)
 
 
 def test_bits_in_context_are_refused_in_version_1(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,8 @@ def plain_mask(meta: LayerMeta, raw: RawChunk, chunk_row: int, chunk_col: int) -
     """
     if not has_coded_mask(raw):
         return raw
-    valid = unpack_mask(meta, raw, chunk_row, chunk_col, MAX_CODED)
+    # A bit in context stands for 2 x 2 pixels at most.
+    valid = unpack_mask(meta, raw, chunk_row, chunk_col, 4 * MAX_CODED)
     assert valid is not None
     mask = mask_pack(valid, coded=False)
     return RawChunk(raw.tag, pack_varint(len(mask)) + mask + _split(raw)[1])
