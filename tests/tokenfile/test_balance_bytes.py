@@ -191,6 +191,20 @@ def test_malformed_bytes_are_refused(body: bytes) -> None:
         unpack_balance(Cursor(HEAD + body, "x"), 3)
 
 
+@pytest.mark.parametrize(
+    ("modality", "bands"), [("S2L2A", ("B04", "B03")), ("own", ("a", "b", "c")), ("own", ("a",))]
+)
+def test_a_balance_has_as_many_bands_as_the_layer(modality: str, bands: tuple[str, ...]) -> None:
+    """And not as many as the modality: 2 x 3 nodes, gain and offset of each band."""
+    for spacing in (4, 32):  # in general and in short
+        nodes = 6 if spacing == 4 else 1
+        values = tuple(range(2 * nodes * len(bands)))
+        balance = Balance(spacing, 2000.0, 64, 4.0, values)
+        meta = layer_meta(modality=modality, bands=bands, balance=balance)
+        with TokenFile.open(io.BytesIO(write_file(meta, [random_tokens(meta)]))) as file:
+            assert file["a"].meta == meta
+
+
 def test_balances_do_not_grow_beyond_the_header(monkeypatch: pytest.MonkeyPatch) -> None:
     """2^20 integers and 16 for each byte of the header are all that the layers may have together."""
 

@@ -409,6 +409,33 @@ def test_stack_refers_and_stacks_again() -> None:
     assert len(all_dates.getvalue()) < sum(map(len, files)) * 0.65
 
 
+def test_chunks_coded_anew_while_stacking_keep_their_masks() -> None:
+    tokens, masks = three_dates(), np.ones((3, 1, 48, 64), np.bool_)
+    masks[1, 0, 5:9, 7:20] = masks[2, 0, 40:, :3] = False
+    when = [np.datetime64(f"202{time}-01-01", "s").item() for time in range(3)]
+    both = META.replace(times=tuple(when[:2]))
+    files = [write_file(both, [tokens[:2]], [masks[:2]])]
+    files.append(write_file(META.replace(times=(when[2],)), [tokens[2:]], [masks[2:]]))
+    with TokenFile.open(io.BytesIO(files[0])) as file:
+        assert file["a"].index.tags.tolist() == [1, 8]  # partial, coder 3
+        plain = file["a"].plain_chunk(1, 0, 0)
+        assert plain.tag in (2, 4, 6)  # partial, coders 0 to 2
+    target = io.BytesIO()
+    stack([io.BytesIO(f) for f in files], target)
+    with TokenFile.open(target) as file:
+        for time in range(3):
+            found = file["a"].read(time=time)
+            np.testing.assert_array_equal(found.tokens, tokens[time])
+            np.testing.assert_array_equal(np.ones_like(masks[0]) if time == 0 else found.valid, masks[time])
+            assert (found.valid is None) == (time == 0)
+
+
+def test_dates_that_have_nothing_in_common_do_not_refer() -> None:
+    tokens = np.random.default_rng(3).integers(0, 15360, (3, 12, 16), dtype=np.int32)
+    with TokenFile.open(io.BytesIO(write_file(META, [tokens]))) as file:
+        assert file["a"].index.tags.tolist() == [1, 1, 1]
+
+
 def test_a_writer_keeps_to_its_coders() -> None:
     tokens = smooth(12, 16)[None].repeat(3, 0)
     for coders, known in (((0,), {0}), ((0, 1), {0, 1}), ((2,), {2})):

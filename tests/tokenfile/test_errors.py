@@ -259,6 +259,40 @@ def test_bad_index(index: bytes, why: str) -> None:
         read(seal(LAYER + section(5, index), b"xx"))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "why"),
+    [
+        ([[2**56 - 1]], f"the chunks have {2**56 - 1} bytes, the payload 0"),  # which is all that is wrong
+        ([[2**56 - 1, 1]], f"the chunks have {2**56} bytes, the payload 0"),
+        ([[2**56]], "more than 56 bits"),
+        ([[2**56 - 1, 2]], "the sum is too large"),
+        ([[2**56 - 1] * 300], "the sum is too large"),  # beyond 64 bits
+        ([[2**55], [2**55]], f"the chunks have {2**56} bytes, the payload 0"),
+        ([[2**55], [2**55 + 1]], f"the chunks have {2**56 + 1} bytes, more than {2**56}"),
+    ],
+)
+def test_the_payload_has_at_most_2_to_the_56_bytes(lengths: list[list[int]], why: str) -> None:
+    layers, indexes = b"", b""
+    for number, each in enumerate(lengths):
+        name, grid = section(2, bytes([65 + number])), section(1, varint(16 * 64 * len(each)) + b"\x10")
+        layers += section(3, grid + name + section(3, b"\x03") + section(7, bytes(32)))
+        run = b"\x02" if len(each) == 1 else b"\x03" + varint(len(each) - 2)
+        indexes += section(5, run + b"".join(map(varint, each)) + bytes(4 * len(each)))
+    with pytest.raises(MetadataError, match=why):
+        read(seal(layers + indexes, b""))
+
+
+def test_ids_of_coders_end_at_16383() -> None:
+    last = 1 + 2 * 16383
+    for tag in (last, last + 1):  # full and partial
+        with pytest.raises(UnknownCoderError, match="16383"):
+            read(one_token(tag, b"\x00xx"))
+    for more in (0, 1):
+        index = varint((last + 2) << 1 | more) + b"\x02aaaa"
+        with pytest.raises(MetadataError, match=f"chunk tag is .*, more than the {2 * 32768 + 1} allowed"):
+            read(seal(LAYER + section(5, index), b"xx"))
+
+
 def test_split_run() -> None:
     two = section(
         3,

@@ -351,23 +351,45 @@ def test_max_pixels() -> None:
             file["a"].valid((0, 5, 5, 1))  # three planes of 20 x 20, for a window of one row
 
 
+def test_the_cap_counts_the_planes_that_a_mask_has() -> None:
+    """A window of one token decodes the mask of its chunk: one plane of 20 x 20, or three that differ."""
+    meta = layer_meta(width=20, height=20)
+    one = np.ones((3, 20, 20), np.bool_)
+    one[:, 3:9, 4:6] = False
+    three = one.copy()
+    three[1, 0, 0] = False
+    for mask, values in ((one, 400), (three, 1200)):
+        data = io.BytesIO(write_file(meta, [random_tokens(meta)], [mask[None]]))
+        with TokenFile.open(data, max_pixels=values) as file:
+            np.testing.assert_array_equal(
+                np.broadcast_to(file["a"].valid((0, 0, 1, 1)), (3, 4, 4)), mask[:, :4, :4]
+            )
+        with TokenFile.open(data, max_pixels=values - 1) as file:
+            with pytest.raises(LimitExceededError, match=f"{values} values, more than"):
+                file["a"].valid((0, 0, 1, 1))
+
+
 @pytest.mark.parametrize(
-    ("tokens", "valid", "error"),
+    ("tokens", "valid", "error", "why"),
     [
-        (np.zeros((5, 4), int), None, ChunkError),
-        (np.zeros((5, 5)), None, ChunkError),
-        (np.full((5, 5), 15360), None, TokenRangeError),
-        (np.full((5, 5), -1), None, TokenRangeError),
-        (np.full((5, 5), 2**40), None, TokenRangeError),
-        (np.zeros((5, 5), int), np.ones((2, 20, 20), bool), ChunkError),
-        (np.zeros((5, 5), int), np.ones((1, 5, 5), bool), ChunkError),
-        (np.zeros((5, 5), int), np.ones((1, 20, 20), np.uint8), ChunkError),
-        (None, np.ones((1, 20, 20), bool), ChunkError),
+        (np.zeros((5, 4), int), None, ChunkError, r"tokens have shape \(5, 4\); this chunk has \(5, 5\)"),
+        (np.zeros((5, 5)), None, ChunkError, "tokens have dtype float64"),
+        (np.full((5, 5), 15360), None, TokenRangeError, "token 15360 lies outside the codebook of 15360"),
+        (np.diag([15360] * 5), None, TokenRangeError, "token 15360 lies"),
+        (np.full((5, 5), -1), None, TokenRangeError, "token -1 lies"),
+        (np.full((5, 5), 2**40), None, TokenRangeError, "token 1099511627776 lies"),
+        (np.zeros((5, 5), int), np.ones((2, 20, 20), bool), ChunkError, "mask has dtype bool and shape"),
+        (np.zeros((5, 5), int), np.ones((1, 5, 5), bool), ChunkError, "pass bool of shape"),
+        (np.zeros((5, 5), int), np.ones((1, 20, 20), np.uint8), ChunkError, "mask has dtype uint8"),
+        (None, np.ones((1, 20, 20), bool), ChunkError, "a chunk with valid pixels needs tokens"),
     ],
 )
-def test_writer_refuses(tokens: np.ndarray | None, valid: np.ndarray | None, error: type[Exception]) -> None:
-    with pytest.raises(error), TokenFileWriter(io.BytesIO(), FileMeta((META,))) as writer:
-        writer.write_chunk(0, 0, 0, 0, tokens, valid)
+def test_writer_refuses(
+    tokens: np.ndarray | None, valid: np.ndarray | None, error: type[Exception], why: str
+) -> None:
+    with TokenFileWriter(io.BytesIO(), FileMeta((META,)), sparse=True) as writer:
+        with pytest.raises(error, match=why):
+            writer.write_chunk(0, 0, 0, 0, tokens, valid)
 
 
 @pytest.mark.parametrize(
