@@ -101,6 +101,8 @@ def test_peaks() -> None:
     assert peak_of(DEM, heights, heights > 0) == 250
     assert math.isnan(peak_of(DEM, heights, heights > 1e6))
     assert math.isnan(psnr_of(1.0, 0.0))  # a flat DEM has no peak
+    assert psnr_of(0.01, 0.5) == pytest.approx(10 * math.log10(25))  # one of half a metre has
+    assert psnr_of(0.0, 0.5) == math.inf
 
 
 # --------------------------------------------------------------------------- SSIM
@@ -150,6 +152,22 @@ def test_spectral_angle_takes_the_offset_off_and_skips_zeros() -> None:
     assert math.isnan(spectral_angle(reference * 0, other, all_valid(reference)))
 
 
+def test_spectral_angle_is_the_mean_over_the_pixels() -> None:
+    reference = np.array([[1, 1, 1], [0, 0, 0], [0, 0, 0]], np.float32)[:, None]
+    other = np.array([[2, 3, 0], [0, 3, 5], [0, 0, 0]], np.float32)[:, None]  # 0, 45 and 90 degrees
+    assert spectral_angle(reference, other, all_valid(reference)) == pytest.approx(45)
+    valid = all_valid(reference)
+    valid[1, 0, 0] = False  # one band is enough
+    assert spectral_angle(reference, other, valid) == pytest.approx(67.5)
+
+
+def test_spectral_angle_of_opposite_spectra_is_180_degrees() -> None:
+    """Rounding takes some cosines beyond -1."""
+    spectra = RNG.normal(0, 1, (5, 40, 40)).astype(np.float32)
+    for scale in (-1, -3):
+        assert spectral_angle(spectra, spectra * scale, all_valid(spectra)) == pytest.approx(180, abs=1e-4)
+
+
 def test_spectral_angle_is_for_three_bands_and_more() -> None:
     flat = np.zeros((2, 8, 8), np.float32)
     assert image(flat, flat + 1, all_valid(flat), "S1GRD").sam is None
@@ -164,6 +182,15 @@ def test_ndvi_error_by_hand() -> None:
     valid = all_valid(reference)
     valid[red, 0, 0] = False
     assert math.isnan(ndvi_error(reference, other, valid, S2))
+
+
+def test_pixels_without_an_ndvi_in_either_picture_do_not_count() -> None:
+    reference, other = np.full((2, 12, 1, 3), 1000, np.float32)
+    red, nir = S2.bands.index("B04"), S2.bands.index("B08")
+    reference[nir, 0, :2], other[nir, 0, ::2] = 1100, 1100  # both, only the first, only the second
+    reference[red, 0, 0] = 1100  # 0, where the other's is 1
+    assert ndvi_error(reference, other, all_valid(reference), S2) == 1
+    assert math.isnan(ndvi_error(reference[..., 1:], other[..., 1:], all_valid(other[..., 1:]), S2))
 
 
 def test_negative_reflectance_counts_as_black() -> None:
