@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenfile_helpers import layer_meta, random_tokens, seal, section, split, varint, write_file
 
-from tmcodec.errors import MetadataError, StackError, TokenFileError
+from tmcodec.errors import MetadataError, StackError
 from tmcodec.tokenfile import Balance, LayerMeta, TokenFile, stack
 from tmcodec.tokenfile.balance import (
     MAX_VALUE,
@@ -231,20 +231,23 @@ def test_balances_do_not_grow_beyond_the_header(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_balance_of_another_grid_is_refused() -> None:
+    """2 x 2 nodes, well packed, where 2 x 3 belong."""
     meta = balanced()
+    assert meta.balance is not None
     data = write_file(meta, [random_tokens(meta)], version=1)
     header, payload = split(data)
-    good = section(16, pack_balance(meta.balance, 3))
-    bad = section(16, pack_balance(replace(meta.balance, values=(0,) * 36), 3)[:-6])
-    assert good in header
-    at = header.index(good)
-    layer_start = header.index(bytes([3]))
-    changed = header[:at] + bad + header[at + len(good) :]
-    # The length of the layer section that holds the field, one byte, shrinks with it.
-    body = bytearray(changed)
-    body[layer_start + 1] -= len(good) - len(bad)
-    with pytest.raises(TokenFileError):
-        TokenFile.open(io.BytesIO(seal(bytes(body), payload)))
+    layer, rest = header[2 : 2 + header[1]], header[2 + header[1] :]
+    assert section(3, layer) + rest == header
+    good = section(16, pack_balance(meta.balance, 3, 1))
+    assert layer.count(good) == 1
+    for nodes in (4, 6):
+        other = section(16, pack_balance(replace(meta.balance, values=(5,) * (nodes * 6)), 3, 1))
+        changed = io.BytesIO(seal(section(3, layer.replace(good, other)) + rest, payload))
+        if nodes == 6:
+            TokenFile.open(changed).close()
+        else:
+            with pytest.raises(MetadataError, match="balance: 24 integers where 36 belong"):
+                TokenFile.open(changed)
 
 
 def test_stacking_joins_the_balances_of_dates() -> None:
