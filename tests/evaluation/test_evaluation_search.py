@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tmcodec.errors import EvaluationError
+from tmcodec.evaluation import search as search_module
 from tmcodec.evaluation.baselines import (
     Lessons,
     baseline_methods,
@@ -58,6 +60,44 @@ def test_a_codec_keeps_to_the_size(smooth_scene: MakeScene, key: str, name: str)
             assert free.bytes - free.forgiven <= size and free.forgiven > 0
     assert len(fitted) >= 2
     assert fitted == sorted(fitted, reverse=True)
+
+
+@pytest.mark.parametrize("size", [150, 300, 700])
+@pytest.mark.parametrize("free", [False, True])
+def test_the_best_number_of_components_and_factor_wins(
+    smooth_scene: MakeScene, monkeypatch: pytest.MonkeyPatch, size: int, free: bool
+) -> None:
+    """Each on its own finds no better picture than all together, and the best of them the same."""
+    scene, row = smooth_scene(), MODALITIES["S2L2A"]
+    whole = PictureSearch(scene, row, CODECS["webp"]).best(size, free)
+    assert whole is not None
+    alone = {}
+    for count, reduced in itertools.product(search_module.COUNTS, search_module.REDUCED):
+        with monkeypatch.context() as patch:
+            patch.setattr(search_module, "COUNTS", (count,))
+            patch.setattr(search_module, "REDUCED", (reduced,))
+            found = PictureSearch(scene, row, CODECS["webp"]).best(size, free)
+        if found is not None:
+            alone[found.setting] = error(scene, found.values)
+    assert len(alone) > 1
+    assert whole.setting == min(alone, key=alone.__getitem__)
+    assert error(scene, whole.values) == min(alone.values())
+
+
+def test_the_best_blocks_win(smooth_scene: MakeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, row = smooth_scene("S1GRD"), MODALITIES["S1GRD"]
+    for size in (40, 120, 600):
+        whole, alone = BlockSearch(scene, row).best(size), {}
+        for count, side in itertools.product(search_module.COUNTS[:2], search_module.BLOCK_SIDES):
+            with monkeypatch.context() as patch:
+                patch.setattr(search_module, "COUNTS", (count,))
+                patch.setattr(search_module, "BLOCK_SIDES", (side,))
+                found = BlockSearch(scene, row).best(size)
+            if found is not None:
+                assert found.bytes <= size
+                alone[found.setting] = error(scene, found.values)
+        assert whole is not None and len(alone) > 1
+        assert whole.setting == min(alone, key=alone.__getitem__)
 
 
 @pytest.mark.parametrize("key", CODECS)
