@@ -194,7 +194,10 @@ def test_a_token_file_needs_no_flags(encoded: tuple[Path, Path, Path]) -> None:
     assert (result.tokenizer, result.steps, result.seed) == ("tiny-s2l2a", 1, 0)
     assert result.crs_equal
     assert result.transform_equal
-    assert image(tmcodec.compare(decoded, scene, count_bytes_of=tokens)) == image(result)
+    counted = tmcodec.compare(decoded, scene, count_bytes_of=tokens)
+    assert image(counted) == image(result)
+    assert (counted.reconstruction_bytes, counted.ratio) == (result.reconstruction_bytes, result.ratio)
+    assert tmcodec.compare(decoded, scene).reconstruction_bytes == decoded.stat().st_size
 
 
 def test_the_raster_is_the_original_wherever_it_stands(encoded: tuple[Path, Path, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from tmcodec.rasters.product import (
     decide_scaling,
     infer_modality,
     parse_time,
+    sample_plan,
     sample_values,
     select_bands,
 )
@@ -47,6 +49,8 @@ def dataset(count: int = 12, dtype: str = "uint16", fill: float = 1000, **profil
     (("VV", "VH"), "float32", {"tags": {"PRODUCT_TYPE": "GRD"}}, "S1GRD"),
     (("VV", "VH"), "float32", {"name": "S1A_IW_20200101T000000_DVP_RTC10_G.tif"}, "S1RTC"),
     (("VV", "VH"), "float32", {"tags": {"TMCODEC_MODALITY": "S1RTC"}}, "S1RTC"),
+    ((None,), "float32", {"tags": {"TMCODEC_MODALITY": "NDVI"}}, "NDVI"),  # by the tag alone
+    (("B04", "B03", "B02"), "uint8", {"tags": {"PRODUCT_URI": "S2A_MSIL2A_20170613T101031.SAFE"}}, "S2RGB"),
     (("DEM",), "int16", {}, "DEM"),
     (("NDVI",), "float32", {}, "NDVI"),
     (("LULC",), "uint8", {}, "LULC"),
@@ -64,6 +68,7 @@ def test_certain_modalities(
     (12, "uint16", {"descriptions": L2A.bands, "tags": {"PROCESSING_LEVEL": "Level-1C"}}, ["S2L2A"], []),
     (2, "float32", {"descriptions": ("VV", "VH")}, ["S1GRD", "S1RTC"], ["DEM"]),
     (2, "float32", {"descriptions": ("VV", "VH"), "name": "RTC_of_GRD.tif"}, ["S1GRD", "S1RTC"], []),
+    (2, "float32", {"tags": {"TMCODEC_MODALITY": "NDVI"}}, ["S1GRD", "S1RTC"], ["NDVI"]),  # of another count
     (1, "float32", {}, ["DEM", "NDVI"], ["LULC"]),
     (1, "uint8", {"descriptions": ("height",)}, ["DEM", "NDVI", "LULC"], []),
     (3, "uint16", {"descriptions": ("B04", "B03", "B02")}, ["S2RGB"], ["S2L2A"]),
@@ -197,7 +202,9 @@ def test_offset_from_metadata(profile: dict[str, Any], expected: str) -> None:
     {"tags": {"BOA_ADD_OFFSET": "-1000 0"}},  # contradiction
 ])
 def test_offset_stays_open(profile: dict[str, Any]) -> None:
-    with pytest.raises(OffsetUnknownError, match="--s2-offset present"):
+    contradicts = profile.keys() >= {"scale", "tags"} or "-1000 0" in str(profile)
+    why = "contradicts itself about" if contradicts else "does not say anything about"
+    with pytest.raises(OffsetUnknownError, match=f"{why} .*--s2-offset present"):
         decide_s2_offset(dataset(**profile), "auto", L2A)
 
 
@@ -356,6 +363,29 @@ def test_samples_ignore_masked_pixels(make_raster: MakeRaster) -> None:
     array[0, 0, 0] = 0.5
     with rasterio.open(make_raster(array, mask=array[0] > 0)) as source:
         assert sample_values(source, [1]).tolist() == [0.5]
+
+
+def plan(height: int, width: int, block: int, overviews: list[int]) -> list[Any]:
+    """Return what is read of a raster of which nothing is valid."""
+    size = SimpleNamespace(
+        height=height, width=width, block_shapes=[(block, 256)] * 2, overviews=lambda band: overviews
+    )
+    return list(sample_plan(size, [1, 2]))  # type: ignore[arg-type]
+
+
+def test_the_plan_of_samples_by_hand() -> None:
+    """About 2^20 pixels at once: an overview, then 4 x 4 spots of 96 pixels, then strips of blocks."""
+    overview, spots, *strips = plan(10_000, 8_000, 100, [2, 4, 8, 16, 32])
+    assert overview == ([((0, 10_000), (0, 8_000))], (2, 625, 500))  # an eighth has 1,250,000 pixels
+    rows, cols = (1202, 3702, 6202, 8702), (952, 2952, 4952, 6952)  # around 1/8, 3/8, 5/8 and 7/8
+    assert spots == ([((y, y + 96), (x, x + 96)) for y in rows for x in cols], None)
+    assert [((top, bottom), side) for [((top, bottom), side)], _ in strips] == [
+        ((top, min(top + 200, 10_000)), (0, 8_000)) for top in range(0, 10_000, 200)  # not 131
+    ]
+    assert len(plan(1024, 1024, 16, [2])) == 1  # small enough: all of it
+    narrow = plan(60_000, 50, 60_000, [])  # a block of its whole height is not read whole
+    assert narrow[0][0][0] == ((7452, 7548), (0, 50)) and len(narrow[0][0]) == 4
+    assert narrow[1][0] == [((0, 20971), (0, 50))]
 
 
 def test_samples_come_from_overviews(make_raster: MakeRaster) -> None:

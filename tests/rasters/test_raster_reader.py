@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ import tmcodec.rasters.gdal as gdal
 import tmcodec.rasters.reader as reader
 from tmcodec.errors import BandError, ModalityError, RasterOpenError, UnitsError, WindowError
 from tmcodec.modalities import MODALITIES
-from tmcodec.rasters import Window, open_raster
+from tmcodec.rasters import RasterSource, Window, open_raster
 from tmcodec.rasters.arrays import ArrayDataset
 from tmcodec.rasters.black import black_is_nodata
 
@@ -130,6 +131,63 @@ def test_undeclared_no_data_of_sentinel_1(offset: int) -> None:
     integers = (array.astype(np.int16), {"scale": 0.5})  # where 0 dB is one value of some hundred
     with open_raster(integers, "S1GRD") as source:
         assert source.nodata is None and source.read(Window(0, 0, 10, 10))[1].all()
+
+
+def test_bands_that_are_not_asked_for_tell_dark_water_from_no_data() -> None:
+    array = swath()
+    array[1, 5, 5:8] = 0  # B02 of water
+    few = replace(MODALITIES["S2L2A"], bands=("B02",), mean=(0.0,), std=(1.0,))
+    dataset = ArrayDataset(array, {"descriptions": MODALITIES["S2L2A"].bands})
+    with RasterSource(dataset, few, s2_offset="absent") as source:
+        assert np.array_equal(source.read(Window(0, 0, 10, 10))[1][0], array.any(0))
+
+
+def test_the_scaling_is_that_of_the_modalitys_first_band() -> None:
+    names, scl = ("SCL", *MODALITIES["S2L2A"].bands), [True] + [False] * 12
+    profile = {"descriptions": names, "scale": [1.0 if s else 1e-4 for s in scl],
+               "offset": [0.0 if s else -0.1 for s in scl]}
+    with open_raster((np.full((13, 4, 5), 3000, np.uint16), profile), "S2L2A") as source:
+        assert (source.tagged, source.s2_offset) == ((1e-4, -0.1), "present")
+
+
+@pytest.mark.parametrize(("dtype", "modality", "expected"), [
+    ("uint16", "S2L2A", 0), ("int16", "S1RTC", -32768), ("uint8", "S2RGB", 0), ("float32", "S1RTC", None),
+])
+def test_integers_with_masks_of_their_own_get_a_nodata_value(
+    dtype: str, modality: str, expected: int | None
+) -> None:
+    """The modality's, or the least; a GeoTIFF has one mask for all bands."""
+    bands = len(MODALITIES[modality].bands)
+    array = np.full((bands, 4, 5), {"S1RTC": -12, "S2RGB": 90}.get(modality, 3000)).astype(dtype)
+    mask = np.ones(array.shape, np.bool_)
+    mask[1, 2, 3] = False
+    offset = "absent" if modality == "S2L2A" else "auto"
+    with open_raster((array, {"mask": mask}), modality, s2_offset=offset) as source:
+        assert source.nodata == expected
+        assert source.mask_kind == ("mask" if expected is None else "nodata")
+        assert np.array_equal(source.read(WHOLE)[1], mask)
+
+
+@pytest.mark.parametrize(("units", "expected"), [(None, ""), ("m", ""), ("ft", "ft"), ("mm", "mm")])
+def test_the_unit_of_heights_is_kept_where_it_is_not_metres(units: str | None, expected: str) -> None:
+    with open_raster((np.full((4, 5), 7, np.int16), {"units": units}), "DEM") as source:
+        assert source.unit == expected
+    with open_raster((np.full((4, 5), 7, np.int16), {"units": units}), "DEM", scale=0.5) as source:
+        assert (source.unit, source.scale) == ("", 0.5)
+
+
+@pytest.mark.parametrize(("col", "row", "x", "y"), [(1, 0, 110, 200), (0, 1, 100, 190), (2, 3, 120, 170)])
+def test_a_window_moves_the_transform(col: int, row: int, x: float, y: float) -> None:
+    array = (np.full((4, 5), 7, np.int16), {"transform": Affine(10, 0, 100, 0, -10, 200)})
+    with open_raster(array, "DEM", window=Window(col, row, 1, 1)) as source:
+        assert source.transform == (10, 0, x, 0, -10, y)
+
+
+def test_asking_for_the_modality_leaves_an_open_dataset_open(make_raster: MakeRaster) -> None:
+    path = make_raster(np.full((4, 5), 7, np.uint8), tags={"TMCODEC_MODALITY": "LULC"})
+    with rasterio.open(path) as dataset:
+        assert reader.own_modality(dataset) == reader.own_modality(path) == "LULC"
+        assert not dataset.closed and (dataset.read() == 7).all()
 
 
 @pytest.mark.parametrize("profile", [

@@ -14,6 +14,7 @@ import rasterio
 from raster_helpers import SHARED, MakeRaster, shared_rasters
 from rasterio.errors import CRSError
 
+import tmcodec.rasters.writer as writer_module
 from tmcodec.errors import RasterWriteError, TargetExistsError, TargetNameError, WindowError
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import RasterSource, RasterWriter, Window, grid_windows, open_raster
@@ -55,6 +56,31 @@ def test_scale_and_offset_are_undone(tmp_path: Path) -> None:
     assert absent.tolist() == [500, 0, 64535]
     reflectance = write_one(tmp_path / "b.tif", [2500, 10000], dtype="float32", scale=10000.0, modality=L2A)
     assert reflectance.tolist() == [0.25, 1.0]
+
+
+def test_floats_beside_the_nodata_value_lie_towards_their_exact_one(tmp_path: Path) -> None:
+    """A tenth of 2 is below the nearest float32, which is the nodata value here; a tenth of 7 is above it."""
+    for value, end in ((2, -np.inf), (7, np.inf)):
+        nodata = np.float32(value / 10)
+        assert (float(nodata) > value / 10) == (end < 0)
+        options = {"dtype": "float32", "scale": 10.0, "nodata": float(nodata)}
+        stored = write_one(tmp_path / f"{value}.tif", [value, 5], **options)
+        assert stored.tolist() == [np.nextafter(nodata, np.float32(end)), 0.5]
+
+
+def test_pictures_alone_are_red_green_and_blue(tmp_path: Path) -> None:
+    for name, row in MODALITIES.items():
+        path = tmp_path / f"{name}.tif"
+        with RasterWriter(path, width=4, height=3, bands=row.bands, dtype=row.dtype, modality=row) as writer:
+            writer.write(Window(0, 0, 4, 3), np.ones((len(row.bands), 3, 4), np.float32))
+        with rasterio.open(path) as dataset:
+            colours = [interp.name for interp in dataset.colorinterp]
+        if name == "S2RGB":
+            assert colours == ["red", "green", "blue"]
+        elif name == "LULC":
+            assert colours == ["palette"]
+        else:
+            assert set(colours) <= {"gray", "undefined"}
 
 
 def test_no_tag_hides_the_others(tmp_path: Path) -> None:
@@ -251,6 +277,27 @@ def test_an_existing_target_is_kept_unless_asked(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_bytes() == b"precious"
     assert write_one(path, [5], dtype="int16", overwrite=True).tolist() == [5]
+
+
+@pytest.mark.parametrize("cog", [False, True])
+def test_blocks_that_were_not_written_are_an_error(
+    tmp_path: Path, cog: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk may show in nothing else; the unfinished file goes."""
+    sparse = tmp_path / "sparse.tif"
+    with rasterio.open(sparse, "w", driver="GTiff", width=40, height=600, count=2, dtype="uint8", tiled=True,
+                       blockxsize=256, blockysize=256, sparse_ok=True, interleave="band") as dataset:
+        dataset.write(np.ones((600, 40), np.uint8), 1)
+        dataset.write(np.ones((256, 40), np.uint8), 2, window=((0, 256), (0, 40)))
+    with pytest.raises(OSError, match="blocks of band 2 were not written"):
+        writer_module._check_complete(sparse)
+
+    monkeypatch.setattr(writer_module, "_block_end", lambda *_: 2**40)  # beyond the end
+    options: dict[str, Any] = {"width": 9, "height": 9, "bands": ("DEM",), "dtype": "int16", "cog": cog}
+    with pytest.raises(RasterWriteError, match=r"a.tif \(blocks of band 1 were not written\)"):
+        with RasterWriter(tmp_path / "a.tif", **options) as writer:
+            writer.write(Window(0, 0, 9, 9), np.zeros((1, 9, 9), np.float32))
+    assert [p.name for p in tmp_path.iterdir()] == ["sparse.tif"]
 
 
 ROTATED = rasterio.CRS.from_string(
