@@ -40,10 +40,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
         If it is no path, or that of a folder, a device, a pipe or a socket, or ``-``, which means standard
         output to many programs and none here.
     """
-    if not isinstance(path, str | os.PathLike):
-        raise TargetNameError(f"{shown(path)} is no path; name a file to write")
-    if os.fspath(path) == "-":
-        raise TargetNameError("- names no file, and nothing is written to standard output; name a file")
+    _refuse_no_path(path)
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
@@ -55,6 +52,13 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
         raise TargetExistsError(
             f"{names} would be read as part of the new file; pass overwrite to remove them"
         )
+
+
+def _refuse_no_path(path: object) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise TargetNameError(f"{shown(path)} is no path; name a file to write")
+    if os.fspath(path) == "-":
+        raise TargetNameError("- names no file, and nothing is written to standard output; name a file")
 
 
 def _refuse_special(path: str | os.PathLike[str]) -> None:
@@ -87,7 +91,8 @@ RASTER_SUFFIXES = (
 def check_geotiff_name(target: str | os.PathLike[str], *sources: Any) -> None:
     """Refuse to write a GeoTIFF over one of its sources, or under a name that says something else.
 
-    GDAL goes by what is in a file and writes under any name; most others go by the name.
+    GDAL goes by what is in a file and writes under any name; most others go by the name. This comes before
+    `check_target`: who swaps source and target should not be told to overwrite the source.
 
     Parameters
     ----------
@@ -140,6 +145,7 @@ def check_picture_name(target: str | os.PathLike[str], *sources: Any) -> None:
 
 
 def _refuse_sources(target: str | os.PathLike[str], sources: Sequence[Any]) -> None:
+    _refuse_no_path(target)
     for source in sources:
         both = isinstance(source, str | os.PathLike) and os.path.exists(source) and os.path.exists(target)
         if both and os.path.samefile(source, target):

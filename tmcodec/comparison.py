@@ -181,8 +181,8 @@ def compare(
     if plot is not None:
         from tmcodec.atomic import check_picture_name, check_target
 
-        check_target(plot, overwrite)
         check_picture_name(plot, a, b, count_bytes_of)
+        check_target(plot, overwrite)
     a, b = with_profile(a), with_profile(b)
     if is_token_file(b) and not is_token_file(a):
         a, b = b, a

@@ -100,6 +100,20 @@ def test_a_geotiff_is_not_called_like_anything_else(
     assert not (tmp_path / name).exists()
 
 
+def test_swapped_arguments_are_not_told_to_overwrite(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    scene, tokens, other = make_scene(), tmp_path / "a.tmc", tmp_path / "other.tif"
+    tmcodec.encode(scene, tokens, tokenizer=tiny_tokenizer("S2L2A"), effort=0)
+    other.write_bytes(b"kept")
+    with pytest.raises(errors.TargetNameError, match="what is written is a token file; name it"):
+        tmcodec.encode(tokens, scene)
+    with pytest.raises(errors.TargetNameError, match=r"what is written is a GeoTIFF; name it \.tif"):
+        tmcodec.decode(scene, tokens)
+    with pytest.raises(errors.TargetNameError, match=r"what is written is a picture; name it \.png"):
+        tmcodec.compare(tokens, scene, plot=other)
+
+
 @pytest.mark.parametrize("name", ["a", "a.b/c", "a.TIFF", "a.gtiff"])
 def test_names_of_geotiffs(
     make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path, name: str

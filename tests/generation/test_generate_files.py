@@ -582,7 +582,7 @@ def test_texts_come_from_the_tile_in_the_middle(loaded: Loaded, encode: Callable
         (["S2L2A.tmc"], ["DEM"], {"format": "png"}, GenerationError, "choose one of tmc, tif"),
         (["missing.tmc"], ["DEM"], {}, OSError, "missing"),
         (["missing.tif"], ["DEM"], {}, TmcodecError, "missing"),
-        (["S2L2A.tmc"], ["DEM"], {"out": "S2L2A.tmc"}, TargetExistsError, "exists"),
+        (["S2L2A.tmc"], ["DEM"], {"out": "S2L2A.tmc"}, TargetNameError, "is the source itself"),
         (["S2L2A.tmc"], ["DEM"], {"out": "no/o.tmc"}, TargetFolderError, "does not exist"),
     ],
 )

@@ -122,8 +122,8 @@ def decode(
         A subclass for each way to fail; nothing is left under the target name.
     """
     watch = Stopwatch()
-    check_target(dst, overwrite, SIDECARS)
     check_geotiff_name(dst, src)
+    check_target(dst, overwrite, SIDECARS)
     with TokenFile.open(src, max_pixels=max_pixels, salvage=salvage) as file:
         wanted = Wanted(layer, time, steps, seed, window, bounds, salvage, sampler, samples)
         how = {"checkpoint": checkpoint, "precision": precision}

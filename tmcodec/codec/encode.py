@@ -196,9 +196,9 @@ def encode(
     TmcodecError
         A subclass for each way to fail; nothing is left under the target name.
     """
-    check_token_target(dst, overwrite)
     if isinstance(dst, str | os.PathLike):
         check_token_name(dst, src)
+    check_token_target(dst, overwrite)
     watch = Stopwatch()
     source, steps = with_profile(src, profile), check_steps(steps)
     part = as_window(window) if window is not None else None

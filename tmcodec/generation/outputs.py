@@ -125,8 +125,8 @@ def plan_outputs(
         )
         spread[name] = (middle, wide)
     outputs = Outputs(path if chosen == "tmc" else None, rasters, spread, folder)
-    check_outputs(outputs, overwrite)
     check_names(outputs, sources)
+    check_outputs(outputs, overwrite)
     return outputs
 
 
