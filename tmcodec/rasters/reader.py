@@ -419,8 +419,8 @@ def _refuse_huge_blocks(dataset: Dataset) -> None:
     rows, cols = map(int, dataset.block_shapes[0])
     size = rows * cols * max(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
     if size > MAX_BLOCK:
-        raise RasterOpenError(f"{dataset.name}: blocks of {rows} x {cols} pixels take {human_bytes(size)} each; "
-                              "write it in tiles first: gdal_translate -co TILED=YES")
+        raise RasterOpenError(f"{dataset.name}: blocks of {rows} x {cols} pixels take {human_bytes(size)} "
+                              "each; write it in tiles first: gdal_translate -co TILED=YES")
 
 
 def _checked_window(window: Window | None, dataset: Dataset) -> Window:
