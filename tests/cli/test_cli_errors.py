@@ -103,8 +103,15 @@ def test_debug_shows_the_traceback(spawn: Spawn, tmp_path: Path) -> None:
 
 def test_a_raster_is_no_token_file(run: Run, make_scene: Callable[..., Path]) -> None:
     line = run("info", make_scene(), status=1).stderr
-    assert "not a token file" in line
+    assert "not a token file but a TIFF; `tmcodec encode` makes a token file of it" in line
     assert line.count("\n") == 1
+
+
+def test_a_token_file_is_no_raster(run: Run, token_file: Path) -> None:
+    line = run("encode", token_file, token_file.parent / "again.tmc", status=1).stderr
+    assert f"{token_file} is a token file already; give the raster that it was made of, or decode it" in line
+    assert line.count("\n") == 1
+    assert not (token_file.parent / "again.tmc").exists()
 
 
 class _OutOfMemoryError(RuntimeError):

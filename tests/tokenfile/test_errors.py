@@ -56,8 +56,14 @@ def read(data: bytes, **options: int) -> np.ndarray:
     "data", [b"GIF89a......................", b"x", b"\x89PNG\r\n\x1a\n" + bytes(30), b"TMC" * 20]
 )
 def test_not_a_token_file(data: bytes) -> None:
-    with pytest.raises(NotATokenFileError):
+    with pytest.raises(NotATokenFileError, match=r"it begins with .*; give one that tmcodec wrote"):
         read(data)
+
+
+@pytest.mark.parametrize("head", [b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"])
+def test_a_tiff_is_told_apart(head: bytes) -> None:
+    with pytest.raises(NotATokenFileError, match="a TIFF; `tmcodec encode` makes a token file of it"):
+        read(head + bytes(30))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
     MetadataError,
     ModalityError,
+    RasterOpenError,
     SamplerError,
     SearchError,
     ShapeError,
@@ -49,6 +51,7 @@ from tmcodec.texts import shown
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
 from tmcodec.tokenfile.context.settle import settle
 from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
+from tmcodec.tokenfile.prelude import MAGIC
 from tmcodec.tokenfile.writer import check_token_target
 
 Progress = Callable[[int, int], None]
@@ -199,6 +202,7 @@ def encode(
     if isinstance(dst, str | os.PathLike):
         check_token_name(dst, src)
     check_token_target(dst, overwrite)
+    refuse_token_file(src)
     watch = Stopwatch()
     source, steps = with_profile(src, profile), check_steps(steps)
     part = as_window(window) if window is not None else None
@@ -239,6 +243,24 @@ def encode(
             for kind in raster.left_out
         ),
     )
+
+
+def refuse_token_file(src: Any) -> None:
+    """Refuse a token file, which GDAL would only call a format that it does not know.
+
+    Raises
+    ------
+    RasterOpenError
+    """
+    if not isinstance(src, str | os.PathLike) or not os.path.isfile(src):
+        return
+    head = b""
+    with contextlib.suppress(OSError), open(src, "rb") as file:  # what cannot be read is GDAL's to say
+        head = file.read(len(MAGIC))
+    if head == MAGIC:
+        raise RasterOpenError(
+            f"{os.fspath(src)} is a token file already; give the raster that it was made of, or decode it"
+        )
 
 
 def resolve_tokenizer(

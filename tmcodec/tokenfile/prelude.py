@@ -21,6 +21,8 @@ from tmcodec.errors import (
 from tmcodec.tokenfile.binary import Cursor, crc32c, pack_varint
 
 MAGIC = b"\x89TMC\r\n\x1a\n"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""What TIFFs and BigTIFFs begin with."""
 VERSIONS = (1, 2)
 VERSION = 2
 """Version of the files that writers make."""
@@ -153,4 +155,8 @@ def _check_magic(head: bytes) -> None:
         after = head.removeprefix(lead)
         if head.startswith(lead + b"TMC") and after[3:4] in (b"\r", b"\n"):
             raise LineEndingError("a text-mode transfer has rewritten this token file; transfer it as binary")
-    raise NotATokenFileError(f"not a token file: it begins with {head[:8].hex(' ') or 'nothing'}")
+    if head[:4] in TIFF:
+        raise NotATokenFileError("not a token file but a TIFF; `tmcodec encode` makes a token file of it")
+    raise NotATokenFileError(
+        f"not a token file: it begins with {head[:8].hex(' ') or 'nothing'}; give one that tmcodec wrote, .tmc"
+    )
