@@ -61,6 +61,16 @@ def test_noise_is_standard_normal_and_differs_by_seed_and_place() -> None:
     assert not np.array_equal(noise[:, :BLOCK, :BLOCK], noise[:, BLOCK : 2 * BLOCK, :BLOCK])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**63 + 1, 0x9E3779B97F4A7C15, 2**64 - 1])
+def test_all_64_bits_of_a_seed_count(seed: int) -> None:
+    # NumPy's key as one number of 128 bits, of which the seed is the lower half.
+    word = int(np.random.Philox(key=0x746D636F646563 << 64 | seed, counter=0).random_raw())
+    radius, angle = ((word >> 32) + 1) / 2**32, (word & 0xFFFFFFFF) / 2**32
+    expected = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)
+    assert block_noise(1, 0, 0, 1, 1, seed)[0, 0, 0] == pytest.approx(expected, rel=1e-6)
+
+
 def test_each_step_has_noise_of_its_own_by_the_same_rule() -> None:
     first, later = (block_noise(2, 0, 0, 256, 256, 5, step) for step in (1, 2))
     assert abs(float((first * later).mean())) < 0.01  # uncorrelated

@@ -28,7 +28,9 @@ KEPT = 128
 def _one_block(channels: int, seed: int, row: int, col: int, step: int) -> npt.NDArray[np.float32]:
     """Return the noise ``(channels, 64, 64)`` of a block by its block row and column; read only."""
     counter = [0, row & 0xFFFFFFFF, col & 0xFFFFFFFF, step]
-    bits = np.random.Philox(key=[seed & (2**64 - 1), _KEY], counter=counter)
+    # Of a list NumPy would make floats where the seed has all 64 bits, and seeds side by side would be one.
+    key = np.array([seed & (2**64 - 1), _KEY], np.uint64)
+    bits = np.random.Philox(key=key, counter=counter)
     words = bits.random_raw(channels * BLOCK * BLOCK)
     # Two 32-bit halves of each word make two uniforms; the first must not be zero.
     radius = np.sqrt(-2.0 * np.log(((words >> np.uint64(32)).astype(np.float64) + 1.0) / 2.0**32))
