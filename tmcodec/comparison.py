@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from tmcodec.metrics import Metrics, compute_metrics
 from tmcodec.modalities import Modality, get_modality
 from tmcodec.rasters import IDENTITY, RasterSource, Window, as_window, open_raster, own_modality
 from tmcodec.tokenfile import MAX_PIXELS, Layer, LayerMeta, TokenFile
+
+if TYPE_CHECKING:
+    from tmcodec.codec.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], None]
 Rectangle = tuple[int, int, int, int]
@@ -126,7 +129,7 @@ def compare(
     scale: float | None = None,
     class_map: Mapping[int, int] | str | None = None,
     window: Rectangle | None = None,
-    tokenizer: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     device: str = "auto",
     batch_size: int = 16,
     count_bytes_of: str | os.PathLike[str] | None = None,

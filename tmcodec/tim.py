@@ -153,6 +153,8 @@ class ThinkingEncoder(nn.Module):
         inputs
             By modality, what `tmcodec.generation.generate.generate` takes: tokens ``(B, rows, cols)``, pixels
             ``(B, C, H, W)``, ``"coords"``. A tensor alone is of the first of `inputs`.
+        more
+            More of the same, by keyword, which TerraTorch gives.
 
         Returns
         -------

@@ -409,7 +409,7 @@ def test_a_stack_needs_its_layer_named(
     dem = make_scene("DEM", 150, 90, name="dem.tif")
     tmcodec.encode(dem, tmp_path / "dem.tmc", modality="DEM", tokenizer=tiny_tokenizer("DEM"))
     tmcodec.stack([tokens, tmp_path / "dem.tmc"], tmp_path / "both.tmc")
-    with pytest.raises(errors.LayerNotFoundError, match="S2L2A, DEM"):
+    with pytest.raises(errors.LayerNotFoundError, match=r"both\.tmc has layers S2L2A, DEM; choose one"):
         tmcodec.decode_array(tmp_path / "both.tmc", tokenizer=weights)
     one, _ = tmcodec.decode_array(tokens, tokenizer=weights)
     both, _ = tmcodec.decode_array(tmp_path / "both.tmc", layer="S2L2A", tokenizer=weights)
@@ -431,16 +431,29 @@ def test_tokenizers_check_what_they_are_given(weights: Path) -> None:
     for token in (-1, 15360):
         with pytest.raises(errors.TokenRangeError, match="15359"):
             tok.decode(torch.full((1, 2, 2), token))
+    for empty in (torch.zeros(1, 12, 0, 16), torch.zeros(1, 12, 16, 16, dtype=torch.complex64)):
+        with pytest.raises(errors.ShapeError, match="tiny-s2l2a takes"):
+            tok.encode(empty)
     with pytest.raises(errors.ShapeError):
-        tok.decode(got, steps=0)
+        tok.decode(got[:, :0])
+    assert torch.equal(tok.decode(got.to(torch.uint16)), tok.decode(got))
+    with pytest.raises(errors.TokenRangeError, match="15359"):
+        tok.decode(torch.full((1, 2, 2), 2**63, dtype=torch.uint64))
+    for steps in (0, 1.5, "2"):
+        with pytest.raises(errors.ShapeError, match=r"steps 1\.\.1000"):
+            tok.decode(got, steps=steps)  # type: ignore[arg-type]
+    for what in ({"seed": 1.5}, {"samples": 1.5}):
+        with pytest.raises(errors.SamplerError, match=r"1\.5"):
+            tok.decode(got, **what)  # type: ignore[arg-type]
     with pytest.raises(errors.ShapeError, match=r"a torch tensor, not ndarray; torch\.from_numpy"):
         tok.encode(np.zeros((1, 12, 16, 16)))  # type: ignore[arg-type]
     with pytest.raises(errors.ShapeError, match=r"a torch tensor, not ndarray; torch\.from_numpy"):
         tok.decode(got.numpy())  # type: ignore[arg-type]
     with pytest.raises(errors.ShapeError, match=r"integers, not torch\.float32"):
         tok.decode(got.float())
-    with pytest.raises(errors.DeviceError, match="abacus"):
-        tmcodec.load_tokenizer(str(weights), device="abacus")
+    for device in ("abacus", None):
+        with pytest.raises(errors.DeviceError, match=f"unknown device .*{device}"):
+            tmcodec.load_tokenizer(str(weights), device=device)  # type: ignore[arg-type]
     with pytest.raises(errors.TokenizerNotFoundError, match="mini-dem-v1"):
         tmcodec.load_tokenizer("mini-nothing-v9")
 
@@ -647,6 +660,10 @@ def test_an_unknown_sampler_is_refused_also_where_one_step_needs_none(
         ({"steps": 1001}, errors.SamplerError, "steps 1001"),
         ({"steps": 2.5}, errors.SamplerError, "steps 2.5"),
         ({"steps": "4"}, errors.SamplerError, "steps '4'"),
+        ({"samples": 1.5}, errors.SamplerError, "1.5 samples to average; give 1 to 64"),
+        ({"samples": "2"}, errors.SamplerError, "'2' samples to average"),
+        ({"max_pixels": "9"}, errors.LimitExceededError, "max_pixels '9' is no limit; give a number"),
+        ({"max_pixels": None}, errors.LimitExceededError, "max_pixels None is no limit"),
     ],
 )
 def test_what_decode_cannot_take_is_refused_by_name(
@@ -675,6 +692,9 @@ def test_what_decode_cannot_take_is_refused_by_name(
         ({"tags": {"ACQUISITION_DATE": "2020-12"}}, errors.MetadataError, "day; write it as 2020-12-31 or"),
         ({"class_map": {10: 0.5}}, errors.UnitsError, "class_map has 10: 0.5; give whole numbers"),
         ({"class_map": {10: float("nan")}}, errors.UnitsError, "class_map has 10: nan"),
+        ({"bit_price": "dear"}, errors.SearchError, "a bit cannot cost 'dear'; give 0 or more"),
+        ({"tags": {1: "a"}}, errors.MetadataError, "tags {1: 'a'}; give a mapping of names to texts"),
+        ({"tags": [("a", "b")]}, errors.MetadataError, "give a mapping of names to texts"),
     ],
 )
 def test_what_encode_cannot_take_is_refused_by_name(

@@ -510,6 +510,13 @@ def source(**changes: object) -> io.BytesIO:
 PLACE = {"crs": "EPSG:32632", "transform": (10.0, 0.0, 1000.0, 0.0, -10.0, 2000.0)}
 
 
+def test_stack_takes_any_iterable() -> None:
+    target, same = io.BytesIO(), io.BytesIO()
+    stack([source(name="a"), source(name="b")], target)
+    stack((source(name=name) for name in "ab"), same)
+    assert same.getvalue() == target.getvalue()
+
+
 def test_stack_layers_and_times() -> None:
     late, early = datetime(2022, 1, 1), datetime(2020, 1, 1)
     sources = [

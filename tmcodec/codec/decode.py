@@ -20,7 +20,7 @@ from tmcodec.codec.encode import Progress, check_batch_size, check_steps, neutra
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch
-from tmcodec.codec.tokenizer import Tokenizer
+from tmcodec.codec.tokenizer import Tokenizer, check_samples
 from tmcodec.errors import (
     ChunkError,
     LayerNotFoundError,
@@ -309,6 +309,7 @@ def make_job(
     layer = pick_layer(file, wanted.layer)
     layer.meta.check_time(wanted.time)
     check_batch_size(batch_size)
+    check_samples(wanted.samples)
     seed = layer.seed if wanted.seed is None else check_seed(wanted.seed)
     steps = check_steps(layer.steps if wanted.steps is None else wanted.steps)
     area = pick_window(layer, wanted)
@@ -373,7 +374,8 @@ def pick_layer(file: TokenFile, name: str | None) -> Layer:
     if name is not None:
         return file[name]
     if len(file) != 1:
-        raise LayerNotFoundError(f"the file has layers {listed(file)}; choose one with --layer")
+        name = next(iter(file.layers.values())).file_name
+        raise LayerNotFoundError(f"{name} has layers {listed(file)}; choose one with --layer")
     return file[next(iter(file))]
 
 

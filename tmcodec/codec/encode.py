@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,7 +151,7 @@ def encode(
         physical = stored * scale, e.g. 10000 for reflectance in 0..1; None decides from tags and
         values.
     class_map
-        For LULC: ``{theirs: ours}`` or ``"10:2,20:9"``.
+        For LULC: ``{theirs: ours}``, ``"10:2,20:9"`` or ``"worldcover"``.
     window
         ``(col, row, width, height)`` in pixels of the part to encode.
     device
@@ -179,8 +179,8 @@ def encode(
     checkpoint, precision, tile
         As for `tmcodec.load_tokenizer`, where `tokenizer` is a name or file.
     exact
-        Whether to store the encoder's tokens as they are, not beside `effort` or `bit_price`. Otherwise those
-        of the embedded tokenizers are searched. TerraMind's never change.
+        Whether to store the encoder's tokens as they are, not beside `bit_price` or an `effort` above 0.
+        Otherwise those of the embedded tokenizers are searched. TerraMind's never change.
     effort
         Rounds of the search for tokens that decode nearer to the raster and are shorter to code
         (`tmcodec.codec.search`); 0 for none, and then elevation's move by up to a sixteenth of the local
@@ -326,6 +326,8 @@ def layer_meta(
     MetadataError
         If a tag has the name of one of tmcodec's own, or an acquisition date is none.
     """
+    if not isinstance(tags, Mapping | None) or not all(isinstance(key, str) for key in tags or {}):
+        raise MetadataError(f"tags {shown(tags)}; give a mapping of names to texts")
     # An empty date, as a script's variable that is not set, is no tag.
     kept = {key: text for key, text in (tags or {}).items() if key.upper() != DATE_TAG or str(text).strip()}
     for key in kept:
@@ -481,9 +483,9 @@ class Revision:
         self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None, bit_price: float | None
     ) -> None:
         if effort is not None and (not isinstance(effort, Integral) or effort < 0):
-            raise SearchError(f"{effort} rounds of search; give 0 or more, a whole number")
-        if bit_price is not None and not 0 <= bit_price < math.inf:
-            raise SearchError(f"a bit cannot cost {bit_price}; give 0 or more")
+            raise SearchError(f"{shown(effort)} rounds of search; give 0 or more, a whole number")
+        if bit_price is not None and not (isinstance(bit_price, Real) and 0 <= bit_price < math.inf):
+            raise SearchError(f"a bit cannot cost {shown(bit_price)}; give 0 or more")
         if exact and (effort or bit_price is not None):
             raise SearchError("exact tokens are not searched; leave out exact, or effort and bit price")
         self.tok, self.exact, self.price = tok, exact, bit_price

@@ -6,6 +6,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -25,12 +26,16 @@ from tmcodec.networks.precision import inference
 from tmcodec.rasters.windows import Window, align_out
 from tmcodec.samplers.noise import block_noise
 from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
+from tmcodec.texts import shown
 
 MAX_CONTEXT_TOKENS = 32
 """Cap on the context of a decoded window; only ten steps or more would want more."""
 
 MAX_SAMPLES = 64
 """Most pictures that one decode averages."""
+
+UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+"""Integers for which torch has neither minimum nor comparison."""
 
 SEED_STRIDE = 0x9E3779B97F4A7C15
 """Seeds of averaged pictures lie this far apart: 2**64 over the golden ratio."""
@@ -48,7 +53,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as err:
+    except (RuntimeError, TypeError) as err:
         raise DeviceError(f"unknown device {device!r}; use auto, cpu or cuda") from err
     if chosen.type not in ("cpu", "cuda"):
         raise DeviceError(f"device {device!r} is not supported; use auto, cpu or cuda")
@@ -57,6 +62,17 @@ def pick_device(device: str) -> torch.device:
     if chosen.type == "cuda" and (chosen.index or 0) >= (count := torch.cuda.device_count()):
         raise DeviceError(f"there is no device {device!r}; this machine has {count}, counted from cuda:0")
     return chosen
+
+
+def check_samples(samples: int) -> None:
+    """Raise unless so many pictures can be averaged.
+
+    Raises
+    ------
+    SamplerError
+    """
+    if not isinstance(samples, Integral) or not 1 <= samples <= MAX_SAMPLES:
+        raise SamplerError(f"{shown(samples)} samples to average; give 1 to {MAX_SAMPLES}")
 
 
 def _check_tensor(x: object) -> None:
@@ -91,6 +107,8 @@ class Tokenizer(ABC):
         Rounds of search that are worth their time on rasters of any size.
     texture
         What is used in place of the weights' own diffusion decoder, or None.
+    device
+        Where the networks run.
     """
 
     name: str
@@ -158,10 +176,11 @@ class Tokenizer(ABC):
         """
         _check_tensor(x)
         bands = len(self.modality.bands)
-        if x.ndim != 4 or x.shape[1] != bands or x.shape[2] % self.patch or x.shape[3] % self.patch:
+        fits = x.ndim == 4 and x.shape[1] == bands and not any(n % self.patch or not n for n in x.shape[2:])
+        if not fits or x.is_complex():
             raise ShapeError(
                 f"{self.name} takes (B, {bands}, H, W) with H and W multiples of {self.patch}, "
-                f"not {tuple(x.shape)}"
+                f"not {tuple(x.shape)}{' of complex numbers' if x.is_complex() else ''}"
             )
         x = x.to(self.device, torch.float32)
         if not bool(torch.isfinite(x.sum())):  # one NaN or infinity spoils the sum
@@ -204,13 +223,17 @@ class Tokenizer(ABC):
         Raises
         ------
         ShapeError
-            If `tokens` are no tensor of integers, not three-dimensional, or `steps` lies outside 1..1000.
+            If `tokens` are no tensor of integers, not three-dimensional, without rows or columns, or `steps`
+            is no whole number in 1..1000.
         TokenRangeError
             If a token lies outside the codebook.
         SamplerError
-            If the sampler is unknown, or `samples` lies outside 1..64.
+            If the sampler is unknown where one is needed, which one step of most tokenizers does not; if
+            `samples` is no whole number in 1..64, or `seed` none.
         """
         tokens = self._checked(tokens, steps, samples)
+        if not isinstance(seed, Integral):
+            raise SamplerError(f"seed {shown(seed)}; give a whole number")
         with inference(self.device):
             return self._average(
                 lambda s: self._decode(tokens, steps, s, origin, sampler), steps, seed, samples
@@ -221,13 +244,13 @@ class Tokenizer(ABC):
         _check_tensor(tokens)
         if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
             raise ShapeError(f"tokens must be integers, not {tokens.dtype}; convert whole ones by long()")
-        if tokens.ndim != 3 or not 1 <= steps <= 1000:
+        whole = isinstance(steps, Integral) and 1 <= steps <= 1000
+        if tokens.ndim != 3 or 0 in tokens.shape[1:] or not whole:
             raise ShapeError(
-                f"tokens must be (B, rows, cols), steps 1..1000; not {tuple(tokens.shape)}, {steps}"
+                f"tokens must be (B, rows, cols), steps 1..1000; not {tuple(tokens.shape)}, {shown(steps)}"
             )
-        if not 1 <= samples <= MAX_SAMPLES:
-            raise SamplerError(f"{samples} samples to average; give 1 to {MAX_SAMPLES}")
-        tokens = tokens.to(self.device)
+        check_samples(samples)
+        tokens = tokens.to(self.device, torch.int64 if tokens.dtype in UNSIGNED else tokens.dtype)
         if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= self.codebook_size):
             raise TokenRangeError(f"a token lies outside 0..{self.codebook_size - 1} of {self.name}")
         return tokens

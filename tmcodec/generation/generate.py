@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from tmcodec.generation.texts import write_texts
 from tmcodec.generation.tokenizers import numbered, tokenizer_of
 from tmcodec.networks.generator.config import SEQUENCES
 from tmcodec.networks.precision import inference
+from tmcodec.texts import shown
 
 if TYPE_CHECKING:
     from tmcodec.codec.tokenizer import Tokenizer
@@ -223,7 +225,10 @@ def _count(name: str, value: Any) -> int:
 
 
 def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
-    seeds = [int(seed)] * batch if isinstance(seed, int | Integral) else [int(s) for s in seed]
+    try:
+        seeds = [index(seed)] * batch if isinstance(seed, int | Integral) else [index(s) for s in seed]
+    except TypeError:
+        raise GenerationError(f"seed {shown(seed)}; give a whole number, or one for each item") from None
     if len(seeds) != batch or not all(0 <= s < 2**64 for s in seeds):
         raise GenerationError(f"seeds {seeds[:4]} for {batch} items; give one, or one each, in 0..2**64-1")
     return seeds

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import NamedTuple
 
 from tmcodec.errors import GenerationError
+from tmcodec.texts import shown
 
 
 class Passes(NamedTuple):
@@ -66,5 +68,7 @@ def check_guidance(guidance: float | Mapping[str, float] | None, known: Iterable
             raise GenerationError(
                 f"guidance names {name!r}, which is no condition here; name one of {', '.join(sorted(names))}"
             )
-        if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
-            raise GenerationError(f"guidance weight {weight}; give one within {MAX_WEIGHT:g}, 1 for none")
+        if not isinstance(weight, Real) or not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
+            raise GenerationError(
+                f"guidance weight {shown(weight)}; give one within {MAX_WEIGHT:g}, 1 for none"
+            )

@@ -14,8 +14,11 @@ from tmcodec.networks.generator.config import SIZES, official_config
 from tmcodec.texts import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     import torch
 
+    from tmcodec.generation.generate import Generated
     from tmcodec.generation.weights import GeneratorWeights, TokenizerRef
     from tmcodec.networks.generator.config import GeneratorConfig
     from tmcodec.networks.generator.model import Generator
@@ -87,11 +90,29 @@ class LoadedGenerator:
     device: torch.device
     weights: GeneratorWeights = field(repr=False)
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate modalities from others; see `tmcodec.generation.generate.generate`."""
+    def generate(
+        self, inputs: Mapping[str, Any], targets: str | Sequence[str], **settings: Any
+    ) -> Generated:
+        """Generate modalities from others.
+
+        Parameters
+        ----------
+        inputs
+            By modality, tokens ``(B, rows, cols)`` or pixels ``(B, C, H, W)`` in physical units.
+        targets
+            Modality to make, or several, in this order.
+        settings
+            ``decoding_steps``, ``seed``, ``decode`` and all others of `tmcodec.generation.generate.generate`,
+            which says more of every parameter.
+
+        Raises
+        ------
+        TmcodecError
+            As `tmcodec.generation.generate.generate`.
+        """
         from tmcodec.generation.generate import generate
 
-        return generate(self, *args, **kwargs)
+        return generate(self, inputs, targets, **settings)
 
     def trainable(self) -> Generator:
         """Return the network anew in float32 on the CPU, with weights of its own that can be trained."""

@@ -15,6 +15,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from tmcodec.errors import GenerationError
 from tmcodec.generation.means import CodeMeans
+from tmcodec.texts import shown
 
 FILTERINGS = ("tempered", "official")
 CHOICES = ("draw", "mean")
@@ -69,6 +71,9 @@ class Sampling:
     choice: str = "draw"
 
     def __post_init__(self) -> None:
+        for name, value in (("temperature", self.temperature), ("top-k", self.top_k), ("top-p", self.top_p)):
+            if not isinstance(value, Real) and (value is not None or name == "temperature"):
+                raise GenerationError(f"{name} {shown(value)}; give a number")
         if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature <= 1 / LEAST_TEMPERATURE:
             most = 1 / LEAST_TEMPERATURE
             raise GenerationError(

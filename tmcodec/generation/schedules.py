@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 from tmcodec.errors import GenerationError
+from tmcodec.texts import shown
 
 ORDERS = ("roar", "maskgit")
 """ROAR fills in tokens in random order; MaskGIT predicts all and keeps those it is surest of."""
@@ -92,8 +94,8 @@ def token_schedule(name: str | None, order: str, total: int, steps: int) -> list
 
 def _checked(total: int, steps: int) -> int:
     """Return the steps that are taken: one token each at least."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise GenerationError(f"{steps} decoding steps; give 1 to {MAX_STEPS}")
+    if not isinstance(steps, Integral) or not 1 <= steps <= MAX_STEPS:
+        raise GenerationError(f"{shown(steps)} decoding steps; give 1 to {MAX_STEPS}, a whole number")
     return min(steps, total)
 
 

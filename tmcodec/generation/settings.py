@@ -15,6 +15,7 @@ from tmcodec.generation.sampling import Sampling
 from tmcodec.generation.schedules import token_schedule
 from tmcodec.modalities import get_modality
 from tmcodec.networks.generator.config import SEQUENCES, GeneratorConfig, ModalitySpec
+from tmcodec.texts import shown
 
 CHAINING = ("chained", "independent")
 MAX_SAMPLES = 64
@@ -54,8 +55,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.order not in CHAINING:
             raise GenerationError(f"unknown order {self.order!r}; choose one of {', '.join(CHAINING)}")
-        if not 1 <= self.samples <= MAX_SAMPLES:
-            raise GenerationError(f"{self.samples} samples; give 1 to {MAX_SAMPLES}")
+        if not isinstance(self.samples, Integral) or not 1 <= self.samples <= MAX_SAMPLES:
+            raise GenerationError(f"{shown(self.samples)} samples; give 1 to {MAX_SAMPLES}")
         token_schedule(self.token_schedule, self.schedule, 1, 1)  # refuses unknown names
         self.sampling  # noqa: B018  (refuses what is out of range)
 
@@ -155,6 +156,8 @@ class Settings:
             if strange:
                 raise GenerationError(f"decoding_steps names {', '.join(strange)}, which is no target here")
             return [steps.get(name, DECODING_STEPS) for name in names]
+        if isinstance(steps, str) or not hasattr(steps, "__len__"):
+            raise GenerationError(f"decoding_steps {shown(steps)}; give a number, one a target, or by name")
         if len(steps) != len(names):
             raise GenerationError(f"{len(steps)} decoding_steps for {len(names)} targets; give one each")
         return list(steps)

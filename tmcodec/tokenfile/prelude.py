@@ -158,5 +158,5 @@ def _check_magic(head: bytes) -> None:
     if head[:4] in TIFF:
         raise NotATokenFileError("not a token file but a TIFF; `tmcodec encode` makes a token file of it")
     raise NotATokenFileError(
-        f"not a token file: it begins with {head[:8].hex(' ') or 'nothing'}; give one that tmcodec wrote, .tmc"
+        f"not a token file: it begins with {head[:8].hex(' ') or 'nothing'}; give one that tmcodec wrote"
     )

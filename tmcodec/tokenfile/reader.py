@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from numbers import Real
 from typing import IO
 
 from tmcodec.errors import (
     LayerNotFoundError,
+    LimitExceededError,
     MetadataError,
     TokenFileError,
     TrailingDataError,
     TruncatedFileError,
 )
-from tmcodec.texts import listed
+from tmcodec.texts import listed, shown
 from tmcodec.tokenfile.header import ChunkIndex, payload_bytes, unpack_header
 from tmcodec.tokenfile.layer import MAX_PIXELS, Layer
 from tmcodec.tokenfile.metadata import FileMeta
@@ -90,6 +92,9 @@ class TokenFile:
         OSError
             As from the builtin `open`.
         """
+        for name, cap in (("max_pixels", max_pixels), ("max_header", max_header)):
+            if not isinstance(cap, Real):
+                raise LimitExceededError(f"{name} {shown(cap)} is no limit; give a number")
         opened = ByteSource(source)
         try:
             return cls(opened, *_read_header(opened, max_header, salvage), max_pixels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from itertools import pairwise
 from operator import itemgetter
@@ -29,7 +29,7 @@ _BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
 _FREE = {"times", "tags", "description", "balance", "nodata", "mask_kind"}
 
 
-def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) -> FileMeta:
+def stack(sources: Iterable[Source], target: Source, overwrite: bool = False) -> FileMeta:
     """Combine token files of one footprint into one.
 
     Layers of different names stand beside each other in the order of the sources. Layers of
@@ -63,6 +63,7 @@ def stack(sources: Sequence[Source], target: Source, overwrite: bool = False) ->
     """
     if isinstance(sources, str | os.PathLike):
         raise StackError(f"stack takes a list of token files; give [{os.fspath(sources)!r}, ...]")
+    sources = list(sources or ())
     if not sources:
         raise StackError("nothing to stack; name at least one token file")
     if isinstance(target, str | os.PathLike):
