@@ -230,6 +230,9 @@ def test_models(run: Run, weights: Path) -> None:
     shown = json.loads(run("models", "show", weights, "--json").output)
     assert (shown["name"], shown["modality"], shown["notes"]["training"]) == ("tiny-s2l2a", "S2L2A", "none")
     assert "tiny-s2l2a" in run("models", "show", weights).output
+    # Notes that are JSON: figures by scene, and whose tokens a generator speaks.
+    assert "DEM/mt_hood_30m 31.29, DEM/oetztal_srtm 21.29" in run("models", "show", "mini-dem-v2").output
+    assert "DEM mini-dem-v2 (f3d610b0320b), LULC" in run("models", "show", "mini-any2any-v1").output
     assert "no tokenizer" in run("models", "show", "mini-s3-v1", status=1).stderr
 
 

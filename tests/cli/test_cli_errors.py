@@ -122,6 +122,17 @@ _OutOfMemoryError.__name__ = "OutOfMemoryError"
 
 
 @pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["encode", "a.tif", "b.tmc", "-m", "S3"], "'S3' is not one of S2L2A, S2L1C, S2RGB, S1GRD,"),
+        (["generate", "a.tmc", "-o", "b.tmc"], "Choose from S2L2A, S2L1C, S2RGB, S1GRD, S1RTC, DEM,"),
+    ],
+)
+def test_names_are_listed_as_they_are_written(run: Run, args: list[str], says: str) -> None:
+    assert says in " ".join(run(*args, status=2).stderr.split())
+
+
+@pytest.mark.parametrize(
     ("error", "expected"),
     [
         (WindowError("two\n  lines"), "two lines"),

@@ -8,6 +8,7 @@ import click
 
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import (
+    AnyCase,
     Whole,
     batch_size_option,
     debug_option,
@@ -73,7 +74,7 @@ def _parse_steps(_: click.Context, __: click.Parameter, value: str | None) -> in
 @click.argument("srcs", metavar="SRC...", nargs=-1, required=True)
 @options(
     click.option("--to", "targets", multiple=True, required=True, metavar="MODALITY",
-                 type=click.Choice(TARGETS, case_sensitive=False),
+                 type=AnyCase(TARGETS),
                  help=f"What to make, in this order; may be repeated. One of {', '.join(TARGETS)}."),
     click.option("-o", "--output", "out", metavar="OUT", type=click.Path(),
                  help="Token file, GeoTIFF or folder/; not needed for coords and caption alone."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,9 +202,24 @@ def _cells(facts: dict[str, Any]) -> list[str]:
 def _note(header: WeightsHeader, key: str) -> str:
     """Return a string of the header; of the tokenizers whose tokens it decodes, their names and hashes."""
     if key != DECODES:
-        return header.notes[key]
+        return _listed(header.notes[key])
     origins = parse_decodes(header.notes, header.path)
     return ", ".join(f"tokens of {o.name}, weights {o.sha256.hex()[:12]}" for o in origins)
+
+
+def _listed(note: str) -> str:
+    """Return a note, one that is a JSON object as its entries; of tokenizers, names and hashes."""
+    try:
+        found = json.loads(note)
+    except (ValueError, RecursionError):
+        return note
+    if not isinstance(found, dict):
+        return note
+    named = all(isinstance(entry, dict) and {"name", "sha256"} <= set(entry) for entry in found.values())
+    return ", ".join(
+        f"{key} {entry['name']} ({str(entry['sha256'])[:12]})" if named else f"{key} {_short(entry)}"
+        for key, entry in found.items()
+    )
 
 
 def _short(value: Any) -> str:

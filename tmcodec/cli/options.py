@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -37,6 +37,27 @@ class Whole(click.IntRange):
         return ""
 
 
+if TYPE_CHECKING:
+    _Names = click.Choice[str]
+else:  # which takes no type before click 8.2
+    _Names = click.Choice
+
+
+class AnyCase(_Names):
+    """One of several names in small letters or capitals; messages have them as they are written."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(list(names), case_sensitive=False)
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Return what is said where a name is none of them."""
+        return f"{value!r} is not one of {', '.join(self.choices)}."
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return what is said where there is no name."""
+        return f"Choose from {', '.join(self.choices)}."
+
+
 def _set_debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         ctx.meta[DEBUG] = True
@@ -64,7 +85,7 @@ batch_size_option = click.option(
     help="Tiles processed at once; fewer need less memory.",
 )
 modality_option = click.option(
-    "-m", "--modality", type=click.Choice(list(MODALITIES), case_sensitive=False),
+    "-m", "--modality", type=AnyCase(MODALITIES),
     metavar="|".join(MODALITIES),
     help="What the raster is; by default inferred where its band descriptions make it certain.",
 )
