@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +255,32 @@ def test_cog_layout_overviews_and_metadata(tmp_path: Path) -> None:
         assert dataset.transform[:6] == (10.0, 0.0, 5e5, 0.0, -10.0, 5e6)
         assert np.array_equal(dataset.read(), np.where(valid, array, -1))
     assert [p.name for p in tmp_path.iterdir()] == ["a.tif"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks")
+@pytest.mark.parametrize("cog", [False, True])
+def test_a_forked_child_writes_and_reads_without_the_parents_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cog: bool
+) -> None:
+    monkeypatch.setenv("GDAL_NUM_THREADS", "2")  # as users do, who read with threads, too
+    values = (np.arange(700 * 700, dtype=np.float32) % 999).reshape(1, 700, 700)
+
+    def there_and_back(name: str) -> bool:
+        whole = Window(0, 0, 700, 700)
+        form: dict[str, Any] = {"width": 700, "height": 700, "bands": ("DEM",), "dtype": "float32", "cog": cog}
+        with RasterWriter(tmp_path / name, **form) as writer:
+            writer.write(whole, values)
+        with open_raster(tmp_path / name, "DEM") as source:
+            return np.array_equal(source.read(whole)[0], values)
+
+    assert there_and_back("parent.tif")
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # which ends it where it waits for threads that are not there
+        with suppress(BaseException):
+            os._exit(0 if there_and_back("child.tif") else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # --------------------------------------------------------------------------- atomic

@@ -130,11 +130,33 @@ class Locks:
         self._lock, self._locks = threading.Lock(), WeakKeyDictionary()
 
 
-_SMALL_CACHE, _QUIET, LOCKS = _SmallCache(), _Quiet(), Locks()
+class _Workers:
+    """How many threads of GDAL's work: its pool does not survive a fork, and waiting for it never ends."""
+
+    def __init__(self) -> None:
+        self._forked = False
+
+    @property
+    def count(self) -> int | str:
+        """What GDAL's options of threads are to be."""
+        return 1 if self._forked else "ALL_CPUS"
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What a `rasterio.Env` needs besides: readers and copies ask the configuration, which users set."""
+        return {"GDAL_NUM_THREADS": 1} if self._forked else {}
+
+    def after_fork(self) -> None:
+        """Keep to one thread; nothing tells whether the parent had a pool."""
+        self._forked = True
+
+
+_SMALL_CACHE, _QUIET, LOCKS, WORKERS = _SmallCache(), _Quiet(), Locks(), _Workers()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_SMALL_CACHE.after_fork)
     os.register_at_fork(after_in_child=_QUIET.after_fork)
     os.register_at_fork(after_in_child=LOCKS.after_fork)
+    os.register_at_fork(after_in_child=WORKERS.after_fork)
 
 
 def cache_chosen() -> bool:
@@ -149,6 +171,7 @@ def gdal_env(chosen: bool | None = None) -> Iterator[None]:
 
     GDAL's own default is 5 % of the memory, which on a large machine is more than all the
     rest of this program. A size that the user chose is respected, and the old one comes back.
+    In a forked process GDAL keeps to one thread (`WORKERS`).
 
     Parameters
     ----------
@@ -156,7 +179,7 @@ def gdal_env(chosen: bool | None = None) -> Iterator[None]:
         What `cache_chosen` said in the user's thread, whose rasterio.Env others do not see; None asks here.
     """
     own = nullcontext() if (cache_chosen() if chosen is None else chosen) else _SMALL_CACHE
-    with rasterio.Env(), own:
+    with rasterio.Env(**WORKERS.options), own:
         yield
 
 

@@ -22,7 +22,7 @@ from tmcodec.atomic import SIDECARS, atomic_path
 from tmcodec.errors import RasterWriteError, TmcodecError, WindowError
 from tmcodec.modalities import Modality
 from tmcodec.rasters.crs import parse_crs
-from tmcodec.rasters.gdal import GDAL_ERRORS, cache_chosen, gdal_env, one_line, open_quietly
+from tmcodec.rasters.gdal import GDAL_ERRORS, WORKERS, cache_chosen, gdal_env, one_line, open_quietly
 from tmcodec.rasters.nodata import usable_nodata
 from tmcodec.rasters.windows import IDENTITY, Transform, Window
 
@@ -241,7 +241,7 @@ class RasterWriter:
     @property
     def _threads(self) -> int | str:
         """GDAL's own; beside a mask band they read freed memory, and say "Bad value 11 for ExtraSamples"."""
-        return 1 if self._masked else "ALL_CPUS"
+        return 1 if self._masked else WORKERS.count
 
     def _cog_options(self) -> dict[str, Any]:
         categorical = self._modality is not None and self._modality.categorical
