@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tmcodec.generation.models import LoadedGenerator
     from tmcodec.generation.sources import Source
 
+_T = TypeVar("_T")
 Vectors = npt.NDArray[np.float32]
 BATCH = 16
 """Tiles that go through the encoder at once."""
@@ -191,15 +192,26 @@ def _tiles(
     place, tile, patch = sources[0].map_grid, loaded.cfg.grid, loaded.cfg.patch
     rows, cols = -(-place.height // patch), -(-place.width // patch)
     sums, counts, windows = [], [], list[Window]()
-    for part in _batches(chain.from_iterable(tile_windows(rows, cols, tile, 0)), BATCH):
-        inputs = {s.modality: np.stack([s.tile(w) for w in part]) for s in sources}
+    read = ((w, [s.tile(w) for s in sources]) for w in chain.from_iterable(tile_windows(rows, cols, tile, 0)))
+    for batch in _batches((found for found in read if any(map(_shows, found[1]))), BATCH):
+        part = [w for w, _ in batch]
+        inputs = {s.modality: np.stack([tiles[i] for _, tiles in batch]) for i, s in enumerate(sources)}
         fresh = np.stack([_fresh(w, tile) if once else np.ones((w.height, w.width), np.bool_) for w in part])
         total, count = _summed(loaded, inputs, layer, fresh)
         shown = count > 0
         sums.append(total[shown])
         counts.append(count[shown])
         windows += [w for w, there in zip(part, shown, strict=True) if there]
+    if not windows:
+        return np.empty((0, 0)), np.empty(0), windows
     return np.concatenate(sums), np.concatenate(counts), windows
+
+
+def _shows(tile: npt.NDArray[np.generic]) -> bool:
+    """Tell whether a tile of a source has a patch with a valid pixel; the network need not see others."""
+    from tmcodec.generation.decoding import MISSING
+
+    return bool(np.isfinite(tile).any() if tile.dtype.kind == "f" else (tile != MISSING).any())
 
 
 def _fresh(window: Window, tile: int) -> npt.NDArray[np.bool_]:
@@ -228,7 +240,7 @@ def _summed(
         return total.numpy(), shown.sum(1).double().numpy()
 
 
-def _batches(items: Iterable[Window], size: int) -> Iterator[list[Window]]:
+def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     rest = iter(items)
     return iter(lambda: list(islice(rest, size)), [])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,9 +101,20 @@ def test_a_raster_embeds_as_its_tokens(
     assert height.vectors.shape == (1, 32) and np.isfinite(height.vectors).all()
 
 
-def test_nodata_does_not_count(loaded: LoadedGenerator, make_scene: Callable[..., Path]) -> None:
-    """A tile without a valid pixel gives no vector; a raster without one is refused."""
+def test_nodata_does_not_count(
+    loaded: LoadedGenerator, make_scene: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tile without a valid pixel gives no vector, and is not computed; a raster without one is refused."""
     import rasterio
+
+    computed: list[int] = []
+    features = loaded.net.features
+
+    def counted(parts: list[Part]) -> Any:
+        computed.append(len(parts[0].values))
+        return features(parts)
+
+    monkeypatch.setattr(loaded.net, "features", counted)
 
     path = make_scene("DEM", 96, 32, name="dem.tif", nodata=-9999.0)
     with rasterio.open(path, "r+") as d:
@@ -111,6 +123,7 @@ def test_nodata_does_not_count(loaded: LoadedGenerator, make_scene: Callable[...
         d.write(values)
     found = embed_files([f"DEM={path}"], loaded, per="tile")
     assert [name.split("#")[1] for name in found.names] == ["0,0", "4,0"]
+    assert computed == [2]
     with rasterio.open(path, "r+") as d:
         d.write(np.full_like(values, -9999))
     with pytest.raises(ConditionError, match="no valid pixel"):
