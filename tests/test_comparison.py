@@ -29,6 +29,7 @@ from tmcodec.errors import (
 from tmcodec.metrics import ClassMetrics, ImageMetrics
 from tmcodec.plot import scale_panel
 from tmcodec.rasters import RasterSource
+from tmcodec.tokenfile import TokenFile
 
 MakeTokenizer = Callable[[str], Path]
 MakeScene = Callable[..., Path]
@@ -66,6 +67,7 @@ def test_two_rasters(make_scene: MakeScene) -> None:
     assert image(result).psnr == pytest.approx(60)
     assert (result.modality, result.units, result.width, result.height) == ("S2L2A", "DN", 48, 32)
     assert result.raw_bytes == 48 * 32 * 12 * 2
+    assert (result.original, result.reconstruction) == (str(original), str(other))
     assert result.reconstruction_bytes == other.stat().st_size
     assert result.ratio == pytest.approx(result.raw_bytes / other.stat().st_size)
     assert result.crs_equal
@@ -114,6 +116,11 @@ def test_georeferencing_and_masks(make_scene: MakeScene) -> None:
 def test_a_text_that_is_no_crs_equals_none_but_itself() -> None:
     assert _same_crs("no CRS", "no CRS")
     assert not _same_crs("no CRS", "EPSG:4326")
+    assert not _same_crs("EPSG:4326", "no CRS")
+    for none in (None, ""):
+        assert _same_crs(none, None) and _same_crs(none, "")
+        assert not _same_crs(none, "EPSG:4326")
+        assert not _same_crs("EPSG:4326", none)
     assert _same_crs("EPSG:4326", rasterio.CRS.from_epsg(4326).to_wkt())
 
 
@@ -137,6 +144,41 @@ def test_rasters_that_no_memory_holds_are_refused(make_scene: MakeScene, tmp_pat
     assert tmcodec.compare(large, large, window=(0, 0, 48, 32)).mask_agreement == 1
 
 
+def heights(path: Path, dtype: str, metres: float, unit: str = "", scale: float = 1.0) -> Path:
+    """Write hills of 500 m, stored in steps of so many metres."""
+    hills = 500 + 50 * np.sin(np.add(*np.mgrid[:64, :64]) / 20)
+    with rasterio.open(path, "w", driver="GTiff", width=64, height=64, count=1, dtype=dtype) as target:
+        target.write(np.round(hills / metres, 0 if dtype == "int16" else 4).astype(dtype), 1)
+        target.descriptions, target.scales = ("DEM",), (scale,)
+        if unit:
+            target.units = (unit,)
+    return path
+
+
+def test_a_raster_of_another_dtype_has_a_scale_of_its_own(tmp_path: Path, make_scene: MakeScene) -> None:
+    """The scale of a token file's layer is that of the raster it was made of."""
+    numbers = make_scene()
+    reflectance = altered(numbers, "reflectance.tif", lambda v: v / np.float32(1e4), dtype="float32")
+    metres = heights(tmp_path / "m.tif", "float32", 1.0)
+    feet = heights(tmp_path / "ft.tif", "int16", 0.3048, "ft")
+    decimetres = heights(tmp_path / "dm.tif", "int16", 0.1, scale=0.1)
+    for original, other, near in (
+        (numbers, reflectance, 0.1), (reflectance, numbers, 0.1),
+        (metres, feet, 0.2), (feet, metres, 0.2), (decimetres, metres, 0.1),
+    ):
+        tmcodec.encode(original, tmp_path / "a.tmc", effort=0, overwrite=True)
+        own, found = (image(tmcodec.compare(tmp_path / "a.tmc", each)) for each in (original, other))
+        assert found.rmse == pytest.approx(own.rmse, abs=near)
+
+
+def test_a_raster_of_the_same_dtype_has_the_scale_that_the_encoder_was_told(tmp_path: Path) -> None:
+    source = heights(tmp_path / "dm.tif", "int16", 0.1)  # without a tag
+    tmcodec.encode(source, tmp_path / "a.tmc", scale=0.1, effort=0)
+    assert image(tmcodec.compare(tmp_path / "a.tmc", source)).rmse < 5
+    halved = image(tmcodec.compare(tmp_path / "a.tmc", source, scale=0.05))  # the caller's word comes first
+    assert halved.rmse == pytest.approx(250, rel=0.1)
+
+
 def test_token_files_of_two_modalities_are_not_compared(make_scene: MakeScene, tmp_path: Path) -> None:
     for modality in ("DEM", "NDVI"):  # a band each
         scene = make_scene(modality, name=f"{modality}.tif")
@@ -153,6 +195,23 @@ def test_places_beyond_all_numbers_are_equal_where_they_are_the_same() -> None:
     ten = (10.0, 0.0, 5e5, 0.0, -10.0, 4e6)
     assert _same_place(ten, (10.0, 0.0, 5e5 + 0.009, 0.0, -10.0, 4e6), 100, 100)
     assert not _same_place(ten, (10.0, 0.0, 5e5 + 0.011, 0.0, -10.0, 4e6), 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "apart"), [(0, 5e-5), (1, 1e-4), (2, 5e-3), (3, 5e-5), (4, 1e-4), (5, 5e-3)]
+)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_all_corners_of_a_turned_raster_lie_within_a_thousandth_of_a_pixel(
+    coefficient: int, apart: float, sign: int
+) -> None:
+    """100 x 50 pixels of 10 x 5 units: 0.005 at the farthest corner, in columns, rows or the origin."""
+    turned = (6.0, 4.0, 500.0, 8.0, -3.0, 400.0)
+
+    def moved(by: float) -> tuple[float, ...]:
+        return tuple(v + by * sign * (i == coefficient) for i, v in enumerate(turned))
+
+    assert _same_place(turned, moved(0.99 * apart), 100, 50)
+    assert not _same_place(turned, moved(1.01 * apart), 100, 50)
 
 
 def test_sizes_must_match(make_scene: MakeScene) -> None:
@@ -229,17 +288,40 @@ def test_layers_of_a_stack(
     encoded: tuple[Path, Path, Path], make_scene: MakeScene, tiny_tokenizer: MakeTokenizer
 ) -> None:
     scene, tokens, weights = encoded
-    heights, both = make_scene("DEM", name="dem.tif"), scene.with_name("both.tmc")
-    tmcodec.encode(heights, heights.with_suffix(".tmc"), tokenizer=tiny_tokenizer("DEM"))
-    tmcodec.stack([tokens, heights.with_suffix(".tmc")], both)
+    hills, both = make_scene("DEM", name="dem.tif"), scene.with_name("both.tmc")
+    tmcodec.encode(hills, hills.with_suffix(".tmc"), tokenizer=tiny_tokenizer("DEM"))
+    tmcodec.stack([tokens, hills.with_suffix(".tmc")], both)
     with pytest.raises(LayerNotFoundError, match="S2L2A, DEM"):
         tmcodec.compare(both, scene, tokenizer=weights)
     result = tmcodec.compare(both, scene, layer="S2L2A", tokenizer=weights)
     assert image(result) == image(tmcodec.compare(tokens, scene, tokenizer=weights))
     assert result.reconstruction_bytes is not None
     assert result.reconstruction_bytes < both.stat().st_size
+    # Its chunks, and half of the header.
+    with TokenFile.open(both) as file:
+        parts = [file[name].payload_bytes + file.header_bytes // 2 for name in ("S2L2A", "DEM")]
+    assert result.reconstruction_bytes == parts[0]
+    assert both.stat().st_size - sum(parts) in (0, 1)
     with pytest.raises(ModalityError, match="holds S2L2A, not DEM"):
-        tmcodec.compare(tokens, heights, modality="DEM", tokenizer=weights)
+        tmcodec.compare(tokens, hills, modality="DEM", tokenizer=weights)
+
+
+def test_the_bytes_of_a_date_are_its_chunks_and_its_share_of_the_header(
+    make_scene: MakeScene, tiny_tokenizer: MakeTokenizer, tmp_path: Path
+) -> None:
+    weights, scenes, files = tiny_tokenizer("DEM"), [], []
+    for year, width in ((2020, 48), (2021, 48), (2022, 48)):
+        scenes.append(make_scene("DEM", width, name=f"{year}.tif", seed=year))
+        files.append(tmp_path / f"{year}.tmc")
+        tmcodec.encode(scenes[-1], files[-1], tokenizer=weights, tags={"ACQUISITION_DATE": f"{year}-01-01"})
+    tmcodec.stack(files, tmp_path / "all.tmc")
+    found = [
+        tmcodec.compare(tmp_path / "all.tmc", scene, time=time, tokenizer=weights).reconstruction_bytes
+        for time, scene in enumerate(scenes)
+    ]
+    with TokenFile.open(tmp_path / "all.tmc") as file:
+        lengths, header = file["DEM"].index.lengths.tolist(), file.header_bytes
+    assert found == [length + header // 3 for length in lengths]
 
 
 def test_to_dict_is_json(encoded: tuple[Path, Path, Path]) -> None:

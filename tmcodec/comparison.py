@@ -23,7 +23,15 @@ from tmcodec.errors import (
 )
 from tmcodec.metrics import Metrics, compute_metrics
 from tmcodec.modalities import Modality, get_modality
-from tmcodec.rasters import IDENTITY, RasterSource, Window, as_window, open_raster, own_modality
+from tmcodec.rasters import (
+    IDENTITY,
+    RasterSource,
+    Window,
+    as_window,
+    open_raster,
+    own_modality,
+    stored_dtypes,
+)
 from tmcodec.tokenfile import MAX_PIXELS, Layer, LayerMeta, TokenFile
 
 if TYPE_CHECKING:
@@ -153,7 +161,8 @@ def compare(
         As for `tmcodec.decode`; of no effect on rasters.
     modality, s2_offset, scale, class_map
         As for `tmcodec.encode`, for the rasters. With a token file they are known from its
-        layer; of two rasters, what one says about itself holds for the other too.
+        layer, the scale of rasters of its dtype only; of two rasters, what one says about itself holds
+        for the other too.
     window
         ``(col, row, width, height)`` in pixels: the same part of both.
     count_bytes_of
@@ -297,7 +306,9 @@ def _open_like(source: Any, decoded: _Picture, how: _Reading) -> RasterSource:
     if told:
         return _open(source, replace(how, modality=named))
     like = replace(how, modality=named, s2_offset=layer.s2_offset or "auto")
-    raster = _open(source, replace(like, scale=layer.scale if layer.scale != 1 else None))
+    if layer.scale != 1 and layer.dtype in stored_dtypes(source):  # another dtype has a scaling of its own
+        like = replace(like, scale=layer.scale)
+    raster = _open(source, like)
     if raster.modality.categorical:
         raster.modality = decoded.modality  # whose class 0 may be no gap
     elif raster.dtype == layer.dtype:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         parse_time,
         select_bands,
     )
-    from tmcodec.rasters.reader import RasterSource, open_raster, own_modality
+    from tmcodec.rasters.reader import RasterSource, open_raster, own_modality, stored_dtypes
     from tmcodec.rasters.render import render_rgb
     from tmcodec.rasters.windows import (
         IDENTITY,
@@ -46,7 +46,7 @@ _HOME = {
     "product": ("acquisition_time", "decide_s2_offset", "decide_scaling", "infer_modality", "parse_time",
                 "select_bands"),
     "gdal": ("gdal_env",),
-    "reader": ("RasterSource", "open_raster", "own_modality"),
+    "reader": ("RasterSource", "open_raster", "own_modality", "stored_dtypes"),
     "render": ("render_rgb",),
     "windows": ("IDENTITY", "Window", "align_out", "as_window", "grid_windows", "padded_size",
                 "window_from_bounds", "window_transform"),
@@ -80,6 +80,7 @@ __all__ = [
     "ramp_weights",
     "render_rgb",
     "select_bands",
+    "stored_dtypes",
     "usable_nodata",
     "valid_pixels",
     "window_from_bounds",

@@ -350,6 +350,23 @@ def own_modality(src: Any) -> str | None:
             dataset.close()
 
 
+def stored_dtypes(src: Any) -> tuple[str, ...]:
+    """Return the dtype of each band of a raster.
+
+    Raises
+    ------
+    RasterOpenError
+        If `src` cannot be opened.
+    """
+    dataset, owned = _open_dataset(src)
+    try:
+        with LOCKS.of(dataset):
+            return tuple(map(str, dataset.dtypes))
+    finally:
+        if owned:
+            dataset.close()
+
+
 def _open_dataset(src: Any) -> tuple[Dataset, bool]:
     """Return the dataset and whether it is ours to close."""
     if isinstance(src, tuple) and len(src) == 2 and isinstance(src[1], Mapping | None):
