@@ -43,6 +43,16 @@ def test_ergas_is_the_formula(smooth_scene: MakeScene) -> None:
     assert found == pytest.approx(100 * math.sqrt(np.mean(relative)))
 
 
+def test_ergas_of_pictures_of_8_bits_has_no_offset_and_of_others_is_not_defined() -> None:
+    """Bands of means 50, 100 and 200 that are off by 5 everywhere: shares of 1/10, 1/20 and 1/40."""
+    values = np.broadcast_to(np.float32([50, 100, 200])[:, None, None], (3, 8, 8))
+    valid = np.ones(values.shape, bool)
+    expected = 100 * math.sqrt((1 / 100 + 1 / 400 + 1 / 1600) / 3)
+    assert ergas(values, values + 5, valid, MODALITIES["S2RGB"]) == pytest.approx(expected)
+    assert math.isnan(ergas(values[:2], values[:2] + 5, valid[:2], MODALITIES["S1GRD"]))
+    assert math.isnan(ergas(values, values, ~valid, MODALITIES["S2RGB"]))
+
+
 def test_spectral_angle_and_ssim_are_torchmetrics(smooth_scene: MakeScene) -> None:
     scene = smooth_scene()
     scene.valid[...] = True
@@ -81,6 +91,19 @@ def test_spectrum_of_doubled_contrast_is_six_decibels(smooth_scene: MakeScene) -
     twice = 2 * scene.values.astype(np.float64)
     found = spectrum_error(scene.values, twice, scene.valid)  # type: ignore[arg-type]
     assert found == pytest.approx(20 * math.log10(2), rel=1e-4)
+
+
+def test_spectrum_error_is_the_mean_over_rings_and_bands() -> None:
+    """Noise of doubled contrast above half of Nyquist's frequency: six decibels in half of the rings."""
+    noise = np.random.default_rng(0).normal(size=(2, 128, 128))
+    radius = np.hypot(np.fft.fftfreq(128)[:, None], np.fft.fftfreq(128))
+    sharper = np.fft.ifft2(np.fft.fft2(noise) * np.where(radius > 0.25, 2, 1)).real
+    valid = np.ones(noise.shape, bool)
+    half = 20 * math.log10(2) / 2
+    assert spectrum_error(noise, sharper, valid) == pytest.approx(half, abs=0.15)
+    sharper[1] = noise[1]
+    assert spectrum_error(noise, sharper, valid) == pytest.approx(half / 2, abs=0.1)
+    assert math.isnan(spectrum_error(noise[:, :3], noise[:, :3], valid[:, :3]))  # too small
 
 
 def test_spectrum_of_a_flat_guess_is_the_cap(smooth_scene: MakeScene) -> None:

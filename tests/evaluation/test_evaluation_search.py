@@ -206,6 +206,15 @@ def test_majority_is_the_commonest() -> None:
         assert counts[found[row, col]] == counts.max()
 
 
+def test_the_last_class_may_be_the_commonest_and_odd_halves_are_repeated() -> None:
+    ids = np.full((17, 30), 9, np.uint8)
+    assert (majority(ids, 4, 10) == 9).all()
+    ids[16:] = 3  # half a patch of its own below
+    found = quarters(ids, 10)
+    assert found.shape == (2, 2, 4)
+    assert found[0].tolist() == [[9] * 4] * 2 and found[1].tolist() == [[3] * 4] * 2
+
+
 @pytest.mark.parametrize("key", ["jxl", "webp"])
 def test_class_maps_are_stored_exactly(smooth_scene: MakeScene, key: str) -> None:
     scene, pack = smooth_scene("LULC"), CODECS[key].pack_exactly
@@ -235,6 +244,22 @@ def test_kmeans_finds_separate_clusters() -> None:
     centres = kmeans(points, 40)
     nearest = np.linalg.norm(truth[:, None] - centres[None], axis=2).min(axis=1)
     assert (nearest < 0.3).all()
+
+
+def test_empty_clusters_stay_where_they_were() -> None:
+    points = np.float32([[0, 0]] * 5 + [[8, 0]])
+    centres = kmeans(points, 6)  # five in one place, of which one owns all
+    assert sorted(map(tuple, centres.tolist())) == [(0, 0)] * 5 + [(8, 0)]
+
+
+def test_spectra_of_narrow_pictures() -> None:
+    """Shifts beyond the end have no patches; the other four have two each, their borders extended."""
+    values = np.random.default_rng(0).normal(size=(2, 4, 32)).astype(np.float32)
+    found = spectra(values, np.ones(values.shape, bool))
+    assert found.shape == (8, 2) and np.isfinite(found).all()
+    assert found[0] == pytest.approx(
+        [(band[:, :16].sum() + 12 * band[3, :16].sum()) / 256 for band in values], rel=1e-4
+    )
 
 
 def test_a_floor_learnt_on_the_scene_itself_is_block_means(smooth_scene: MakeScene) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from tmcodec.errors import WindowError
 from tmcodec.rasters.windows import (
     Window,
     align_out,
+    as_window,
     grid_windows,
     padded_size,
     window_from_bounds,
@@ -45,6 +48,8 @@ def test_expand_stays_inside_and_contains(case: tuple[int, int, Window], halo: i
     assert grown.contains(window)
     assert Window(0, 0, width, height).contains(grown)
     assert grown.col == max(window.col - halo, 0)
+    assert grown.row == max(window.row - halo, 0)
+    assert grown.col_end == min(window.col_end + halo, width)
     assert grown.row_end == min(window.row_end + halo, height)
 
 
@@ -59,6 +64,29 @@ def test_intersect_is_the_set_of_common_pixels(
     if common is not None:
         both[common.slices] = True
     assert np.array_equal(both, first & second)
+
+
+@given(raster_and_window(), raster_and_window())
+def test_what_contains_another_has_all_its_pixels(
+    a: tuple[int, int, Window], b: tuple[int, int, Window]
+) -> None:
+    first, second = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
+    first[a[2].slices], second[b[2].slices] = True, True
+    assert a[2].contains(b[2]) == (second <= first).all()
+    assert a[2].contains(a[2])
+
+
+@pytest.mark.parametrize(
+    "window", [Window(4, 5, 2, 2), Window(5, 4, 2, 2), Window(5, 5, 3, 2), Window(5, 5, 2, 3)]
+)
+def test_a_pixel_beyond_any_edge_is_outside(window: Window) -> None:
+    assert not Window(5, 5, 2, 2).contains(window)
+
+
+@pytest.mark.parametrize("window", [(0, 0, 4), (0, 0, 4, 4.0), "abcd", 7, (0, 0, 4, None)])
+def test_what_is_no_window_is_refused(window: Any) -> None:
+    with pytest.raises(WindowError, match="give four whole numbers, COL ROW WIDTH HEIGHT"):
+        as_window(window)
 
 
 @given(raster_and_window(), st.integers(1, 16))
@@ -131,6 +159,9 @@ def test_bounds_of_a_turned_raster_cover_the_rectangle() -> None:
     ((0.0, 0.0, 1.0, 1.0), (1.0, 1.0, 0.0, 1.0, 1.0, 0.0)),
     ((0.0, float("nan"), 1.0, 1.0), None),
     ((0.0, 0.0, float("inf"), 1.0), None),
+    (("0", "0", "1", "1"), None),
+    ((10.0, 0.0, 20.0, 10.0), None),  # beside the raster, touching it
+    ((0.0, -10.0, 10.0, 0.0), None),
 ])
 def test_bad_bounds_are_refused(bounds: tuple[float, float, float, float], transform: object) -> None:
     with pytest.raises(WindowError):

@@ -306,6 +306,19 @@ def test_losses_know_what_they_cannot_do() -> None:
         make_loss(LossTerm("cross_entropy", options={"class_weights": [1.0]}), MODALITIES["LULC"])
 
 
+def test_unknown_losses_options_and_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"unknown loss 'msq'; choose one of .*, mse,"):
+        make_loss(LossTerm("msq"), MODALITIES["DEM"])
+    with pytest.raises(ConfigError, match="loss charbonnier has no option 'delta'; it has epsilon"):
+        make_loss(LossTerm("charbonnier", options={"delta": 1.0}), MODALITIES["DEM"])
+    with pytest.raises(ConfigError, match="loss mse has no option 'delta'; it has none"):
+        make_loss(LossTerm("mse", options={"delta": 1.0}), MODALITIES["DEM"])
+    for weight in (-1e-9, math.inf, math.nan):
+        with pytest.raises(ConfigError, match="loss mse: its weight is"):
+            LossTerm("mse", weight)
+    assert LossTerm("mse", 0.0).weight == 0
+
+
 def test_masked_mean_of_nothing_is_zero() -> None:
     x = torch.tensor([[[[1.0, 3.0]]], [[[5.0, float("nan")]]]])
     mask = torch.tensor([[[[False, False]]], [[[True, False]]]])
