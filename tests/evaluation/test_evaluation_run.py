@@ -25,6 +25,7 @@ from tmcodec.errors import (
     TargetFolderError,
     TargetNameError,
 )
+from tmcodec.evaluation.baselines import unquantized_blocks
 from tmcodec.evaluation.folder import report_folder
 from tmcodec.evaluation.page import means_table, missing, scenes_table, seconds_per_megapixel, sentences
 from tmcodec.evaluation.plots import mean_rate
@@ -65,6 +66,45 @@ def test_a_whole_evaluation(
     assert report.scenes[1].valid == pytest.approx(1 - 81 / (40 * 33))
     assert report.notes == ("LPIPS left out: no trunk weights were given (--lpips WEIGHTS.pth)",)
     check_files(out)
+
+
+def test_a_codebook_costs_whole_bytes_for_patches_that_are_cut_too(evaluated: Evaluated) -> None:
+    """12 and 9 tokens of log2 15360 = 13.907 bits: 20.9 and 15.6 bytes."""
+    (method,) = (m for m in evaluated[0].methods if m.baseline == "kmeans")
+    entries = evaluated[0].of(method.key)
+    assert [(e.bytes, e.payload_bytes, e.size_limit) for e in entries] == [(21, 21, None), (16, 16, None)]
+
+
+def test_what_is_empty_has_no_tokens_and_baselines_are_rounded_as_rasters_are(
+    tmp_path: Path, tiny_tokenizer: MakeTokenizer
+) -> None:
+    """1040 x 16 pixels: a chunk of 64 tokens, and one whose only token has no valid pixel."""
+    import rasterio
+
+    row = MODALITIES["S2L2A"]
+    mean, std = (np.array(s)[:, None, None] for s in (row.mean, row.std))
+    values = np.broadcast_to(mean, (12, 16, 1040)).copy()
+    values[:, 4:8] += 0.9 * std
+    values[:, 8:12] += 1.1 * std  # a quarter lies beyond a standard deviation
+    values[:, :, 1024:] = 0
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", count=12, width=1040, height=16,
+                       dtype="uint16", nodata=0) as dataset:
+        dataset.write(values.astype(np.uint16))
+        dataset.descriptions = row.bands
+        dataset.update_tags(TMCODEC_S2_OFFSET="present")
+    tokenizers = [str(tiny_tokenizer("S2L2A"))]
+    report = tmcodec.evaluate(tmp_path / "a.tif", tokenizers=tokenizers, baselines=("blocks",))
+    assert report.token_use[0].tokens == 64
+    assert report.scenes[0].beyond_sigma == pytest.approx(25)
+    (method,) = (m for m in report.methods if m.headers == "none")
+    scene = read_scene(tmp_path / "a.tif", Reading(row))
+    blocks = unquantized_blocks(scene, row)
+    exact, rounded = (
+        math.sqrt(np.square(picture[scene.valid].astype(float) - scene.values[scene.valid]).mean())
+        for picture in (blocks, np.rint(blocks))
+    )
+    assert abs(rounded / exact - 1) > 1e-6
+    assert report.of(method.key)[0].values["rmse"] == pytest.approx(rounded, rel=1e-7)
 
 
 def check_files(out: Path) -> None:

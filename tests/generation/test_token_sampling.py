@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -72,6 +73,12 @@ def test_invert_finds_the_token_where_the_sum_passes() -> None:
     assert invert(rows, numbers).tolist() == [0, 0, 2, 2, 3, 3]
 
 
+def test_tokens_without_a_chance_are_not_drawn_at_the_ends_of_their_neighbours() -> None:
+    rows = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).log().expand(4, -1)
+    numbers = torch.tensor([0.0, 0.5 - 2**-53, 0.5, 1 - 2**-53], dtype=torch.float64)
+    assert invert(rows, numbers).tolist() == [1, 1, 3, 3]
+
+
 def test_a_token_filtered_out_is_never_drawn_and_frequencies_are_right() -> None:
     logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log().expand(4000, -1)
     grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
@@ -137,6 +144,12 @@ def test_noise_belongs_to_seed_and_place_and_leaves_the_global_state_alone() -> 
     assert torch.equal(before, torch.get_rng_state())
     for place in others:
         assert not torch.equal(one, torch.rand(4, generator=place_generator(*place)))
+
+
+def test_the_noise_of_a_place_stays_what_it_is() -> None:
+    """Half of eight bytes of BLAKE2b: other noise would be another picture of the same seed."""
+    digest = hashlib.blake2b(b"7/0/3/DEM", digest_size=8).digest()
+    assert place_generator(7, 0, 3, "DEM").initial_seed() == int.from_bytes(digest, "little") // 2
 
 
 # --------------------------------------------------------------------------- guidance
