@@ -123,6 +123,21 @@ def test_windows_add_up_to_the_whole() -> None:
     np.testing.assert_allclose(parts.square_x, whole.square_x, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (64, 65), (65, 64), (129, 40), (100, 257)])
+def test_every_valid_pixel_counts_once(height: int, width: int) -> None:
+    """Blocks are of 64 pixels, and nodes stand 64 apart: their weights add up to one."""
+    decoded, original = picture(2, height, width, 1), picture(2, height, width, 2)
+    valid = np.random.default_rng(3).random(decoded.shape) < 0.9
+    fit = BalanceFit(-(-height // 16), -(-width // 16), 16, 2, SCALE, spacing=4)
+    fit.add(Window(0, 0, width, height), decoded, original, valid)
+    ok = valid.all(axis=0)
+    x, y = (v[:, ok].astype(np.float64) - 2000 for v in (original, decoded))
+    left, right = np.concatenate([np.ones((1, ok.sum())), x, y]), np.concatenate([np.ones((1, ok.sum())), y])
+    np.testing.assert_allclose(fit.moments.sum(axis=(0, 1)), left @ right.T, rtol=1e-4, atol=1e-2 * ok.size)
+    assert fit.moments[..., 0, 0].sum() == pytest.approx(ok.sum(), rel=1e-12)
+    np.testing.assert_allclose(fit.square_x, (x**2).sum(axis=1), rtol=1e-6)
+
+
 def test_one_node_is_ordinary_least_squares_over_valid_pixels() -> None:
     decoded = picture(1, 48, 48, 4)
     original = 0.6 * decoded + 0.2 * picture(1, 48, 48, 5) + 700
