@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from tmcodec.errors import (
     MetadataError,
     NotATokenFileError,
     StackError,
+    TargetNameError,
     TmcodecError,
     TokenFileError,
     TokenRangeError,
@@ -642,9 +644,39 @@ def test_stack_does_not_copy_damage(small_file: bytes, corrupt: Flip) -> None:
 
 def test_stack_keeps_nan_nodata() -> None:
     sources = [source(nodata=float("nan"), times=(datetime(2020, m, 1),)) for m in (2, 1)]
-    assert (
-        stack(sources, io.BytesIO()).layers[0].times[0] == layer_meta(times=(datetime(2020, 1, 1),)).times[0]
-    )
+    (layer,) = stack(sources, io.BytesIO()).layers
+    assert layer.times == layer_meta(times=(datetime(2020, 1, 1), datetime(2020, 2, 1))).times
+    assert isinstance(layer.nodata, float) and math.isnan(layer.nodata)
+
+
+def test_stack_takes_a_nodata_value_of_no_class() -> None:
+    """Ten classes have the numbers 0 to 9."""
+    dates = [
+        source(modality="LULC", nodata=nodata, times=(datetime(2020, month, 1),))
+        for month, nodata in enumerate((None, 10), 1)
+    ]
+    assert stack(dates, io.BytesIO()).layers[0].nodata == 10
+
+
+@pytest.mark.parametrize("kept", ["crs", "transform"])
+def test_stack_takes_layers_of_half_a_place_anywhere(kept: str) -> None:
+    """A CRS without a transform, or the reverse, says nothing of the footprint."""
+    other = {"crs": "EPSG:4326"} if kept == "crs" else {"transform": (1.0, 0.0, 7.0, 0.0, -1.0, 7.0)}
+    layers = stack([source(**PLACE), source(name="b", **other)], io.BytesIO()).layers
+    assert getattr(layers[1], kept) == other[kept]
+
+
+def test_stack_never_replaces_a_source(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.tmc", tmp_path / "two.tmc"]
+    for path, name in zip(paths, "ab", strict=True):
+        path.write_bytes(source(name=name).getvalue())
+    before = [path.read_bytes() for path in paths]
+    for path in paths:
+        with pytest.raises(TargetNameError, match=f"{path.name} is the source itself"):
+            stack(paths, path, overwrite=True)
+    with pytest.raises(TargetNameError, match=r"both\.tif: what is written is a token file; name it \.tmc"):
+        stack(paths, tmp_path / "both.tif")
+    assert [path.read_bytes() for path in paths] == before and len(list(tmp_path.iterdir())) == 2
 
 
 def test_every_class_is_below_one_root() -> None:
