@@ -468,6 +468,22 @@ def test_mixed_precision_around_a_tokenizer_changes_nothing() -> None:
         assert all(torch.equal(tok.decode(tokens, n), y) for n, y in zip((1, 3), pictures, strict=True))
 
 
+def test_a_raster_that_ends_within_a_patch_is_mirrored(tiny_tokenizer: MakeTokenizer, tmp_path: Path) -> None:
+    """40 x 23 pixels have the tokens of 48 x 32 that go on as a mirror of the last ones."""
+    values = np.random.default_rng(0).uniform(-1, 1, (1, 23, 40)).astype(np.float32)
+    whole = np.concatenate([values, values[:, :, 38:30:-1]], axis=2)
+    whole = np.concatenate([whole, whole[:, 21:12:-1]], axis=1)
+    assert whole.shape == (1, 32, 48)
+    found = []
+    for name, array in (("cut", values), ("whole", whole)):
+        path = tmp_path / f"{name}.tmc"
+        tmcodec.encode(array, path, modality="NDVI", tokenizer=tiny_tokenizer("NDVI"), exact=True)
+        with tmcodec.open(path) as file:
+            found.append(file["NDVI"].tokens())
+    np.testing.assert_array_equal(*found)
+    assert found[0].shape == (2, 3)
+
+
 def test_small_helpers_by_hand() -> None:
     assert neutral_token((8, 8, 8, 6, 5)) == 4 + 4 * 8 + 4 * 64 + 3 * 512 + 2 * 3072
     assert [side_of_batch(n, 256, 1024) for n in (1, 3, 4, 9, 16, 100)] == [256, 256, 512, 768, 1024, 1024]
@@ -477,6 +493,7 @@ def test_small_helpers_by_hand() -> None:
     assert far.shape == (4, 10)
     assert not far[:, :5].any()
     assert far[:, 5:].all()
+    assert np.array_equal(far_from_valid(valid.T, 16, 2), far.T)
 
 
 def test_rough_heights_settle_without_effort_unless_exact_ones_are_wanted(tmp_path: Path) -> None:

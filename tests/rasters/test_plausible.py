@@ -9,7 +9,7 @@ import pytest
 
 from tmcodec.errors import UnitsError
 from tmcodec.modalities import MODALITIES
-from tmcodec.rasters.plausible import check_values
+from tmcodec.rasters.plausible import check_reflectance_scale, check_values
 
 RNG = np.random.default_rng(0)
 HILLS = RNG.uniform(200, 1400, 1000)
@@ -41,6 +41,11 @@ def mixed(values: np.ndarray, *more: float) -> np.ndarray:
         ("DEM", mixed(HILLS, 8849), 1.0, 0.0),  # a peak
         ("DEM", mixed(np.arange(64_000, 65_536)), 0.1, 0.0),
         ("S2L2A", mixed(LAND / 1e4, 6.5535), 1e4, 1000.0),  # saturated, as reflectance
+        ("DEM", np.arange(-9999.0, -9000.0, 400), 1.0, 0.0),  # no value stands further from the next one
+        ("NDVI", np.array([-1.5, 0.0, 1.5]), 1.0, 0.0),
+        ("S1GRD", np.array([-1.0, 5.0, 6.0, 7.0, 8.0]), 1.0, 0.0),  # a fifth is negative
+        ("S2RGB", np.array([0.0, 90.0, 255.0]), 1.0, 0.0),
+        ("S1GRD", mixed(RADAR * 20 + 400, -999), 0.05, -10.0),  # -59.95 dB
     ],
 )
 def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: float) -> None:
@@ -62,6 +67,13 @@ def test_plausible(modality: str, stored: np.ndarray, scale: float, offset: floa
         ("S1RTC", mixed(10 ** (RADAR / 10), -1e-4, -2e-4), 1.0, 0.0, r"10\*log10"),  # noise was taken off
         ("NDVI", mixed(RNG.uniform(-1, 1, 99), -9999.0), 1.0, 0.0, "-9999 stands far below"),
         ("NDVI", HILLS, 1.0, 0.0, "--scale 0.0001"),
+        ("NDVI", np.array([-1.51, 0.0, 0.5]), 1.0, 0.0, "from -1.51 to 0.5 are no NDVI"),
+        ("NDVI", np.array([-0.5, 0.0, 1.51]), 1.0, 0.0, "from -0.5 to 1.51 are no NDVI"),
+        ("DEM", np.arange(-9999.0, -9000.0, 401), 1.0, 0.0, "-9999 stands far below"),
+        ("S1GRD", mixed(RADAR * 20 + 400, -999), 0.05, -20.0, "-999 stands far below"),  # -69.95 dB
+        ("S1GRD", np.array([-1.0, 5.0, 6.0, 7.0, 8.0, 9.0]), 1.0, 0.0, r"10\*log10"),
+        ("S2RGB", np.array([-1.0, 90.0, 255.0]), 1.0, 0.0, "8-bit"),
+        ("S2RGB", np.array([0.0, 90.0, 256.0]), 1.0, 0.0, "8-bit"),
         ("S2RGB", LAND, 1.0, 0.0, "8-bit"),
         ("DEM", mixed(HILLS, 9999), 1.0, 0.0, r"9999 stands far above .*rio edit-info --nodata 9999 FILE"),
         ("DEM", mixed(HILLS, 32767), 1.0, 0.0, "32767 stands far above"),
@@ -80,3 +92,27 @@ def test_implausible(modality: str, stored: np.ndarray, scale: float, offset: fl
     with warnings.catch_warnings(), pytest.raises(UnitsError, match=f"^a.tif: .*{why}"):
         warnings.simplefilter("error")  # which would be another line
         check_values("a.tif", MODALITIES[modality], stored, scale, offset)
+
+
+@pytest.mark.parametrize(
+    ("high", "floats", "refused"), [(1.5, True, True), (1.6, True, False), (1, False, False)]
+)
+def test_a_picture_of_floats_may_go_to_one(high: float, floats: bool, refused: bool) -> None:
+    stored = np.linspace(0, high, 20)
+    if refused:
+        with pytest.raises(UnitsError, match=r"floats up to 1.5 look like a picture from 0 to 1.*--scale 255"):
+            check_values("a.tif", MODALITIES["S2RGB"], stored, 1.0, 0.0, floats)
+    else:
+        check_values("a.tif", MODALITIES["S2RGB"], stored, 1.0, 0.0, floats)
+
+
+def test_a_caller_s_scale_leads_to_reflectance_times_10000() -> None:
+    with pytest.raises(UnitsError, match=r"--scale 0.0001 leads to values up to 0.4, .*: pass --scale 1$"):
+        check_reflectance_scale("a.tif", np.full(9, 4000.0), 1e-4)
+    with pytest.raises(UnitsError, match=r"--scale 1 leads to values up to 0.4, .*: pass --scale 10000$"):
+        check_reflectance_scale("a.tif", np.full(9, 0.4), 1.0)
+    for stored, scale in (
+        (np.empty(0), 1e-4), (np.full(9, 5.0), 1.0), (np.full(9, 1e-4), 1e4), (np.full(9, 1e-4), -1e4),
+        (np.full(9, 40.0), 0.5),
+    ):
+        check_reflectance_scale("a.tif", stored, scale)
