@@ -80,6 +80,8 @@ class Modality:
     ----------
     name
         The key, in capitals.
+    title
+        What it is, in words.
     bands
         Band names in the order that tokenizers take them.
     units

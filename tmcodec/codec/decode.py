@@ -120,6 +120,8 @@ def decode(
     ------
     TmcodecError
         A subclass for each way to fail; nothing is left under the target name.
+    OSError
+        As from the builtin `open`, where the token file cannot be opened.
     """
     watch = Stopwatch()
     check_geotiff_name(dst, src)
@@ -180,7 +182,7 @@ def decode_array(
 ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
     """Decode a token file to an array.
 
-    Parameters are those of `decode`.
+    Parameters and exceptions are those of `decode`.
 
     Returns
     -------

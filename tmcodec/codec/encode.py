@@ -155,7 +155,7 @@ def encode(
     window
         ``(col, row, width, height)`` in pixels of the part to encode.
     device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     batch_size
         Native tiles processed at once.
     steps, seed, sampler

@@ -112,7 +112,7 @@ def load_tokenizer(
         An embedded name such as ``"mini-s2l2a-v2"``, an official one such as ``"terramind-v1-s2l2a"``, or
         the path of a weights file.
     device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     checkpoint
         Weights of an official name, ``.pt`` or ``.safetensors``. None takes those imported before, or
         fetches them from the Hugging Face Hub and imports them.

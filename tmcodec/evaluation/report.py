@@ -73,7 +73,7 @@ class Entry:
     size_limit
         Bytes of the token file, which a baseline must not exceed; None for tokenizers.
     bytes, payload_bytes
-        Of the file; of tokens alone. None where there is no file.
+        Of the file; of its chunks alone, tokens and masks. None where there is no file.
     forgiven_bytes
         Bytes of markers that were not counted, included in `bytes`.
     setting
@@ -113,7 +113,7 @@ class TokenUse:
     entropy, perplexity
         Of the tokens' frequencies, in bits, and 2 to that power. At most log2(`tokens`).
     bits
-        Stored for each token: payload alone, and with the whole file.
+        Stored for each token: chunks alone, tokens and masks, and with the whole file.
     file_bits
         The same with the whole file.
     """
@@ -137,6 +137,8 @@ class Report:
     ----------
     modality, units, peak
         What was compared; peak of PSNR (None: each scene's own range, or classes).
+    created
+        When, ISO 8601 in UTC.
     settings, versions, machine
         How, with which packages, on what.
     methods, scenes, entries, token_use

@@ -135,7 +135,7 @@ def load_generator(
         ``"mini-any2any-v1"``, which is embedded; an official name such as ``"terramind-v1-base"``; or the
         path of a weights file.
     device
-        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
     checkpoint
         Weights of an official name, ``.pt`` or ``.safetensors``. None takes those imported before, or
         fetches them from the Hugging Face Hub and imports them.

@@ -65,6 +65,8 @@ class Facts:
         From the run's validation, or an evaluation's report.
     created
         When it was exported, ISO 8601 in UTC.
+    version, commit
+        Of tmcodec that exported it.
     """
 
     name: str

@@ -243,7 +243,9 @@ class Layer:
 
         Raises
         ------
-        WindowError, LayerNotFoundError, ChunkChecksumError
+        WindowError, LayerNotFoundError, TruncatedFileError
+        ChunkError
+            Beside a wrong checksum what decoding finds, where the checksum is of the tokens, too.
         """
         raw, at = self._raw(time, chunk_row, chunk_col), (chunk_row, chunk_col)
         if self._version > 1 and raw.tag in JOINT:  # its checksum is of the tokens, too

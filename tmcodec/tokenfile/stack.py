@@ -58,6 +58,8 @@ def stack(sources: Iterable[Source], target: Source, overwrite: bool = False) ->
         If the files do not fit together; the message says why.
     TokenFileError
         If a source is bad.
+    OSError
+        As from the builtin `open`, where a source cannot be opened.
     TargetNameError
         If the target is one of the sources, or called like a raster.
     """

@@ -68,6 +68,8 @@ def verify(
     TokenFileError
         If the header itself is bad. A payload that is too short or too long is a problem of
         the report instead, which also names the chunks that are lost.
+    OSError
+        As from the builtin `open`, where the file cannot be opened.
     """
     problems: list[Problem] = []
     chunks = 0

@@ -183,6 +183,8 @@ def draw_positions(
         ``(B, n)``: which tokens stand for data.
     inputs, targets
         How many; together at most n.
+    rng
+        Where the draws come from.
 
     Returns
     -------
