@@ -267,8 +267,8 @@ def test_a_forked_child_writes_and_reads_without_the_parents_threads(
 
     def there_and_back(name: str) -> bool:
         whole = Window(0, 0, 700, 700)
-        form: dict[str, Any] = {"width": 700, "height": 700, "bands": ("DEM",), "dtype": "float32", "cog": cog}
-        with RasterWriter(tmp_path / name, **form) as writer:
+        form: dict[str, Any] = {"bands": ("DEM",), "dtype": "float32", "cog": cog}
+        with RasterWriter(tmp_path / name, width=700, height=700, **form) as writer:
             writer.write(whole, values)
         with open_raster(tmp_path / name, "DEM") as source:
             return np.array_equal(source.read(whole)[0], values)
