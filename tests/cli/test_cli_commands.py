@@ -400,6 +400,15 @@ def test_info_says_the_tile_where_tokens_depend_on_it(run: Run, tmp_path: Path) 
         assert says in run("info", tmp_path / f"{tile}.tmc").output
 
 
+@pytest.mark.parametrize(("dtype", "says"), [("int16", "nodata -9999\n"), ("float32", "nodata -9999.0\n")])
+def test_info_has_no_fractions_of_integers(run: Run, tmp_path: Path, dtype: str, says: str) -> None:
+    meta = LayerMeta(name="DEM", modality="DEM", tokenizer="mini-dem-v2", weights_sha256=bytes(32),
+                     levels=(8, 8, 8, 6, 5), width=16, height=16, dtype=dtype, bands=("DEM",), nodata=-9999.0)
+    with TokenFileWriter(tmp_path / "a.tmc", FileMeta((meta,))) as writer:
+        writer.write_chunk(0, 0, 0, 0, np.zeros((1, 1), np.int32), None)
+    assert says in run("info", tmp_path / "a.tmc").output
+
+
 def test_info_of_infinite_nodata_is_json(run: Run, tmp_path: Path) -> None:
     array = np.full((1, 16, 16), 0.5, np.float32)
     for nodata, expected in ((-np.inf, "-inf"), (np.nan, "nan"), (2.0, 2.0)):

@@ -49,6 +49,12 @@ def test_evaluate_says_what_is_wrong(
     assert "no raster" in run("evaluate", "--data", tmp_path / "none", "-m", "DEM", status=1).output
 
 
+def test_help_says_what_the_modality_is_for(run: Run) -> None:
+    output = " ".join(run("evaluate", "--help").output.split())
+    assert "Evaluate the embedded tokenizer of this modality; not needed beside --tokenizer." in output
+    assert "18446744073709551615" not in output
+
+
 def test_help_imports_nothing_heavy(spawn: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     code = (
         "import sys; from tmcodec.cli import cli; cli(['evaluate', '--help'], standalone_mode=False);"

@@ -8,6 +8,8 @@ import click
 
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import (
+    AnyCase,
+    Whole,
     batch_size_option,
     class_map_option,
     debug_option,
@@ -16,7 +18,6 @@ from tmcodec.cli.options import (
     echo_line,
     echo_table,
     json_option,
-    modality_option,
     options,
     overwrite_option,
     progress_bar,
@@ -25,6 +26,7 @@ from tmcodec.cli.options import (
     scale_option,
 )
 from tmcodec.errors import MissingDependencyError
+from tmcodec.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from tmcodec.evaluation.report import Report
@@ -61,7 +63,8 @@ def _offsets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
                  help="Sampling steps, each a row of the report."),
     click.option("--report", "report_to", metavar="OUT", type=click.Path(),
                  help="Write report.json, report.html and plots into this new folder."),
-    modality_option,
+    click.option("-m", "--modality", type=AnyCase(MODALITIES), metavar="|".join(MODALITIES),
+                 help="Evaluate the embedded tokenizer of this modality; not needed beside --tokenizer."),
     click.option("--baselines", default="jp2,jxl,avif,webp,blocks,kmeans", show_default=True, callback=_names,
                  metavar="NAME,NAME", help="What to compare with at equal file size; none for nothing."),
     click.option("--train", multiple=True, metavar="DIR",
@@ -76,9 +79,9 @@ def _offsets(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> 
     scale_option,
     class_map_option,
     click.option("--skip-bad", is_flag=True, help="Leave out rasters that cannot be used, and list them."),
-    click.option("--max-pixels", type=click.IntRange(1), default=2**24, metavar="N",
+    click.option("--max-pixels", type=Whole(1), default=2**24, metavar="N",
                  help="Refuse larger rasters, which are held in memory; 4096 x 4096 by default."),
-    click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, metavar="N",
+    click.option("--seed", type=Whole(0, 2**64 - 1), default=0, show_default=True, metavar="N",
                  help="Seed of the sampled texture."),
     device_option,
     batch_size_option,

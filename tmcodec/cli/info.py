@@ -208,7 +208,10 @@ def _size(report: dict[str, Any], key: str) -> str:
 def _nodata(layer: dict[str, Any]) -> str:
     if layer["mask_kind"] == "mask":
         return "mask band"
-    return "no nodata value" if layer["nodata"] is None else f"nodata {layer['nodata']}"
+    value = layer["nodata"]
+    if "int" in layer["dtype"] and isinstance(value, float) and value.is_integer():
+        value = int(value)  # files may have it as a float
+    return "no nodata value" if value is None else f"nodata {value}"
 
 
 def _nodes(balance: dict[str, Any] | None, patch: int) -> str:
