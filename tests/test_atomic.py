@@ -129,6 +129,13 @@ def test_names_are_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
     assert target.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("name", ["\u5730" * 84 + ".tmc", "x" * 256 + "/x.tmc"])  # 256 bytes; a folder's
+def test_longer_names_are_refused_before_the_work(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TargetNameError, match="too long"), atomic_path(tmp_path / name):
+        pytest.fail("the work began")
+    assert list(tmp_path.iterdir()) == []
+
+
 # --------------------------------------------------------------------------- sidecars
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import secrets
@@ -37,10 +38,11 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
     TargetFolderError
         If its folder does not exist.
     TargetNameError
-        If it is no path, or that of a folder, a device, a pipe or a socket, or ``-``, which means standard
-        output to many programs and none here.
+        If it is no path, too long for the file system, or that of a folder, a device, a pipe or a socket, or
+        ``-``, which means standard output to many programs and none here.
     """
     _refuse_no_path(path)
+    _refuse_too_long(path)
     folder = Path(path).parent
     if not folder.is_dir():
         raise TargetFolderError(f"{os.fspath(path)}: the folder {folder} does not exist; create it first")
@@ -59,6 +61,15 @@ def _refuse_no_path(path: object) -> None:
         raise TargetNameError(f"{shown(path)} is no path; name a file to write")
     if os.fspath(path) == "-":
         raise TargetNameError("- names no file, and nothing is written to standard output; name a file")
+
+
+def _refuse_too_long(path: str | os.PathLike[str]) -> None:
+    """Refuse what the file system does not take: the rename at the end would find out after all the work."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise TargetNameError(f"{os.fspath(path)}: the name is too long; give a shorter one") from None
 
 
 def _refuse_special(path: str | os.PathLike[str]) -> None:
