@@ -1,7 +1,8 @@
 """Serve a folder over HTTP with byte ranges: ``python range_server.py FOLDER LOG``; prints its port.
 
 A process of its own, because GDAL holds Python's lock while it opens a URL. Every answer with
-content adds a line ``path bytes`` to LOG.
+content adds a line ``path bytes`` to LOG. Of a file called ``cut...`` it sends half of any part but
+the first, and it fails at all that is called ``broken...``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ class Ranges(BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         path = FOLDER / self.path.lstrip("/")
+        if path.name.startswith("broken"):
+            self.send_error(503)
+            return
         if not path.is_file():
             self.send_error(404)
             return
@@ -43,7 +47,8 @@ class Ranges(BaseHTTPRequestHandler):
         if with_body:
             with LOG.open("a") as log:
                 log.write(f"{self.path} {len(data)}\n")
-            self.wfile.write(data)
+            cut = path.name.startswith("cut") and part is not None and int(part[1]) > 0
+            self.wfile.write(data[: len(data) // 2] if cut else data)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""

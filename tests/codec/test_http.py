@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tmcodec
-from tmcodec.errors import RasterOpenError
+from tmcodec.errors import RasterOpenError, SourceError
 
 pytest.importorskip("aiohttp", reason="needs the extra [remote]")
 
@@ -84,3 +84,23 @@ def test_what_is_not_there_is_one_clear_error(
     with pytest.raises((tmcodec.TmcodecError, OSError), match=r"missing\.tmc"):
         tmcodec.open(f"{address}/missing.tmc")
     assert not (tmp_path / "a.tmc").exists()
+
+
+def test_a_connection_that_breaks_is_one_clear_error(server: tuple[str, Gets], tmp_path: Path) -> None:
+    address, _ = server
+    tokens = write_tokens(tmp_path / "cut.tmc")
+    with tmcodec.open(f"{address}/cut.tmc") as file:
+        first = file["DEM"].tokens(window=(0, 0, 64, 64))  # came with the header
+        with pytest.raises(SourceError, match=r"cannot read .*cut\.tmc: .*; try again"):
+            file["DEM"].tokens()
+    np.testing.assert_array_equal(first, tokens[:64, :64])
+
+
+def test_a_server_that_fails_is_no_missing_file(server: tuple[str, Gets]) -> None:
+    address, _ = server
+    with pytest.raises(SourceError, match="503"):
+        tmcodec.open(f"{address}/broken.tmc")
+    with pytest.raises(SourceError, match="no such file"):
+        tmcodec.open(f"{address}/missing.tmc")
+    with pytest.raises(SourceError, match="(?i)connect"):
+        tmcodec.open("http://127.0.0.1:1/nobody.tmc")

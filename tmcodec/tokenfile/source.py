@@ -69,7 +69,7 @@ class ByteSource:
         TruncatedFileError
             If the file ends before.
         SourceError
-            If it is closed.
+            If it is closed, or a URL gives nothing.
         """
         start, kept = self._kept
         if start <= offset and offset + count <= start + len(kept):
@@ -91,8 +91,13 @@ class ByteSource:
             # Forked processes share one position in the file; this moves none.
             return _pread_fully(self._file.fileno(), offset, count)
         with self._lock:
-            self._file.seek(offset)
-            return _read_fully(self._file, count)
+            try:
+                self._file.seek(offset)
+                return _read_fully(self._file, count)
+            except Exception as cause:  # of a connection that breaks, each filesystem has errors of its own
+                if self._path is None or "://" not in self._path:
+                    raise
+                raise SourceError(f"cannot read {self.name}: {_reason(cause)}; try again") from cause
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what another process needs to open the file by itself."""
@@ -150,11 +155,20 @@ def _open_url(url: str) -> Any:
         return filesystem.open(path, "rb", cache_type="none")
     except ImportError as cause:
         raise MissingDependencyError(f"reading {url} needs another package: {cause}") from cause
-    except FileNotFoundError as cause:
-        raise SourceError(f"cannot open {url}: there is no such file") from cause
     except Exception as cause:  # each of its filesystems has errors of its own
-        reason = " ".join(str(cause).split()) or type(cause).__name__
-        raise SourceError(f"cannot open {url}: {reason}") from cause
+        raise SourceError(f"cannot open {url}: {_reason(cause)}") from cause
+
+
+def _reason(error: BaseException) -> str:
+    """Return in one line why a URL gives nothing.
+
+    The filesystem for HTTP calls a server that fails or is not there a missing file, too.
+    """
+    inner = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    if isinstance(error, FileNotFoundError) and (inner is None or getattr(inner, "status", 0) in (404, 410)):
+        return "there is no such file"
+    error = inner or error
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_fully(file: Any, count: int) -> bytes:
