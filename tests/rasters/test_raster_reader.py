@@ -759,8 +759,11 @@ def test_numpys_64_bit_integers_are_taken_where_they_fit() -> None:
     with open_raster(np.argmax(np.eye(4)[None], axis=1), "LULC") as raster:
         assert raster.dtype == "int32"
         assert raster.read(Window(0, 0, 4, 1))[0].tolist() == [[[0, 1, 2, 3]]]
-    with pytest.raises(RasterOpenError, match="int64 values beyond 32 bits; give int32"):
-        open_raster(np.full((4, 4), 2**31), "DEM")
+    ends = np.array([[-(2**31), 2**31 - 1]])
+    assert ArrayDataset(ends).read([1]).tolist() == [ends.tolist()]
+    for beyond in (np.subtract(ends, [1, 0]), np.add(ends, [0, 1]), np.uint64([[2**63]])):
+        with pytest.raises(RasterOpenError, match=f"{beyond.dtype} values beyond 32 bits; give int32"):
+            open_raster(beyond, "DEM")
 
 
 @pytest.mark.parametrize(
