@@ -131,6 +131,8 @@ def test_ssim_of_tiny_pictures() -> None:
     small = RNG.random((3, 5)).astype(np.float32)
     assert ssim(small, small, all_valid(small), 1) == pytest.approx(1)
     assert math.isnan(ssim(small[:2], small[:2], all_valid(small[:2]), 1))
+    for peak in (0.0, math.nan):  # as of a flat DEM, and of one without a valid pixel
+        assert math.isnan(ssim(small, small, all_valid(small), peak))
 
 
 # --------------------------------------------------------------------------- SAM and NDVI
@@ -156,6 +158,8 @@ def test_spectral_angle_is_the_mean_over_the_pixels() -> None:
     reference = np.array([[1, 1, 1], [0, 0, 0], [0, 0, 0]], np.float32)[:, None]
     other = np.array([[2, 3, 0], [0, 3, 5], [0, 0, 0]], np.float32)[:, None]  # 0, 45 and 90 degrees
     assert spectral_angle(reference, other, all_valid(reference)) == pytest.approx(45)
+    tiny = np.float32(1e-3)
+    assert spectral_angle(reference * tiny, other * tiny, all_valid(reference)) == pytest.approx(45)
     valid = all_valid(reference)
     valid[1, 0, 0] = False  # one band is enough
     assert spectral_angle(reference, other, valid) == pytest.approx(67.5)
