@@ -685,11 +685,11 @@ def test_version_01_has_classes_of_its_own(
     assert modality_of(name, "LULC").classes == tok.modality.classes
     assert modality_of("terramind-v1-lulc", "LULC").classes == MODALITIES["LULC"].classes
     assert modality_of("mini-lulc-v2", "LULC").classes == MODALITIES["LULC"].classes
-    with pytest.raises(errors.UnitsError, match=r"classes of its own \(0 water, 1 trees, .*--class-map OLD"):
-        tmcodec.encode(
-            np.full((1, 64, 64), 10, np.uint8), tmp_path / "b.tmc", modality="LULC", tokenizer=tok,
-            class_map="worldcover",
-        )  # fmt: skip
+    tens = np.full((1, 64, 64), 10, np.uint8)
+    for map_name in ("worldcover", " WorldCover "):
+        why = r"classes of its own \(0 water, 1 trees, .*--class-map OLD"
+        with pytest.raises(errors.UnitsError, match=why):
+            tmcodec.encode(tens, tmp_path / "b.tmc", modality="LULC", tokenizer=tok, class_map=map_name)
     with pytest.raises(errors.ShapeError, match=r"knows classes 0\.\.8"):
         tmcodec.encode(np.full((1, 64, 64), 9, np.uint8), tmp_path / "b.tmc", modality="LULC", tokenizer=tok)
     with pytest.raises(errors.UnitsError, match=r"'terramind-v01-lulc', 0 water, .* are 0 no data, 1 water"):

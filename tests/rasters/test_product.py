@@ -487,8 +487,12 @@ def test_class_map() -> None:
     assert parse_class_map("WorldCover") == WORLDCOVER_TO_TERRAMIND
     assert set(WORLDCOVER_TO_TERRAMIND.values()) <= set(range(10))
     names = MODALITIES["LULC"].classes
-    assert names[WORLDCOVER_TO_TERRAMIND[80]] == "water"
-    assert names[WORLDCOVER_TO_TERRAMIND[50]] == "built area"
+    # The legend of ESA's product user manual, class by class.
+    assert {theirs: names[ours] for theirs, ours in WORLDCOVER_TO_TERRAMIND.items()} == {
+        0: "no data", 10: "trees", 20: "rangeland", 30: "rangeland", 40: "crops", 50: "built area",
+        60: "bare ground", 70: "snow/ice", 80: "water", 90: "flooded vegetation", 95: "flooded vegetation",
+        100: "rangeland",
+    }
 
 
 @pytest.mark.parametrize("text", ["", "10", "10:x", "10:2,10:3", "10:10", "-1:2", "10:2,"])

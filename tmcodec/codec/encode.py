@@ -45,6 +45,7 @@ from tmcodec.rasters import (
     padded_size,
     parse_time,
 )
+from tmcodec.rasters.classes import names_worldcover
 from tmcodec.samplers.sample import check_sampler
 from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.texts import shown
@@ -306,7 +307,7 @@ def take_legend(raster: RasterSource, tok: Tokenizer, class_map: Mapping[int, in
                 f"{raster.description}: its ids are those of {shown(raster.tokenizer)}, "
                 f"{_legend(theirs)}; those of {tok.name} are {_legend(classes)}; give --class-map OLD:NEW,..."
             )
-    if classes != raster.modality.classes and isinstance(class_map, str) and class_map == "worldcover":
+    if classes != raster.modality.classes and isinstance(class_map, str) and names_worldcover(class_map):
         named = _legend(classes)
         raise UnitsError(f"{tok.name} has classes of its own ({named}); give --class-map OLD:NEW,... to them")
     raster.modality = replace(raster.modality, classes=classes)

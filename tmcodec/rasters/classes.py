@@ -40,7 +40,7 @@ def parse_class_map(text: str) -> dict[int, int]:
     UnitsError
         If the text is malformed, an id is repeated, or a target is no class.
     """
-    if text.strip().lower() == "worldcover":
+    if names_worldcover(text):
         return dict(WORLDCOVER_TO_TERRAMIND)
     mapping: dict[int, int] = {}
     for item in text.split(","):
@@ -52,6 +52,11 @@ def parse_class_map(text: str) -> dict[int, int]:
         mapping[int(match[1])] = int(match[2])
     check_class_map(mapping)
     return mapping
+
+
+def names_worldcover(text: str) -> bool:
+    """Tell whether a class map is the ready-made one, by its name in any spelling."""
+    return text.strip().lower() == "worldcover"
 
 
 def check_class_map(class_map: Mapping[int, int]) -> None:
