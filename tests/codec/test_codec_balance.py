@@ -32,6 +32,16 @@ def picture(bands: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     return rng.uniform(1000, 5000, (bands, height, width)).astype(np.float32)
 
 
+def test_what_gains_and_offsets_leave_is_the_rest() -> None:
+    decoded = picture(2, 64, 64)
+    rest = 60 * (np.indices((64, 64)).sum(0) % 2 * 2 - 1)  # a checkerboard, alike in both halves of any value
+    fit = BalanceFit(4, 4, 16, 2, SCALE)
+    original = (1 + 8 / 64) * (decoded - 2000) + 2000 - 3 * 4 + rest
+    fit.add(Window(0, 0, 64, 64), decoded, original.astype(np.float32), np.ones(decoded.shape, np.bool_))
+    # Of both bands, and the share of the whole raster's statistics that each node has besides.
+    assert fit.left() == pytest.approx(60**2 * 2 * 64 * 64 * 1.02, rel=0.02)
+
+
 def test_a_known_gain_and_offset_are_found() -> None:
     decoded = picture(2, 64, 96)
     original = decoded.copy()

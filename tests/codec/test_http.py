@@ -102,5 +102,5 @@ def test_a_server_that_fails_is_no_missing_file(server: tuple[str, Gets]) -> Non
         tmcodec.open(f"{address}/broken.tmc")
     with pytest.raises(SourceError, match="no such file"):
         tmcodec.open(f"{address}/missing.tmc")
-    with pytest.raises(SourceError, match="(?i)connect"):
+    with pytest.raises(SourceError, match=r"(?i)connect"):
         tmcodec.open("http://127.0.0.1:1/nobody.tmc")

@@ -118,13 +118,9 @@ class BalanceFit:
         scale, whole = self.scale, self.moments.sum(axis=(0, 1))
         mix = self._mix(whole)
         mixed = np.eye(self.bands) + mix[:, 0].T @ mix[:, 1] / MIX_DIVISOR**2
-        nodes = self.moments.reshape(-1, *whole.shape)
-        sums = _node_sums(nodes + SHRINK * whole / len(nodes), mixed)
-        gains, offsets = np.moveaxis(least_squares(sums, scale).astype(float), -1, 0)
-        fitted = sums.error(1 + gains / scale.divisor, offsets * scale.step, scale).sum()
-        left = max(float(self.square_x.sum() * (1 + SHRINK) + fitted), 0.0)
+        sums = self._sums(mixed)
         # A bit more is worth so many decibels of the error that is left.
-        bit = left * CAST * SLOPE / (8 * self._file_bytes) * np.log(10) / 10
+        bit = self._left(sums) * CAST * SLOPE / (8 * self._file_bytes) * np.log(10) / 10
         values = choose_steps(sums, scale, bit)
         return Balance(
             self.spacing,
@@ -135,6 +131,22 @@ class BalanceFit:
             MIX_DIVISOR,
             _integers(mix),
         )
+
+    def left(self) -> float:
+        """Return about the squared error that gains and offsets leave, without a mixing."""
+        return self._left(self._sums(np.eye(self.bands)))
+
+    def _sums(self, mixed: Sums) -> NodeSums:
+        """Return the sums of each node after mixing, with some of the whole raster's."""
+        whole = self.moments.sum(axis=(0, 1))
+        nodes = self.moments.reshape(-1, *whole.shape)
+        return _node_sums(nodes + SHRINK * whole / len(nodes), mixed)
+
+    def _left(self, sums: NodeSums) -> float:
+        """Return the squared error after the gains and offsets of least squares."""
+        gains, offsets = np.moveaxis(least_squares(sums, self.scale).astype(float), -1, 0)
+        fitted = sums.error(1 + gains / self.scale.divisor, offsets * self.scale.step, self.scale).sum()
+        return max(float(self.square_x.sum() * (1 + SHRINK) + fitted), 0.0)
 
     @property
     def _file_bytes(self) -> float:
@@ -309,11 +321,25 @@ class BalanceProbe:
             ``(bands, h, w)`` over its pixels: float32 in physical units, bool.
         """
         inner = self.trusted(chunk)
-        # As a raster of its own, so that tokenizers that work in tiles do so.
-        grid = (tokens.shape[0], tokens.shape[1])
-        decoded = self.tok.decode_context(torch.from_numpy(tokens)[None], 1, 0, (0, 0), grid)[0].cpu().numpy()
         rows, cols = inner.relative_to(chunk).slices
-        self.fit.add(inner, decoded[:, rows, cols], original[:, rows, cols], valid[:, rows, cols])
+        decoded = self._decode(tokens)[:, rows, cols]
+        self.fit.add(inner, decoded, original[:, rows, cols], valid[:, rows, cols])
+
+    def left(self, tokens: npt.NDArray[np.int32], original: Values, valid: Mask) -> float:
+        """Return the squared error of a chunk that gains and offsets of its own would leave.
+
+        Parameters are those of `add`.
+        """
+        height, width = original.shape[1:]
+        rows, cols = tokens.shape
+        fit = BalanceFit(rows, cols, self.tok.patch, self.fit.bands, self.fit.scale)
+        fit.add(Window(0, 0, width, height), self._decode(tokens)[:, :height, :width], original, valid)
+        return fit.left()
+
+    def _decode(self, tokens: npt.NDArray[np.int32]) -> Values:
+        """Decode a chunk as a raster of its own, so that tokenizers that work in tiles do so."""
+        grid = (tokens.shape[0], tokens.shape[1])
+        return self.tok.decode_context(torch.from_numpy(tokens)[None], 1, 0, (0, 0), grid)[0].cpu().numpy()
 
     def trusted(self, chunk: Window) -> Window:
         """Return the chunk without a margin where it was cut from the raster, if that leaves anything."""

@@ -22,7 +22,7 @@ from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
-from tmcodec.codec.search import default_effort, search
+from tmcodec.codec.search import count_bits, default_effort, search
 from tmcodec.codec.terramind_models import OFFICIAL, modality_of
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
@@ -221,7 +221,7 @@ def encode(
         layer = replace(layer_meta(raster, tok, steps, seed, tags), sampler=sampler)
         with TokenFileWriter(dst, FileMeta((layer,)), overwrite=overwrite) as writer:
             probe = make_probe(raster, tok, balance)
-            revision = Revision(tok, layer, exact, effort, bit_price)
+            revision = Revision(tok, layer, exact, effort, bit_price, probe)
             stored = encode_layer(raster, tok, writer, layer, batch_size, watch, progress, probe, revision)
             if probe is not None:
                 writer.set_balance(0, probe.fit.solve())
@@ -473,6 +473,8 @@ class Revision:
         Rounds of search; None decides by the number of tokens.
     bit_price
         See `encode`.
+    probe
+        What fits the balance, where there is one.
 
     Raises
     ------
@@ -481,7 +483,8 @@ class Revision:
     """
 
     def __init__(
-        self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None, bit_price: float | None
+        self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None, bit_price: float | None,
+        probe: BalanceProbe | None = None,
     ) -> None:
         if effort is not None and (not isinstance(effort, Integral) or effort < 0):
             raise SearchError(f"{shown(effort)} rounds of search; give 0 or more, a whole number")
@@ -489,7 +492,7 @@ class Revision:
             raise SearchError(f"a bit cannot cost {shown(bit_price)}; give 0 or more")
         if exact and (effort or bit_price is not None):
             raise SearchError("exact tokens are not searched; leave out exact, or effort and bit price")
-        self.tok, self.exact, self.price = tok, exact, bit_price
+        self.tok, self.exact, self.price, self.probe = tok, exact, bit_price, probe
         usual = max(default_effort(layer.rows * layer.cols), tok.least_effort)
         wanted = usual if effort is None else effort
         self.effort = wanted if tok.searched and not exact else 0
@@ -500,7 +503,21 @@ class Revision:
             return tokens
         if self.effort == 0:
             return settle(tokens, self.tok.levels, self.tok.sha256)
-        return search(self.tok, tokens, board.values, board.valid, self.effort, self.price)
+        found = search(self.tok, tokens, board.values, board.valid, self.effort, self.price)
+        return found if self._pays(tokens, found, board) else tokens
+
+    def _pays(self, tokens: Tokens, found: Tokens, board: ChunkBoard) -> bool:
+        """Whether tokens that take more bits are worth them after the balance, too, which no search sees.
+
+        Where a material is unlike all that was trained on, most of what they mend is a cast, and the balance
+        mends that for a few bytes in all.
+        """
+        dearer = 0.0 if self.probe is None else count_bits(self.tok, found) - count_bits(self.tok, tokens)
+        if self.probe is None or dearer <= 0:
+            return True
+        before, after = (self.probe.left(t, board.values, board.valid) for t in (tokens, found))
+        price = self.tok.modality.bit_price if self.price is None else self.price
+        return before - after >= before * price * dearer / tokens.size
 
 
 class ChunkBoard:

@@ -98,6 +98,15 @@ def search(
     return digits_to_tokens(found.permute(2, 0, 1).to(torch.uint8).cpu().numpy(), tokenizer.levels)
 
 
+@torch.no_grad()
+def count_bits(tokenizer: Tokenizer, tokens: Tokens) -> float:
+    """Return about how many bits tokens ``(rows, cols)`` take, as the search counts them."""
+    planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(torch.int64)
+    hot = [F.one_hot(plane[None], n) for plane, n in zip(planes, tokenizer.levels, strict=True)]
+    bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), torch.device("cpu"))
+    return float(bits(torch.cat(hot, -1).float()).sum())
+
+
 class Look(NamedTuple):
     """What is known of some digits.
 
