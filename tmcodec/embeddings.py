@@ -315,12 +315,14 @@ def few_shot_accuracy(
     Raises
     ------
     EvaluationError
-        If a class has not more than `shots` vectors.
+        If a class has not more than `shots` vectors, or there is no trial.
     """
     names, numbers = _labels(vectors, labels)
     members = [np.flatnonzero(numbers == i) for i in range(len(names))]
     small = [name for name, own in zip(names, members, strict=True) if len(own) <= shots]
-    if small or shots < 1 or trials < 1:
+    if trials < 1:
+        raise EvaluationError(f"{trials} trials; give one at least")
+    if small or shots < 1:
         raise EvaluationError(f"{shots} shots need more vectors of {', '.join(small) or 'each class'}")
     rng, found = np.random.default_rng(seed), []
     for _ in range(trials):

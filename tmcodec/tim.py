@@ -70,8 +70,8 @@ class ThinkingEncoder(nn.Module):
     Raises
     ------
     GenerationError, ConditionError, TargetError, ModalityError
-        If the generator does not know a modality, a thought is no image, or `merge` is
-        unknown.
+        If the generator does not know a modality, a thought is no image, `merge` is unknown, or a number is
+        out of its range.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class ThinkingEncoder(nn.Module):
         seed: int = 0,
         standardized: bool = False,
     ) -> None:
+        from tmcodec.generation.settings import Settings
+
         super().__init__()
         if merge not in MERGES:
             raise GenerationError(f"unknown merge {merge!r}; use {', '.join(map(str, MERGES))}")
@@ -99,6 +101,8 @@ class ThinkingEncoder(nn.Module):
         self.inputs = _names(inputs) if inputs is not None else None
         self.think = _names(think)
         _check_thoughts(self.think)
+        how = Settings(decoding_steps=decoding_steps, temperature=temperature, top_p=top_p)
+        how.plans(cfg, self.think, ())  # refuses now what no forward pass could do
         self.encoder = generator.trainable()
         self.encoder.keep_encoder(self._keys())
         images = self._images()

@@ -240,6 +240,8 @@ def test_centroids_by_hand() -> None:
 def test_evaluations_refuse_what_they_cannot_do() -> None:
     """Wrong numbers of labels, too few vectors, unknown classes."""
     vectors = points(0, 1, 90)
+    with pytest.raises(EvaluationError, match=r"^0 trials; give one at least"):
+        few_shot_accuracy(points(0, 1, 90, 91), [0, 0, 1, 1], shots=1, trials=0)
     for call in (
         lambda: knn_accuracy(vectors, [1, 2]),
         lambda: knn_accuracy(vectors, [1, 1, 2], k=3),

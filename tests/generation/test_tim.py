@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -242,7 +243,12 @@ def test_channels_lie_in_the_order_of_the_inputs(generator: LoadedGenerator) -> 
 
 
 def test_what_does_not_fit_is_refused(generator: LoadedGenerator) -> None:
-    """Unknown merges, modalities that the generator does not know, a tensor without a name."""
+    """Unknown merges, modalities that the generator does not know, numbers, a tensor without a name."""
+    wrong: list[dict[str, Any]] = [{"decoding_steps": 0}, {"decoding_steps": "x"}, {"temperature": -1.0},
+                                   {"top_p": 2.0}, {"decoding_steps": {"DEM": 2}}]  # fmt: skip
+    for how in wrong:
+        with pytest.raises(GenerationError, match=next(iter(how)).split("_")[0]):
+            ThinkingEncoder(generator, ["LULC"], **how)
     with pytest.raises(GenerationError, match="merge"):
         ThinkingEncoder(generator, merge="sum")
     with pytest.raises(GenerationError, match="inputs"):
