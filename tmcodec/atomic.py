@@ -59,7 +59,7 @@ def check_target(path: str | os.PathLike[str], overwrite: bool, sidecars: Sequen
 def _refuse_no_path(path: object) -> None:
     if not isinstance(path, str | os.PathLike):
         raise TargetNameError(f"{shown(path)} is no path; name a file to write")
-    if os.fspath(path) == "-":
+    if path == "-":  # not of Path("./-"), which has lost its folder
         raise TargetNameError("- names no file, and nothing is written to standard output; name a file")
 
 

@@ -34,6 +34,15 @@ def test_what_cannot_be_written_is_refused_before_the_work(
         tmcodec.decode(tmp_path / "not_read.tmc", "-", overwrite=overwrite)
 
 
+def test_a_file_may_be_called_minus(
+    make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    report = tmcodec.encode(make_scene(), "./-", tokenizer=str(tiny_tokenizer("S2L2A")))
+    assert (tmp_path / "-").stat().st_size == report.file_bytes
+
+
 @pytest.mark.parametrize("target", [None, 7, io.StringIO()])
 def test_a_target_is_a_path_or_a_binary_file(
     make_scene: Callable[..., Path], tiny_tokenizer: Callable[[str], Path], target: Any
