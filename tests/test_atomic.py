@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tmcodec.atomic import SIDECARS, atomic_path
-from tmcodec.errors import TargetExistsError, TargetNameError
+from tmcodec.errors import TargetExistsError, TargetNameError, TargetWriteError
 
 
 def test_success(tmp_path: Path) -> None:
@@ -20,6 +21,16 @@ def test_success(tmp_path: Path) -> None:
         assert not target.exists()
     assert target.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_said_of_the_target(tmp_path: Path, number: int) -> None:
+    target, words = tmp_path / "x.tif", os.strerror(number).lower()
+    with pytest.raises(TargetWriteError, match=rf"x\.tif: {words}; nothing was written$"):
+        with atomic_path(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise OSError(number, os.strerror(number))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_failure(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError
+from tmcodec.errors import TargetExistsError, TargetFolderError, TargetNameError, TargetWriteError
 from tmcodec.texts import shown
 
 SIDECARS = (".aux.xml", ".msk", ".msk.ovr", ".ovr")
@@ -91,6 +91,8 @@ def _existing(path: str | os.PathLike[str], sidecars: Sequence[str]) -> list[str
     return [ending for ending, name in named if os.path.lexists(name) and not os.path.isdir(name)]
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a file takes no more."""
 GEOTIFF_SUFFIXES = (".tif", ".tiff", ".gtif", ".gtiff")
 """Names that a GeoTIFF may have, beside one without suffix."""
 RASTER_SUFFIXES = (
@@ -188,6 +190,8 @@ def atomic_path(
     ------
     TargetExistsError
         If the target or a sidecar exists, before the block or at its end, and `overwrite` is false.
+    TargetWriteError
+        If the block ends in an error of a full disk, a quota or the largest size that a file may have.
     """
     target = Path(path)
     check_target(target, overwrite, sidecars)
@@ -202,10 +206,23 @@ def atomic_path(
             _sync(_with_ending(temporary, ending))
         check_target(target, overwrite, sidecars)
         put_in_place(temporary, target, sidecars)
-    except BaseException:  # KeyboardInterrupt too must leave nothing behind
+    except BaseException as error:  # KeyboardInterrupt too must leave nothing behind
         _remove_all(temporary)
+        if is_full(error):
+            raise TargetWriteError(f"{os.fspath(path)}: {reason(error)}; nothing was written") from error
         raise
     _sync_directory(target.parent)
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether a file takes no more: such errors of the system do not name it."""
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def reason(error: BaseException) -> str:
+    """Return the system's words for an error, as they stand within a message."""
+    found = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return found[:1].lower() + found[1:]
 
 
 def _keep_mode(path: Path, mode: int) -> None:

@@ -539,9 +539,28 @@ def test_failure_while_finishing_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("tmcodec.atomic.os.fsync", full_disk)
     with (
-        pytest.raises(OSError, match="No space"),
+        pytest.raises(TargetWriteError, match=r"x\.tmc: no space left on device; nothing was written"),
         TokenFileWriter(tmp_path / "x.tmc", FileMeta((META,))) as writer,
     ):
         for r, c in np.ndindex(2, 2):
             writer.write_chunk(0, 0, r, c, TOKENS[0, r * 5 :, c * 5 :][:5, :5])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "says"), [(28, "temporary files: no space .*; set"), (5, "output")])
+def test_a_full_folder_of_temporary_files_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str
+) -> None:
+    """Chunks wait there for the end of a large file; other errors stay what they are."""
+
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.SpooledTemporaryFile.write", fails)
+    with (
+        pytest.raises(OSError, match=says) as caught,
+        TokenFileWriter(tmp_path / "x.tmc", FileMeta((META,))) as writer,
+    ):
+        writer.write_chunk(0, 0, 0, 0, TOKENS[0, :5, :5])
+    assert isinstance(caught.value, TargetWriteError) == (number == 28)
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tmcodec.atomic import atomic_path, check_target
+from tmcodec.atomic import atomic_path, check_target, is_full, reason
 from tmcodec.errors import (
     ChunkError,
     LayerNotFoundError,
@@ -153,6 +153,8 @@ class TokenFileWriter:
             If dtype or shape are wrong, or the chunk was written before.
         TokenRangeError
             If a token lies outside the codebook.
+        TargetWriteError
+            If there is no room for chunks that wait for the end of a large file.
         """
         layer = self._layer(layer_index, time, chunk_row, chunk_col)
         if tokens is None:
@@ -194,8 +196,14 @@ class TokenFileWriter:
 
     def _keep(self, tag: int, stored: bytes, crc: int) -> _Entry:
         """Append a chunk to the spool."""
-        self._spool.seek(self._spooled)
-        self._spool.write(stored)
+        try:
+            self._spool.seek(self._spooled)
+            self._spool.write(stored)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            place = f"{tempfile.gettempdir()}, the folder of temporary files"
+            raise TargetWriteError(f"{place}: {reason(error)}; set TMPDIR to one with room") from error
         self._spooled += len(stored)
         return _Entry(tag, self._spooled - len(stored), len(stored), crc)
 
