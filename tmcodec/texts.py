@@ -57,10 +57,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
 
 
-def one_line(err: object, most: int = 500) -> str:
+def shortened(err: object, most: int = 500) -> str:
     """Return the message of another library's error in one line, cut where it repeats what was read.
 
-    >>> print(one_line("cannot parse\\n  'aaaaaaaaaa'", most=20))
+    >>> print(shortened("cannot parse\\n  'aaaaaaaaaa'", most=20))
     cannot parse 'aaa...
     """
     text = " ".join(str(err).split())

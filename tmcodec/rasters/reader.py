@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import PurePath
 from types import TracebackType
@@ -341,13 +342,8 @@ def own_modality(src: Any) -> str | None:
     RasterOpenError
         If `src` cannot be opened.
     """
-    dataset, owned = _open_dataset(src)
-    try:
-        with LOCKS.of(dataset):
-            return all_tags(dataset).get("TMCODEC_MODALITY")
-    finally:
-        if owned:
-            dataset.close()
+    with _header(src) as dataset:
+        return all_tags(dataset).get("TMCODEC_MODALITY")
 
 
 def stored_dtypes(src: Any) -> tuple[str, ...]:
@@ -358,10 +354,17 @@ def stored_dtypes(src: Any) -> tuple[str, ...]:
     RasterOpenError
         If `src` cannot be opened.
     """
+    with _header(src) as dataset:
+        return tuple(map(str, dataset.dtypes))
+
+
+@contextmanager
+def _header(src: Any) -> Iterator[Dataset]:
+    """Open a raster for a look at what it says of itself."""
     dataset, owned = _open_dataset(src)
     try:
         with LOCKS.of(dataset):
-            return tuple(map(str, dataset.dtypes))
+            yield dataset
     finally:
         if owned:
             dataset.close()

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from tmcodec.errors import ConfigError, TmcodecError
 from tmcodec.networks.terramind.inference import has_bf16
-from tmcodec.texts import one_line
+from tmcodec.texts import shortened
 from tmcodec.training import callbacks as own
 from tmcodec.training.base import TrainingModule
 from tmcodec.training.data import TokenizerData
@@ -95,7 +95,7 @@ class TrainingCLI(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except ValueError as err:
-            raise ConfigError(f"trainer: {one_line(err)}") from err
+            raise ConfigError(f"trainer: {shortened(err)}") from err
 
     def before_fit(self) -> None:
         """Look for a learning rate where it is asked for."""
@@ -181,9 +181,9 @@ def command_line(
                 load_from_checkpoint_support=False,
             )
         except ArgumentError as err:
-            raise wrapped_error(err) or ConfigError(one_line(err)) from err
+            raise wrapped_error(err) or ConfigError(shortened(err)) from err
         except MisconfigurationException as err:  # no such accelerator, say
-            raise ConfigError(one_line(err)) from err
+            raise ConfigError(shortened(err)) from err
         except ValueError as err:  # of a class named in the file; or of the run itself, which passes
             found = wrapped_error(err)
             if found is None:

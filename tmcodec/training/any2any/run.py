@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from tmcodec.errors import ConfigError
-from tmcodec.texts import one_line
+from tmcodec.texts import shortened
 from tmcodec.training.any2any.callbacks import GeneratorFile
 from tmcodec.training.any2any.data import TokenData
 from tmcodec.training.any2any.module import Any2AnyModule
@@ -63,7 +63,7 @@ def read_plan(args: Sequence[str]) -> TokenPlan:
         parsed = parser.parse_args(list(args))
         found = parser.instantiate_classes(parsed)
     except ArgumentError as err:
-        raise ConfigError(one_line(err)) from err
+        raise ConfigError(shortened(err)) from err
     values = {k: v for k, v in found.items() if k != "config"}
     return TokenPlan(**values)
 
