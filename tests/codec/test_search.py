@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import tmcodec
 from tmcodec.cli import cli
 from tmcodec.codec import tokenizer
+from tmcodec.codec.balance import BalanceProbe, gain_planes
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.descent import Descent, around, near, summit
@@ -364,6 +365,53 @@ def test_no_bits_are_spent_on_what_the_balance_mends(spectrum: tuple[int, ...], 
         error = np.square(tmcodec.decode_array(path)[0].astype(float) - scene).mean()
         found.append((path.stat().st_size, float(error)))
     assert found[1][0] <= found[0][0] or found[1][1] < found[0][1]
+
+
+@pytest.mark.parametrize("valid_rows", [96, 50])
+def test_the_error_is_that_of_the_balanced_picture(
+    valid_rows: int, embedded: Callable[[str], MiniTokenizer]
+) -> None:
+    tok, scale = embedded("S2L2A"), MODALITIES["S2L2A"].balance
+    assert scale is not None
+    tokens = tok.encode(torch.from_numpy(hills("S2L2A", 96, 96))[None])[0].numpy()
+    codes = digits_of(tokens, tok.levels) / (torch.tensor(tok.levels) - 1)
+    drawn = error_of(tok, hills("S2L2A", 96, 96))
+    means = drawn.compander.expand(drawn.draw(codes))[0].detach().numpy()
+    gains, offsets = 1 + np.arange(-4, 8)[:, None, None] / 16, 32.0 * np.arange(12)[:, None, None]
+    cast = 2000 + gains * (means - 2000) + offsets
+    picture = cast.repeat(2, 1).repeat(2, 2).astype(np.float32)
+    valid = np.ones(picture.shape, np.bool_)
+    valid[:, valid_rows:] = False
+    picture[~valid] = np.nan
+    error = TokenError(tok.net, torch.from_numpy(picture)[None], torch.from_numpy(valid)[None], scale)
+    first = error(codes).sum().item()
+    assert error.rebalance(codes) and not drawn.rebalance(codes)
+    seen = error.compander.expand(error.draw(codes))[0].detach().numpy()
+    np.testing.assert_allclose(seen[:, : valid_rows // 2], cast[:, : valid_rows // 2], rtol=1e-3)
+    assert error(codes).sum().item() < 1e-4 * first
+
+
+def test_the_search_leaves_to_the_balance_what_it_mends(embedded: Callable[[str], MiniTokenizer]) -> None:
+    tok, scale = embedded("S2L2A"), MODALITIES["S2L2A"].balance
+    assert scale is not None
+    spectrum = (400, 500, 1000, 2600, 3000, 3200, 3300, 3400, 3500, 3500, 4200, 3800)  # of red soil
+    relief = hills("DEM", 192, 192)[0]
+    scene = np.array(spectrum)[:, None, None] * (1 + 0.08 * (relief - relief.mean()) / relief.std())
+    picture = scene.astype(np.float32)
+    valid = np.ones(picture.shape, np.bool_)
+    tokens = tok.encode(torch.from_numpy(picture)[None])[0].numpy()
+    bits = TokenBits(tables_alone(tok.sha256, tok.levels), CPU)
+    left, price = [], []
+    for how in (None, scale):
+        found = search(tok, tokens, picture, valid, 24, None, how)
+        probe = BalanceProbe(tok, 192, 192, scale)
+        probe.add(tmcodec.rasters.Window(0, 0, 192, 192), found, picture, valid)
+        balance = probe.fit.solve(mixing=False)
+        decoded = tok.decode(torch.from_numpy(found)[None], 1, 0)[0].numpy()
+        gains, offsets = gain_planes(balance, (12, 12), tmcodec.rasters.Window(0, 0, 192, 192), 12, 16)
+        left.append(np.square(decoded + gains * (decoded - scale.pivot) + offsets - picture).mean())
+        price.append(bits(one_hot(digits_of(found, tok.levels), tok.levels)).sum().item())
+    assert left[1] < left[0] and price[1] < price[0]
 
 
 def test_files_are_searched_unless_told(make_scene: MakeScene, tmp_path: Path) -> None:

@@ -113,10 +113,16 @@ class BalanceFit:
             line = np.tensordot(across, found, (0, 0))
             self.moments += down[:, None, None, None] * line
 
-    def solve(self) -> Balance:
-        """Return the balance in whole steps, none of which costs more bytes than it brings."""
+    def solve(self, mixing: bool = True) -> Balance:
+        """Return the balance in whole steps, none of which costs more bytes than it brings.
+
+        Parameters
+        ----------
+        mixing
+            Whether bands may be mixed.
+        """
         scale, whole = self.scale, self.moments.sum(axis=(0, 1))
-        mix = self._mix(whole)
+        mix = self._mix(whole) if mixing else np.zeros((0, 2, self.bands))
         mixed = np.eye(self.bands) + mix[:, 0].T @ mix[:, 1] / MIX_DIVISOR**2
         sums = self._sums(mixed)
         # A bit more is worth so many decibels of the error that is left.
@@ -131,10 +137,6 @@ class BalanceFit:
             MIX_DIVISOR,
             _integers(mix),
         )
-
-    def left(self) -> float:
-        """Return about the squared error that gains and offsets leave, without a mixing."""
-        return self._left(self._sums(np.eye(self.bands)))
 
     def _sums(self, mixed: Sums) -> NodeSums:
         """Return the sums of each node after mixing, with some of the whole raster's."""
@@ -243,8 +245,8 @@ def apply_balance(
     """
     pivot, step = np.float32(balance.pivot), balance.spacing * patch
     mixing = mix.astype(np.float32) / np.float32(balance.mix_divisor)
+    scaled = _in_units(balance, nodes)
     cols = _node_places(np.arange(at.col, at.col_end), step, nodes.shape[1])
-    scaled = nodes.astype(np.float32) * np.array([1 / balance.divisor, balance.step], np.float32)
     for top in range(0, at.height, STRIP):
         strip = values[:, top : top + STRIP]
         rows = _node_places(np.arange(at.row + top, at.row + top + strip.shape[1]), step, nodes.shape[0])
@@ -253,6 +255,45 @@ def apply_balance(
             gain, offset = (_interpolate(scaled[:, :, band, k], rows, cols) for k in (0, 1))
             plane += gain * (plane - pivot) + offset
     return values
+
+
+def gain_planes(
+    balance: Balance, grid: tuple[int, int], at: Window, bands: int, patch: int
+) -> tuple[Values, Values]:
+    """Return gains and offsets over a window, for who applies them by other means.
+
+    Parameters
+    ----------
+    balance
+        Of one time step.
+    grid
+        Its tokens, ``(rows, cols)``.
+    at
+        The window, in pixels.
+    bands
+        Number of bands.
+    patch
+        Pixels per token.
+
+    Returns
+    -------
+    gains, offsets : ndarray
+        Float32 ``(bands, h, w)``, or ``(bands, 1, 1)`` with one node: the factor of what is over the pivot in
+        what `apply_balance` adds, and the rest of it.
+    """
+    step, counts = balance.spacing * patch, node_counts(*grid, balance.spacing)
+    scaled = _in_units(balance, np.array(balance.values, np.int32).reshape(*counts, bands, 2))
+    rows = _node_places(np.arange(at.row, at.row_end), step, counts[0])
+    cols = _node_places(np.arange(at.col, at.col_end), step, counts[1])
+    gains, offsets = (
+        np.stack([_interpolate(scaled[:, :, band, k], rows, cols) for band in range(bands)]) for k in (0, 1)
+    )
+    return gains, offsets
+
+
+def _in_units(balance: Balance, nodes: Nodes) -> Values:
+    """Return the nodes as the gains and offsets that their integers stand for."""
+    return nodes.astype(np.float32) * np.array([1 / balance.divisor, balance.step], np.float32)
 
 
 def _mix_bands(values: Values, mix: Values, pivot: np.float32) -> None:
@@ -324,17 +365,6 @@ class BalanceProbe:
         rows, cols = inner.relative_to(chunk).slices
         decoded = self._decode(tokens)[:, rows, cols]
         self.fit.add(inner, decoded, original[:, rows, cols], valid[:, rows, cols])
-
-    def left(self, tokens: npt.NDArray[np.int32], original: Values, valid: Mask) -> float:
-        """Return the squared error of a chunk that gains and offsets of its own would leave.
-
-        Parameters are those of `add`.
-        """
-        height, width = original.shape[1:]
-        rows, cols = tokens.shape
-        fit = BalanceFit(rows, cols, self.tok.patch, self.fit.bands, self.fit.scale)
-        fit.add(Window(0, 0, width, height), self._decode(tokens)[:, :height, :width], original, valid)
-        return fit.left()
 
     def _decode(self, tokens: npt.NDArray[np.int32]) -> Values:
         """Decode a chunk as a raster of its own, so that tokenizers that work in tiles do so."""

@@ -22,7 +22,7 @@ from tmcodec.codec.balance import BalanceProbe
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
-from tmcodec.codec.search import count_bits, default_effort, search
+from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.terramind_models import OFFICIAL, modality_of
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
@@ -503,21 +503,8 @@ class Revision:
             return tokens
         if self.effort == 0:
             return settle(tokens, self.tok.levels, self.tok.sha256)
-        found = search(self.tok, tokens, board.values, board.valid, self.effort, self.price)
-        return found if self._pays(tokens, found, board) else tokens
-
-    def _pays(self, tokens: Tokens, found: Tokens, board: ChunkBoard) -> bool:
-        """Whether tokens that take more bits are worth them after the balance, too, which no search sees.
-
-        Where a material is unlike all that was trained on, most of what they mend is a cast, and the balance
-        mends that for a few bytes in all.
-        """
-        dearer = 0.0 if self.probe is None else count_bits(self.tok, found) - count_bits(self.tok, tokens)
-        if self.probe is None or dearer <= 0:
-            return True
-        before, after = (self.probe.left(t, board.values, board.valid) for t in (tokens, found))
-        price = self.tok.modality.bit_price if self.price is None else self.price
-        return before - after >= before * price * dearer / tokens.size
+        scale = None if self.probe is None else self.probe.fit.scale
+        return search(self.tok, tokens, board.values, board.valid, self.effort, self.price, scale)
 
 
 class ChunkBoard:

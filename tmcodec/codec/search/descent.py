@@ -20,6 +20,7 @@ from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.error import TokenError
 from tmcodec.codec.search.heights import search_heights
 from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
+from tmcodec.modalities import BalanceScale
 from tmcodec.networks.height import HeightDecoder
 from tmcodec.networks.mini import PATCH
 from tmcodec.tokenfile.coders import digits_to_tokens, tokens_to_digits
@@ -32,6 +33,9 @@ ROUNDS = 24
 
 OPENING = 3
 """What comes before the first round, in rounds: a look, and the bends."""
+
+REBALANCE = (0, 2, 5, 10, 16)
+"""Rounds that begin with a fit of the radiometric balance: often while much still moves, then seldom."""
 
 BUDGET = 1 << 18
 """Tokens times rounds by default: seventeen seconds on two cores, a third of a Sentinel-2 tile's time."""
@@ -58,6 +62,7 @@ def search(
     valid: npt.NDArray[np.bool_],
     effort: int,
     price: float | None = None,
+    scale: BalanceScale | None = None,
 ) -> Tokens:
     """Return tokens that decode nearer to the picture, are shorter to code, or both.
 
@@ -75,6 +80,8 @@ def search(
         Rounds; each decodes the chunk and its gradient once. 0 returns the tokens as they are.
     price
         Of a bit, in parts of the mean error of a token; None takes the modality's.
+    scale
+        Of the radiometric balance that decoding will apply; None for none.
 
     Returns
     -------
@@ -91,20 +98,11 @@ def search(
         if isinstance(tokenizer.net.decoder, HeightDecoder):
             decoder, weights = tokenizer.net.decoder, tokenizer.sha256
             return search_heights(decoder, weights, tokens, picture, mask, effort, price)
-        error = TokenError(tokenizer.net, picture, mask)
+        error = TokenError(tokenizer.net, picture, mask, scale)
         bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
         planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(picture.device, torch.int64)
         found = Descent(error, bits, price).run(planes.permute(1, 2, 0)[None], effort)[0]
     return digits_to_tokens(found.permute(2, 0, 1).to(torch.uint8).cpu().numpy(), tokenizer.levels)
-
-
-@torch.no_grad()
-def count_bits(tokenizer: Tokenizer, tokens: Tokens) -> float:
-    """Return about how many bits tokens ``(rows, cols)`` take, as the search counts them."""
-    planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(torch.int64)
-    hot = [F.one_hot(plane[None], n) for plane, n in zip(planes, tokenizer.levels, strict=True)]
-    bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), torch.device("cpu"))
-    return float(bits(torch.cat(hot, -1).float()).sum())
 
 
 class Look(NamedTuple):
@@ -142,6 +140,8 @@ class Descent:
         now = self.look(digits)
         tried = torch.zeros_like(now.moves, dtype=torch.bool)
         for n in range(rounds):
+            if n in REBALANCE and self.error.rebalance(self.codes(digits)):
+                now, tried = self.look(digits), torch.zeros_like(tried)
             gain, which = now.moves.masked_fill(tried, torch.inf).neg().max(-1)
             picked = (gain > LEAST) & (gain >= summit(gain, corners=n >= DENSE))
             if not picked.any():
@@ -162,8 +162,7 @@ class Descent:
     def look(self, digits: Tensor) -> Look:
         """Decode, and ask for gradients."""
         hot = torch.cat([F.one_hot(digits[..., k], n) for k, n in enumerate(self.levels)], -1).float()
-        top = torch.tensor(self.levels, dtype=torch.float32, device=digits.device) - 1
-        codes = (digits / top).requires_grad_()
+        codes = self.codes(digits).requires_grad_()
         with torch.enable_grad():
             error, bits = self.error(codes), self.bits(hot.requires_grad_())
             cost = error + self.price * bits
@@ -177,6 +176,11 @@ class Descent:
             for step in STEPS
         ]
         return Look(cost.detach(), torch.stack(moves, -1))
+
+    def codes(self, digits: Tensor) -> Tensor:
+        """Return the codes in 0..1 of digits."""
+        top = torch.tensor(self.levels, dtype=torch.float32, device=digits.device) - 1
+        return digits / top
 
     def _change(self, digit: Tensor, slope: Tensor, bend: Tensor, dear: Tensor, step: int) -> Tensor:
         """Return how much `step` of one digit changes the cost, about; infinite where it cannot move."""

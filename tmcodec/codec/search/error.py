@@ -4,7 +4,8 @@ Pictures are compared at half resolution, where the mean's details end. Half of 
 companded space, where each decade of brightness has its share, half in physical units, which PSNR is of;
 both are relative to the error at the start, so that prices in bits mean the same everywhere. Where the table
 of modalities asks for it, the direction of red and near infrared counts, too, of which NDVI is a function.
-The error of classes is nearly the share of wrong pixels.
+The error of classes is nearly the share of wrong pixels. Where the raster gets a radiometric balance, what
+counts is the picture after it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tmcodec.modalities import S2_OFFSET, get_modality
+from tmcodec.codec.search.balanced import SearchBalance
+from tmcodec.modalities import S2_OFFSET, BalanceScale, get_modality
 from tmcodec.networks.mini import PATCH, MiniDecoder, MiniNet
 from tmcodec.networks.terramind.inference import has_bf16
 
@@ -41,9 +43,13 @@ class TokenError:
         float32 ``(B, C, H, W)`` of whole patches, physical units; class ids have C = 1.
     valid
         bool ``(B, C, H, W)``; other pixels count nothing, whatever they hold.
+    scale
+        Of the radiometric balance, where the raster gets one; B is 1 then.
     """
 
-    def __init__(self, net: MiniNet, values: Tensor, valid: Tensor) -> None:
+    def __init__(
+        self, net: MiniNet, values: Tensor, valid: Tensor, scale: BalanceScale | None = None
+    ) -> None:
         assert isinstance(net.decoder, MiniDecoder)
         self.compander, self.decoder = net.compander, net.decoder
         x, weight = torch.where(valid, values, 0.0), valid.float()
@@ -56,6 +62,7 @@ class TokenError:
             self.shares = (*self.shares, row.ndvi_share)
             self.pair = [row.bands.index("B04"), row.bands.index("B08")]
         self.scales: tuple[Tensor, ...] | None = None
+        self.balance: SearchBalance | None = None
         if self.classes:
             self.truth, self.weight = x[:, 0].long(), weight
             return
@@ -63,9 +70,25 @@ class TokenError:
         share = self.weight.clamp_min(1e-9)
         z = torch.where(valid, self.compander.compress(x), 0.0)
         self.truth, self.normalised = (F.avg_pool2d(v, 2) / share for v in (x, z))
+        if scale is not None:
+            # Means of pixels that are not all valid are of other ground than what is decoded.
+            self.balance = SearchBalance(scale, self.truth[0], self.weight[0] == 1)
 
     def draw(self, codes: Tensor) -> Tensor:
-        """Decode codes ``(B, rows, cols, d)``: the mean at half resolution, or logits of classes."""
+        """Decode codes ``(B, rows, cols, d)``: the balanced mean at half resolution, or logits of classes."""
+        found = self._decode(codes)
+        if self.balance is None:
+            return found
+        return self.compander.compress(self.balance(self.compander.expand(found)))
+
+    @torch.no_grad()
+    def rebalance(self, codes: Tensor) -> bool:
+        """Fit the balance to codes, after `__call__`; return whether there is one."""
+        if self.balance is not None:
+            self.balance.fit(self.compander.expand(self._decode(codes))[0])
+        return self.balance is not None
+
+    def _decode(self, codes: Tensor) -> Tensor:
         device = codes.device.type
         with torch.autocast(device, torch.bfloat16, enabled=has_bf16(codes.device)):
             cells = codes * 2 - 1
