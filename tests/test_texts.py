@@ -13,8 +13,9 @@ import pytest
 import tmcodec
 from tmcodec import errors
 from tmcodec.atomic import check_target
+from tmcodec.codec.chunks import check_batch_size
 from tmcodec.codec.decode import check_seed
-from tmcodec.codec.encode import check_batch_size, check_steps
+from tmcodec.codec.encode import check_steps
 from tmcodec.rasters.windows import as_window
 from tmcodec.texts import shown
 from tmcodec.tokenfile import TokenFile

@@ -22,8 +22,8 @@ import tmcodec
 from tmcodec import errors
 from tmcodec.cli import cli
 from tmcodec.codec.arrays import with_profile
+from tmcodec.codec.chunks import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.decode import Squares, Wanted, make_job
-from tmcodec.codec.encode import far_from_valid, neutral_token, side_of_batch
 from tmcodec.codec.tokenizer import MiniTokenizer
 from tmcodec.modalities import MODALITIES
 from tmcodec.rasters import Window

@@ -16,7 +16,8 @@ import torch
 
 from tmcodec.atomic import SIDECARS, check_geotiff_name, check_target
 from tmcodec.codec.balance import apply_balance
-from tmcodec.codec.encode import Progress, check_batch_size, check_steps, neutral_token, side_of_batch
+from tmcodec.codec.chunks import check_batch_size, neutral_token, side_of_batch
+from tmcodec.codec.encode import Progress, check_steps
 from tmcodec.codec.models import load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import DecodeReport, Stopwatch

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,10 +18,19 @@ import torch
 from tmcodec.atomic import check_token_name
 from tmcodec.codec.arrays import with_profile
 from tmcodec.codec.balance import BalanceProbe
+from tmcodec.codec.chunks import (
+    ChunkBoard,
+    Mask,
+    Tokens,
+    check_batch_size,
+    chunk_of,
+    neutral_token,
+    side_of_batch,
+)
 from tmcodec.codec.models import default_model, load_tokenizer
 from tmcodec.codec.pipeline import WriteBehind, read_ahead
 from tmcodec.codec.report import EncodeReport, Stopwatch
-from tmcodec.codec.search import default_effort, search
+from tmcodec.codec.revision import Revision
 from tmcodec.codec.terramind_models import OFFICIAL, modality_of
 from tmcodec.codec.tokenizer import Tokenizer
 from tmcodec.errors import (
@@ -30,8 +38,6 @@ from tmcodec.errors import (
     ModalityError,
     RasterOpenError,
     SamplerError,
-    SearchError,
-    ShapeError,
     TokenizerMismatchError,
     UnitsError,
 )
@@ -50,47 +56,16 @@ from tmcodec.samplers.sample import check_sampler
 from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.texts import shown
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
-from tmcodec.tokenfile.context.settle import settle
 from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
 from tmcodec.tokenfile.prelude import MAGIC
 from tmcodec.tokenfile.writer import check_token_target
 
 Progress = Callable[[int, int], None]
-Tokens = npt.NDArray[np.int32]
-Values = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
-
-CHUNK = 64
-"""Tokens per chunk side: 1024 pixels, seven kilobytes, one file-system block or two."""
 
 DATE_TAG = "ACQUISITION_DATE"
 """Tag of the caller's that is the time of the layer, too."""
 OWN_TAGS = "TMCODEC_"
 """What the names of tmcodec's own tags begin with."""
-
-KEEP = 2
-"""Patches without any valid pixel keep their token up to this far from valid ones, as context."""
-
-
-def side_of_batch(batch_size: int, tile: int, chunk_pixels: int) -> int:
-    """Return the side in pixels of the square that is encoded or decoded at once.
-
-    ``batch_size`` counts native tiles; a square of them shares its context, and never spans
-    more than one chunk.
-    """
-    tiles = max(1, math.isqrt(batch_size))
-    return max(tile, min(tiles * tile, chunk_pixels))
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise unless a batch has a tile.
-
-    Raises
-    ------
-    ShapeError
-    """
-    if not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ShapeError(f"batch_size {shown(batch_size)}; give a whole number, 1 or more")
 
 
 def check_steps(steps: int) -> int:
@@ -384,12 +359,6 @@ def tagged_time(tags: Mapping[str, str]) -> datetime | None:
     return None
 
 
-def chunk_of(tok: Tokenizer) -> int:
-    """Return the tokens per chunk side: whole tiles, at most `CHUNK`."""
-    tile = tok.tile // tok.patch
-    return CHUNK // tile * tile if tile <= CHUNK else CHUNK
-
-
 def make_probe(raster: RasterSource, tok: Tokenizer, wanted: bool | None) -> BalanceProbe | None:
     """Return what fits the raster's balance, where one is wanted.
 
@@ -458,121 +427,6 @@ def encode_layer(
             if progress is not None:
                 progress(done, len(squares))
     return stored
-
-
-class Revision:
-    """Tokens to store in place of the encoder's: searched ones, or settled heights.
-
-    Parameters
-    ----------
-    tok, layer
-        Whose tokens.
-    exact
-        Whether to leave them all as they are.
-    effort
-        Rounds of search; None decides by the number of tokens.
-    bit_price
-        See `encode`.
-    probe
-        What fits the balance, where there is one.
-
-    Raises
-    ------
-    SearchError
-        If `effort` or `bit_price` is below zero or no number, or beside `exact`.
-    """
-
-    def __init__(
-        self, tok: Tokenizer, layer: LayerMeta, exact: bool, effort: int | None, bit_price: float | None,
-        probe: BalanceProbe | None = None,
-    ) -> None:
-        if effort is not None and (not isinstance(effort, Integral) or effort < 0):
-            raise SearchError(f"{shown(effort)} rounds of search; give 0 or more, a whole number")
-        if bit_price is not None and not (isinstance(bit_price, Real) and 0 <= bit_price < math.inf):
-            raise SearchError(f"a bit cannot cost {shown(bit_price)}; give 0 or more")
-        if exact and (effort or bit_price is not None):
-            raise SearchError("exact tokens are not searched; leave out exact, or effort and bit price")
-        self.tok, self.exact, self.price, self.probe = tok, exact, bit_price, probe
-        usual = max(default_effort(layer.rows * layer.cols), tok.least_effort)
-        wanted = usual if effort is None else effort
-        self.effort = wanted if tok.searched and not exact else 0
-
-    def of(self, tokens: Tokens, board: ChunkBoard) -> Tokens:
-        """Return what to store of a chunk."""
-        if self.exact:
-            return tokens
-        if self.effort == 0:
-            return settle(tokens, self.tok.levels, self.tok.sha256)
-        scale = None if self.probe is None else self.probe.fit.scale
-        return search(self.tok, tokens, board.values, board.valid, self.effort, self.price, scale)
-
-
-class ChunkBoard:
-    """Gathers the tokens and the mask of one chunk from its squares, and its values where asked to."""
-
-    def __init__(self, tok: Tokenizer, bands: int, keep_values: bool) -> None:
-        self.tok, self.bands, self.keep_values = tok, bands, keep_values
-        self.at: Window | None = None
-
-    def start(self, chunk: Window) -> None:
-        """Make room for `chunk`, unless it is under way already."""
-        if self.at == chunk:
-            return
-        self.at = chunk
-        patch = self.tok.patch
-        self.tokens = np.zeros((-(-chunk.height // patch), -(-chunk.width // patch)), np.int32)
-        self.valid = np.zeros((self.bands, chunk.height, chunk.width), np.bool_)
-        if self.keep_values:
-            self.values = np.zeros(self.valid.shape, np.float32)
-
-    def place(
-        self, chunk: Window, square: Window, tokens: Tokens, values: Values, valid: Mask, context: Window
-    ) -> None:
-        """Put in one square's tokens, and its part of what was read with its context."""
-        patch = self.tok.patch
-        row, col = (square.row - chunk.row) // patch, (square.col - chunk.col) // patch
-        self.tokens[row : row + tokens.shape[0], col : col + tokens.shape[1]] = tokens
-        rows, cols = square.relative_to(chunk).slices
-        inner_rows, inner_cols = square.relative_to(context).slices
-        self.valid[:, rows, cols] = valid[:, inner_rows, inner_cols]
-        if self.keep_values:
-            self.values[:, rows, cols] = values[:, inner_rows, inner_cols]
-
-    def finish(self) -> tuple[Tokens | None, Mask | None]:
-        """Return what the file wants: None for no tokens, None for an all-valid mask."""
-        if not self.valid.any():
-            return None, None
-        if self.valid.all():
-            return self.tokens, None
-        some: Mask = np.any(self.valid, axis=0)
-        far = far_from_valid(some, self.tok.patch, KEEP)
-        self.tokens[far] = neutral_token(self.tok.levels)
-        same = bool((self.valid == self.valid[:1]).all())
-        return self.tokens, self.valid[:1] if same else self.valid
-
-
-def neutral_token(levels: tuple[int, ...]) -> int:
-    """Return the token in the middle of the codebook: context where there is nothing."""
-    index, weight = 0, 1
-    for level in levels:
-        index += level // 2 * weight
-        weight *= level
-    return index
-
-
-def far_from_valid(valid: Mask, patch: int, reach: int) -> Mask:
-    """Return which patches ``(rows, cols)`` have no valid pixel within `reach` patches of them."""
-    h, w = valid.shape
-    rows, cols = -(-h // patch), -(-w // patch)
-    padded = np.zeros((rows * patch, cols * patch), np.bool_)
-    padded[:h, :w] = valid
-    some = padded.reshape(rows, patch, cols, patch).any(axis=(1, 3))
-    around = np.pad(some, reach)
-    near = np.zeros_like(some)
-    for dr in range(2 * reach + 1):
-        for dc in range(2 * reach + 1):
-            near |= around[dr : dr + rows, dc : dc + cols]
-    return ~near
 
 
 def encode_square(

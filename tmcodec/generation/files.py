@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tmcodec.codec.chunks import CHUNK, check_batch_size, chunk_of
 from tmcodec.codec.decode import MAX_PIXELS, decode
-from tmcodec.codec.encode import CHUNK, check_batch_size, chunk_of
 from tmcodec.codec.report import Stopwatch
 from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.ensemble import write_spread

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from rasterio.warp import transform as warp
 
-from tmcodec.codec.encode import neutral_token
+from tmcodec.codec.chunks import neutral_token
 from tmcodec.codec.report import Stopwatch
 from tmcodec.errors import ConditionError, TargetError
 from tmcodec.generation.conditions import encoder_spec, image_inputs, sequence_inputs
