@@ -489,3 +489,20 @@ def test_a_raster_without_valid_pixels_says_so(run: Run, tmp_path: Path) -> None
         target.write(np.full((1, 20, 20), np.nan, np.float32))
         target.descriptions = ("NDVI",)
     assert "0 tokens, no pixel is valid, in" in run("encode", path, tmp_path / "a.tmc").output
+
+
+@pytest.mark.parametrize(("told", "spins"), [
+    ({}, "5000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0"),
+])  # fmt: skip
+def test_waiting_threads_leave_the_cores_to_others_unless_told(
+    told: dict[str, str], spins: str, monkeypatch: pytest.MonkeyPatch,
+    spawn: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**told, "OMP_DISPLAY_ENV": "verbose"}.items():
+        monkeypatch.setenv(name, value)
+    shown = spawn("-m", "tmcodec", "info", "--system").stderr  # by the library itself, as torch loads it
+    if "GOMP_SPINCOUNT" not in shown:
+        pytest.skip("torch's threads are not GNU OpenMP's here")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in shown
