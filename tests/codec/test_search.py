@@ -155,7 +155,7 @@ def test_directions_of_red_and_infrared_are_those_of_angles(
     error = error_of(tok, picture)
     found = error.truth.roll(7, -1) * 1.1
     with torch.no_grad():
-        *_, apart = error._kinds(tok.net.compander.compress(found))
+        *_, apart = error._kinds(tok.net.compander.compress(found), found)
     # Between unit vectors lies 2 - 2 cos of the angle between them. Sentinel-2 counts from 1000.
     bands = MODALITIES["S2L1C"].bands
     red, nir = bands.index("B04"), bands.index("B08")
@@ -221,8 +221,9 @@ def test_bends_are_gauss_and_newtons(
     with torch.no_grad():
         error(codes)
     assert error.scales is not None
-    jacobian = torch.autograd.functional.jacobian(error.draw, codes)  # (1, C, h, w, 1, rows, cols, d)
-    found = error.draw(codes)
+    # (1, C, h, w, 1, rows, cols, d)
+    jacobian = torch.autograd.functional.jacobian(lambda c: error.draw(c)[0], codes)
+    found = error.draw(codes)[0]
     if modality == "LULC":
         p = found.softmax(1)[..., None, None, None, None]
         each = (p * jacobian.square()).sum(1) - (p * jacobian).sum(1).square()
@@ -376,7 +377,7 @@ def test_the_error_is_that_of_the_balanced_picture(
     tokens = tok.encode(torch.from_numpy(hills("S2L2A", 96, 96))[None])[0].numpy()
     codes = digits_of(tokens, tok.levels) / (torch.tensor(tok.levels) - 1)
     drawn = error_of(tok, hills("S2L2A", 96, 96))
-    means = drawn.compander.expand(drawn.draw(codes))[0].detach().numpy()
+    means = drawn.compander.expand(drawn.draw(codes)[0])[0].detach().numpy()
     gains, offsets = 1 + np.arange(-4, 8)[:, None, None] / 16, 32.0 * np.arange(12)[:, None, None]
     cast = 2000 + gains * (means - 2000) + offsets
     picture = cast.repeat(2, 1).repeat(2, 2).astype(np.float32)
@@ -386,7 +387,7 @@ def test_the_error_is_that_of_the_balanced_picture(
     error = TokenError(tok.net, torch.from_numpy(picture)[None], torch.from_numpy(valid)[None], scale)
     first = error(codes).sum().item()
     assert error.rebalance(codes) and not drawn.rebalance(codes)
-    seen = error.compander.expand(error.draw(codes))[0].detach().numpy()
+    seen = error.compander.expand(error.draw(codes)[0])[0].detach().numpy()
     np.testing.assert_allclose(seen[:, : valid_rows // 2], cast[:, : valid_rows // 2], rtol=1e-3)
     assert error(codes).sum().item() < 1e-4 * first
 

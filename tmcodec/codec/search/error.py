@@ -74,12 +74,19 @@ class TokenError:
             # Means of pixels that are not all valid are of other ground than what is decoded.
             self.balance = SearchBalance(scale, self.truth[0], self.weight[0] == 1)
 
-    def draw(self, codes: Tensor) -> Tensor:
-        """Decode codes ``(B, rows, cols, d)``: the balanced mean at half resolution, or logits of classes."""
+    def draw(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode codes ``(B, rows, cols, d)`` to the balanced mean at half resolution.
+
+        Normalised, and in physical units. Of classes both are the logits.
+        """
         found = self._decode(codes)
-        if self.balance is None:
-            return found
-        return self.compander.compress(self.balance(self.compander.expand(found)))
+        if self.classes:
+            return found, found
+        values = self.compander.expand(found)
+        if self.balance is not None:
+            values = self.balance(values)
+            found = self.compander.compress(values)
+        return found, values
 
     @torch.no_grad()
     def rebalance(self, codes: Tensor) -> bool:
@@ -97,8 +104,7 @@ class TokenError:
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Return the errors ``(B, rows, cols)`` of codes ``(B, rows, cols, d)`` in 0..1."""
-        found = self.draw(codes)
-        errors = self._kinds(found)
+        errors = self._kinds(*self.draw(codes))
         if self.scales is None:
             floors = self._floors()
             self.scales = tuple(
@@ -109,13 +115,12 @@ class TokenError:
         side = total.shape[-1] // codes.shape[2]
         return F.avg_pool2d(total[:, None], side)[:, 0] * side**2
 
-    def _kinds(self, found: Tensor) -> list[Tensor]:
-        """Return the kinds of error ``(B, h, w)``, each pixel's."""
+    def _kinds(self, found: Tensor, values: Tensor) -> list[Tensor]:
+        """Return the kinds of error ``(B, h, w)``, each pixel's, of what `draw` returns."""
         if self.classes:
             chances = (SHARP * found).softmax(1).gather(1, self.truth[:, None])[:, 0]
             return [(1 - chances) * self.weight[:, 0]]
         normalised = (found - self.normalised).square() * self.weight
-        values = self.compander.expand(found)
         physical = (values - self.truth).square() * self.weight
         kinds = [normalised.sum(1), physical.sum(1)]
         if self.pair:
@@ -154,16 +159,16 @@ class TokenError:
         generator = torch.Generator().manual_seed(0)
         codes = codes.detach().requires_grad_()
         with torch.enable_grad():
-            found = self.draw(codes)
+            found, values = self.draw(codes)
             total = torch.zeros_like(codes)
             for left in reversed(range(draws)):
-                probe = self._probe(found, generator)
+                probe = self._probe(found, values.detach(), generator)
                 (slope,) = torch.autograd.grad(probe, codes, retain_graph=left > 0)
                 total += slope.square()
         grid = F.pad((total / draws).permute(0, 3, 1, 2), (1, 1, 1, 1), mode="replicate")
         return F.avg_pool2d(grid, 3, 1).permute(0, 2, 3, 1)
 
-    def _probe(self, found: Tensor, generator: torch.Generator) -> Tensor:
+    def _probe(self, found: Tensor, values: Tensor, generator: torch.Generator) -> Tensor:
         """Return a number whose gradient squared is on average the second derivative."""
         assert self.scales is not None
         if self.classes:
@@ -173,7 +178,7 @@ class TokenError:
             drawn = (chances.cumsum(1) < uniform[:, None]).sum(1).clamp_max(found.shape[1] - 1)
             nats = F.cross_entropy(found, drawn, reduction="none")
             return (nats * (self.scales[0] * self.weight[:, 0]).sqrt()).sum()
-        slope = self.compander.slope(self.compander.expand(found.detach()))
+        slope = self.compander.slope(values)
         plain, physical, *direction = (scale[:, None] for scale in self.scales)
         bend = plain + physical * slope.square()
         if self.pair:
