@@ -86,7 +86,8 @@ def _terminate(number: int, _: Any) -> None:
 
 SPINS = 5_000
 """Times that an idle thread of GNU OpenMP, torch's on Linux, looks for work before it sleeps. Its own 300,000
-are no faster on an idle machine, and up to four times as slow where others want the cores (``benchmarks/busy.py``)."""
+are no faster on an idle machine, and up to four times as slow where others want the cores
+(``benchmarks/busy.py``)."""
 
 
 def _share_cores() -> None:
