@@ -278,6 +278,22 @@ def test_classes_are_one_hot_and_others_are_refused(write: Write) -> None:
     assert set(decoded.unique().tolist()) <= set(range(10))
 
 
+def test_the_official_sampler_names_any_class_and_others_those_of_the_map(
+    write: Write, tmp_path: Path
+) -> None:
+    tok = load(LULC, write(LULC))
+    ids = np.random.default_rng(0).choice(np.array([3, 8], np.uint8), (1, 80, 300))
+    tmcodec.encode(ids, tmp_path / "a.tmc", modality="LULC", tokenizer=tok)
+    with tmcodec.open(tmp_path / "a.tmc") as file:
+        assert file["LULC"].meta.class_sets == (1 << 3 | 1 << 8,)
+    named, free = (
+        tmcodec.decode_array(tmp_path / "a.tmc", tokenizer=tok, sampler=s)[0] for s in (None, "official")
+    )
+    assert set(np.unique(named)) <= {3, 8} and set(np.unique(free)) - {3, 8}
+    tokens = tok.encode_context(torch.from_numpy(ids)[None])
+    assert set(tok.decode(tokens, classes=(3, 8)).unique().tolist()) <= {3.0, 8.0}
+
+
 @pytest.mark.parametrize("grid", [(2, 2), (3, 5), (1, 1)])
 def test_any_grid_decodes(write: Write, grid: tuple[int, int]) -> None:
     tok = load(S1, write())

@@ -18,6 +18,7 @@ from tmcodec.tokenfile import Balance, FileMeta, LayerMeta
 
 HERE = Path(__file__).parent / "v2"
 VERSION = 2
+MINI_LULC = "989abca8e61945e678916648841226707fe3e277ac51e4a696e41ecc66db3a87"
 MINI_NDVI = "b2d340b457c6ec1e96c30303443da30f8a0517caaf1dc4185188b010c7d2114b"
 
 
@@ -92,10 +93,26 @@ def halved() -> Case:
     return Case("halved", FileMeta((layer,)), chunks, needs_zstd=False, coders=(0, 1, 2), plain_masks=False)
 
 
+def classes() -> Case:
+    """Maps that say which classes they have: of each date, the same of both, of a single one."""
+    each = LayerMeta(
+        name="LULC", modality="LULC", tokenizer="mini-lulc-v2", levels=(7, 5, 5, 5, 5), width=90, height=70,
+        weights_sha256=bytes.fromhex(MINI_LULC), dtype="uint8", bands=("LULC",), units="class", nodata=0,
+        times=(None, datetime(2020, 7, 1), datetime(2021, 7, 1)), class_sets=(0, 1 << 1 | 1 << 4 | 1 << 9, 2),
+    )  # fmt: skip
+    alike = each.replace(name="two", times=each.times[1:], class_sets=(0b1010,))
+    one = each.replace(name="one", times=(None,), class_sets=(1 << 63 | 1,))
+    chunks = tuple(
+        Chunk(layer, time, 0, 0, make_v1.hills(5, 6, 4375, 29 + 2 * time + layer) // 9)
+        for layer, meta in enumerate((each, alike, one)) for time in range(len(meta.times))
+    )
+    return Case("classes", FileMeta((each, alike, one)), chunks, needs_zstd=False, coders=(0, 1, 2))
+
+
 def cases() -> Iterator[Case]:
     """Yield every golden file of version 2."""
     yield from (make_v1.tiny(), make_v1.stacked(), make_v1.context(), make_v1.layers())
-    yield from (harmonised(), edges(), halved())
+    yield from (harmonised(), edges(), halved(), classes())
 
 
 if __name__ == "__main__":

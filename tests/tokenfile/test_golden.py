@@ -155,6 +155,14 @@ def scale_of(fields: dict[int, bytes], kind: int, version: int) -> float | None:
     return 1000.0 if version == 2 and kind in (1, 2) and fields.get(19) == b"\x02" else 0.0
 
 
+def sets_of(fields: dict[int, bytes], times: int) -> tuple[int, ...]:
+    """Return the classes of each time step as bits, one number for all where there is one; none without."""
+    cursor, found = Bytes(fields.get(18, b"")), []
+    while cursor.at < len(cursor.data):
+        found.append(cursor.varint())
+    return tuple(found * times if len(found) == 1 else found)
+
+
 def crs_of(fields: dict[int, bytes], tables: list[bytes], version: int) -> bytes | None:
     """Return the section of a layer's CRS, or None."""
     if version == 1:
@@ -191,6 +199,7 @@ def layer_facts(data: bytes, tables: list[bytes], version: int) -> dict[str, Any
     while times.at < len(times.data):
         times.varint()
         facts["times"] += 1
+    facts["class_sets"] = sets_of(fields, facts["times"])
     return facts
 
 
@@ -301,6 +310,7 @@ def test_second_reader(name: str) -> None:
         assert (facts["crs"] is None) == (meta.crs is None)
         assert facts["offset"] in (None, meta.offset)
         assert facts["modality"] in ("", meta.modality)
+        assert facts["class_sets"] == meta.class_sets
     done: list[tuple[Any, np.ndarray]] = []
     for facts, index, content in zip(layers, indexes, expected(name)["layers"].values(), strict=True):
         patch, chunk, side = facts["patch"], facts["chunk"], facts["patch"] * facts["chunk"]

@@ -37,6 +37,8 @@ times = st.none() | st.datetimes() | st.datetimes(timezones=st.just(timezone(tim
 @st.composite
 def layers(draw: st.DrawFn) -> LayerMeta:
     patch, chunk = draw(st.integers(1, 32)), draw(st.integers(1, 256))
+    dates = tuple(draw(st.lists(times, min_size=1, max_size=4)))
+    sets = st.tuples(*[st.just(0) | st.integers(0, 2**64 - 1)] * len(dates))
     return LayerMeta(
         name=draw(names(1)),
         modality=draw(st.sampled_from(list(MODALITY_IDS)) | names(1)),
@@ -60,12 +62,13 @@ def layers(draw: st.DrawFn) -> LayerMeta:
         mask_kind=draw(st.sampled_from(["nodata", "mask"])),
         crs=draw(st.none() | st.integers(1, 99999).map("EPSG:{}".format) | names(1)),
         transform=draw(st.none() | st.tuples(*[finite | st.just(0.0)] * 6)),
-        times=tuple(draw(st.lists(times, min_size=1, max_size=4))),
+        times=dates,
         sampler=draw(names()),
         steps=draw(st.integers(1, 65535)),
         seed=draw(st.integers(0, 2**64 - 1)),
         tags=draw(st.dictionaries(names(1), names(), max_size=4)),
         description=draw(names()),
+        class_sets=draw(st.just(()) | sets),
     )
 
 

@@ -15,8 +15,10 @@ from tmcodec import __version__
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import debug_option, echo_json, echo_line, echo_rows, json_option, options
 from tmcodec.codec.models import looks_at_tiles
+from tmcodec.codec.terramind_models import modality_of
 from tmcodec.modalities import MODALITIES
 from tmcodec.texts import human_bytes, human_ratio, plural, three_digits
+from tmcodec.tokenfile.classes import unpack_set
 
 if TYPE_CHECKING:
     from tmcodec.tokenfile import Layer, LayerMeta, TokenFile
@@ -91,6 +93,7 @@ def describe_layer(layer: Layer, header_share: int) -> dict[str, Any]:
         "times": [None if time is None else time.isoformat() for time in meta.times],
         "tags": dict(meta.tags),
         "balance": _balance(meta),
+        "class_sets": [list(unpack_set(number)) or None for number in meta.class_sets],
         "pixel_size": _pixel_size(meta),
         "bounds": _bounds(meta),
         "codebook_size": meta.codebook_size,
@@ -194,6 +197,7 @@ def _rows(layer: dict[str, Any]) -> list[tuple[str, str]]:
         ("decoding", f"{plural(layer['steps'], 'step')} of {layer['sampler']}, seed {layer['seed']} "
                      "by default"),
         ("balance", _nodes(layer["balance"], layer["patch"])),
+        ("classes", _classes(layer)),
         ("size", _size(layer, "bytes") + (f", {three_digits(bits)} bits per token" if bits else "")),
         ("text", layer["description"]),
         *layer["tags"].items(),
@@ -222,6 +226,16 @@ def _nodes(balance: dict[str, Any] | None, patch: int) -> str:
     if rows == cols == 1:
         return "a gain and an offset for each band"
     return f"gain and offset of each band at {rows} x {cols} nodes, {balance['spacing'] * patch} pixels apart"
+
+
+def _classes(layer: dict[str, Any]) -> str:
+    """Name the classes of a map, at any of its dates; nothing where they are not known of all."""
+    sets = layer["class_sets"]
+    if not all(sets) or layer["modality"] not in MODALITIES:
+        return ""
+    legend = modality_of(layer["tokenizer"], layer["modality"]).classes
+    ids = sorted(set().union(*sets))
+    return ", ".join(legend[i] if i < len(legend) else str(i) for i in ids)
 
 
 def _values(layer: dict[str, Any]) -> str:

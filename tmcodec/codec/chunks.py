@@ -52,11 +52,18 @@ def check_batch_size(batch_size: int) -> None:
 
 
 class ChunkBoard:
-    """Gathers the tokens and the mask of one chunk from its squares, and its values where asked to."""
+    """Gathers the tokens and the mask of one chunk from its squares, and its values where asked to.
+
+    Attributes
+    ----------
+    classes
+        Ids of a class map in all squares so far; none of other rasters.
+    """
 
     def __init__(self, tok: Tokenizer, bands: int, keep_values: bool) -> None:
         self.tok, self.bands, self.keep_values = tok, bands, keep_values
         self.at: Window | None = None
+        self.classes: set[int] = set()
 
     def start(self, chunk: Window) -> None:
         """Make room for `chunk`, unless it is under way already."""
@@ -78,9 +85,12 @@ class ChunkBoard:
         self.tokens[row : row + tokens.shape[0], col : col + tokens.shape[1]] = tokens
         rows, cols = square.relative_to(chunk).slices
         inner_rows, inner_cols = square.relative_to(context).slices
-        self.valid[:, rows, cols] = valid[:, inner_rows, inner_cols]
+        known, ground = values[:, inner_rows, inner_cols], valid[:, inner_rows, inner_cols]
+        self.valid[:, rows, cols] = ground
         if self.keep_values:
-            self.values[:, rows, cols] = values[:, inner_rows, inner_cols]
+            self.values[:, rows, cols] = known
+        if self.tok.modality.categorical:
+            self.classes.update(np.flatnonzero(np.bincount(known[ground].astype(np.int64))).tolist())
 
     def finish(self) -> tuple[Tokens | None, Mask | None]:
         """Return what the file wants: None for no tokens, None for an all-valid mask."""

@@ -40,9 +40,10 @@ from tmcodec.rasters import (
     window_from_bounds,
     window_transform,
 )
-from tmcodec.samplers.sample import check_sampler
+from tmcodec.samplers.sample import OFFICIAL, check_sampler
 from tmcodec.texts import listed, printable, shown
 from tmcodec.tokenfile import Layer, LayerMeta, LayerWindow, TokenFile
+from tmcodec.tokenfile.classes import unpack_set
 from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
 
 Values = npt.NDArray[np.float32]
@@ -435,6 +436,11 @@ def _check_described(layer: Layer, tok: Tokenizer) -> None:
         raise TokenizerMismatchError(
             f"layer {name} scales class ids, which are names; encode the raster again"
         )
+    beyond = max(layer.meta.class_sets, default=0).bit_length() - len(tok.modality.classes)
+    if tok.modality.categorical and beyond > 0:
+        raise TokenizerMismatchError(
+            f"layer {name} has classes that {tok.name} does not know; encode the raster again"
+        )
     if len(tok.modality.bands) != len(layer.bands):
         raise TokenizerMismatchError(
             f"layer {name} has {len(layer.bands)} bands, but {tok.name} decodes to "
@@ -581,6 +587,18 @@ def decode_context(job: Job, read: LayerWindow, context: Window, valid: Mask | N
     origin = (context.row // patch, context.col // patch)
     grid = (job.layer.meta.rows, job.layer.meta.cols)
     picture = job.tokenizer.decode_context(
-        torch.from_numpy(tokens)[None], job.steps, job.seed, origin, grid, job.sampler, job.samples
+        torch.from_numpy(tokens)[None], job.steps, job.seed, origin, grid, job.sampler, job.samples,
+        classes_of(job),
     )
     return picture[0].cpu().numpy()
+
+
+def classes_of(job: Job) -> tuple[int, ...] | None:
+    """Return the classes that the file says the map has; None where it may have any.
+
+    TerraTorch knows nothing of them, so the official sampler names whatever is likeliest.
+    """
+    sets = job.layer.meta.class_sets
+    if not (sets and sets[job.time] and job.tokenizer.modality.categorical) or job.sampler == OFFICIAL:
+        return None
+    return unpack_set(sets[job.time])

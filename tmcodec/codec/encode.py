@@ -56,6 +56,7 @@ from tmcodec.samplers.sample import check_sampler
 from tmcodec.samplers.schedule import TRAIN_STEPS
 from tmcodec.texts import shown
 from tmcodec.tokenfile import FileMeta, LayerMeta, TokenFileWriter
+from tmcodec.tokenfile.classes import pack_set
 from tmcodec.tokenfile.metadata import SCALE_TAG, UNIT_TAG
 from tmcodec.tokenfile.prelude import MAGIC
 from tmcodec.tokenfile.writer import check_token_target
@@ -426,6 +427,7 @@ def encode_layer(
                 behind.submit(write)
             if progress is not None:
                 progress(done, len(squares))
+    writer.set_class_sets(0, [pack_set(board.classes)])
     return stored
 
 

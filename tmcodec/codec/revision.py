@@ -48,6 +48,7 @@ class Revision:
         if exact and (effort or bit_price is not None):
             raise SearchError("exact tokens are not searched; leave out exact, or effort and bit price")
         self.tok, self.exact, self.price, self.probe = tok, exact, bit_price, probe
+        self.whole = layer.chunks == 1
         usual = max(default_effort(layer.rows * layer.cols), tok.least_effort)
         wanted = usual if effort is None else effort
         self.effort = wanted if tok.searched and not exact else 0
@@ -59,4 +60,6 @@ class Revision:
         if self.effort == 0:
             return settle(tokens, self.tok.levels, self.tok.sha256)
         scale = None if self.probe is None else self.probe.fit.scale
-        return search(self.tok, tokens, board.values, board.valid, self.effort, self.price, scale)
+        # What other chunks have decoding may name here, too.
+        classes = sorted(board.classes) if self.whole and board.classes else None
+        return search(self.tok, tokens, board.values, board.valid, self.effort, self.price, scale, classes)

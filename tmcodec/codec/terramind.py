@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tmcodec.codec.lineage import parse_decodes
 from tmcodec.codec.terramind_models import legend
 from tmcodec.codec.terramind_weights import DECODER, ENCODER, Checkpoint
-from tmcodec.codec.tokenizer import Tokenizer, pick_device
+from tmcodec.codec.tokenizer import Classes, Tokenizer, likeliest, pick_device
 from tmcodec.codec.weights import check_finite
 from tmcodec.errors import ShapeError
 from tmcodec.fsq import FSQ
@@ -209,8 +209,12 @@ class TerraMindTokenizer(Tokenizer):
         """Tell whether the decoder is a diffusion; its answer to pure noise varies a little, too."""
         return not self.cfg.categorical
 
-    def _decode(self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str) -> Tensor:
-        return self._finish(self._draw(tokens, steps, [seed] * len(tokens), [origin] * len(tokens), sampler))
+    def _decode(
+        self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str,
+        classes: Classes | None,
+    ) -> Tensor:
+        drawn = self._draw(tokens, steps, [seed] * len(tokens), [origin] * len(tokens), sampler)
+        return self._finish(drawn, classes)
 
     def _draw(
         self, tokens: Tensor, steps: int, seeds: list[int], origins: list[tuple[int, int]], sampler: str
@@ -278,10 +282,10 @@ class TerraMindTokenizer(Tokenizer):
                 pictures[seed, (row, col)] = torch.from_numpy(found)
         return torch.stack([pictures[key] for key in zip(seeds, origins, strict=True)])
 
-    def _finish(self, drawn: Tensor) -> Tensor:
+    def _finish(self, drawn: Tensor, classes: Classes | None) -> Tensor:
         """Return physical values within the modality's range, or class ids."""
         if self.cfg.categorical:
-            return drawn.argmax(1, keepdim=True).float()
+            return likeliest(drawn, classes)
         return (drawn * self.std + self.mean).clamp(*self.modality.valid_range)
 
     # ----------------------------------------------------------------------- decoding parts of rasters
@@ -318,9 +322,10 @@ class TerraMindTokenizer(Tokenizer):
         grid: tuple[int, int],
         sampler: str = DEFAULT,
         samples: int = 1,
+        classes: Classes | None = None,
     ) -> Tensor:
         """Decode in overlapping tiles of the raster's lattice, blended; see `Tokenizer.decode_context`."""
-        tokens = self._checked(tokens, steps, samples)
+        tokens = self._checked(tokens, steps, samples, classes)
         tile = self.tile // self.patch
         places = [
             (row - origin[0], col - origin[1])
@@ -332,7 +337,7 @@ class TerraMindTokenizer(Tokenizer):
 
         def blended(s: int) -> Tensor:
             drawn = self._draw(tiles, steps, [s] * len(at), at, sampler)
-            return self._finish(self._blend(drawn, places, tokens.shape[1:], sampler))
+            return self._finish(self._blend(drawn, places, tokens.shape[1:], sampler), classes)
 
         with inference(self.device):
             return self._average(blended, steps, seed, samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from tmcodec.rasters.windows import Window, align_out
 from tmcodec.samplers.noise import block_noise
 from tmcodec.samplers.sample import DEFAULT, OFFICIAL, sample
 from tmcodec.texts import shown
+
+Classes = Sequence[int]
 
 MAX_CONTEXT_TOKENS = 32
 """Cap on the context of a decoded window; only ten steps or more would want more."""
@@ -78,6 +80,14 @@ def check_samples(samples: int) -> None:
 def _check_tensor(x: object) -> None:
     if not isinstance(x, Tensor):
         raise ShapeError(f"give a torch tensor, not {type(x).__name__}; torch.from_numpy makes one of arrays")
+
+
+def likeliest(logits: Tensor, classes: Classes | None) -> Tensor:
+    """Return which of `classes` have the largest logits ``(B, C, H, W)``: float32 ``(B, 1, H, W)``."""
+    if classes is None:
+        return logits.argmax(1, keepdim=True).float()
+    ids = torch.tensor(classes, device=logits.device)
+    return ids[logits[:, ids].argmax(1, keepdim=True)].float()
 
 
 class Tokenizer(ABC):
@@ -143,7 +153,8 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _decode(
-        self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str
+        self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str,
+        classes: Classes | None,
     ) -> Tensor: ...
 
     def check_sampler(self, name: str) -> str:
@@ -196,6 +207,7 @@ class Tokenizer(ABC):
         origin: tuple[int, int] = (0, 0),
         sampler: str = DEFAULT,
         samples: int = 1,
+        classes: Classes | None = None,
     ) -> Tensor:
         """Decode token grids.
 
@@ -214,6 +226,8 @@ class Tokenizer(ABC):
             ``"ddim"``, or another name that `tmcodec.samplers.sample.sample` takes.
         samples
             Average of so many pictures from different noise, nearer to the mean; 1..64.
+        classes
+            Ids that class maps may come out with, in ascending order; None for all. Others ignore it.
 
         Returns
         -------
@@ -224,24 +238,28 @@ class Tokenizer(ABC):
         ------
         ShapeError
             If `tokens` are no tensor of integers, not three-dimensional, without rows or columns, or `steps`
-            is no whole number in 1..1000.
+            is no whole number in 1..1000; if `classes` of a class map are none, or none of the tokenizer's.
         TokenRangeError
             If a token lies outside the codebook.
         SamplerError
             If the sampler is unknown where one is needed, which one step of most tokenizers does not; if
             `samples` is no whole number in 1..64, or `seed` none.
         """
-        tokens = self._checked(tokens, steps, samples)
+        tokens = self._checked(tokens, steps, samples, classes)
         if not isinstance(seed, Integral):
             raise SamplerError(f"seed {shown(seed)}; give a whole number")
         with inference(self.device):
             return self._average(
-                lambda s: self._decode(tokens, steps, s, origin, sampler), steps, seed, samples
+                lambda s: self._decode(tokens, steps, s, origin, sampler, classes), steps, seed, samples
             )
 
-    def _checked(self, tokens: Tensor, steps: int, samples: int) -> Tensor:
+    def _checked(self, tokens: Tensor, steps: int, samples: int, classes: Classes | None) -> Tensor:
         """Return valid tokens on the device; refuse what `decode` refuses."""
         _check_tensor(tokens)
+        if self.modality.categorical and classes is not None:
+            legend = range(len(self.modality.classes))
+            if not classes or not set(classes) <= set(legend):
+                raise ShapeError(f"classes {shown(classes)}; give some of 0..{len(legend) - 1}, or None")
         if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
             raise ShapeError(f"tokens must be integers, not {tokens.dtype}; convert whole ones by long()")
         whole = isinstance(steps, Integral) and 1 <= steps <= 1000
@@ -289,12 +307,13 @@ class Tokenizer(ABC):
         grid: tuple[int, int],
         sampler: str = DEFAULT,
         samples: int = 1,
+        classes: Classes | None = None,
     ) -> Tensor:
         """Decode what `decoder_context` said, ``(1, rows, cols)``; `grid` is the whole raster's, in tokens.
 
         Returns float32 ``(1, C, rows * patch, cols * patch)``; only the square is meant to be used.
         """
-        return self.decode(tokens, steps, seed, origin, sampler, samples)
+        return self.decode(tokens, steps, seed, origin, sampler, samples, classes)
 
 
 class MiniTokenizer(Tokenizer):
@@ -360,13 +379,16 @@ class MiniTokenizer(Tokenizer):
         """One step is the mean, and needs no noise."""
         return steps > 1 and self.net.denoiser is not None
 
-    def _decode(self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str) -> Tensor:
+    def _decode(
+        self, tokens: Tensor, steps: int, seed: int, origin: tuple[int, int], sampler: str,
+        classes: Classes | None,
+    ) -> Tensor:
         codes, (low, high) = self.net.fsq.indices_to_codes(tokens), self.modality.valid_range
         if not self.modality.categorical and not self.draws_noise(steps):
             return self.net.picture(codes, low, high)
         mean, features = self.net.decoder(codes)
         if self.modality.categorical:
-            return mean.argmax(1, keepdim=True).float()
+            return likeliest(mean, classes)
         residual = self._sample_residual(features, mean.shape, steps, seed, origin, sampler)
         if isinstance(self.net.decoder, HeightDecoder):
             deviation = self.net.cfg.residual_std or (1.0,)  # as the components have it

@@ -17,6 +17,7 @@ from tmcodec.errors import MetadataError, UnknownSectionError
 from tmcodec.modalities import MODALITIES, Modality
 from tmcodec.tokenfile.balance import MAX_VALUES, pack_balance, unpack_balance
 from tmcodec.tokenfile.binary import Cursor, encode_utf8, pack_number, pack_string, pack_varint, zigzag
+from tmcodec.tokenfile.classes import pack_sets, unpack_sets
 from tmcodec.tokenfile.metadata import (
     DTYPE_IDS,
     MASK_KIND_IDS,
@@ -352,6 +353,14 @@ def _unpack_balance(cursor: Cursor, context: _Context) -> dict[str, Any]:
     return {"balance": unpack_balance(cursor, context.bands, context.version, context.room)}
 
 
+def _pack_class_sets(meta: LayerMeta, context: _Context) -> bytes | None:
+    return pack_sets(meta.class_sets) if meta.class_sets else None
+
+
+def _unpack_class_sets(cursor: Cursor, context: _Context) -> dict[str, Any]:
+    return {"class_sets": unpack_sets(cursor, MAX_TIMES)}
+
+
 def _pack_name(meta: LayerMeta, context: _Context) -> bytes | None:
     return None if meta.name == meta.modality else encode_utf8(meta.name, MAX_NAME, "name")
 
@@ -446,6 +455,7 @@ _FIELDS: dict[int, tuple[_Pack, _Unpack]] = {
     15: (_pack_bands, _unpack_bands),
     16: (_pack_balance, _unpack_balance),
     17: (_pack_scale, _unpack_scale),
+    18: (_pack_class_sets, _unpack_class_sets),
     19: (_pack_s2_offset, _unpack_s2_offset),
     21: (_pack_nodata, _unpack_nodata),
     23: (_pack_mask_kind, _unpack_mask_kind),

@@ -18,6 +18,7 @@ from tmcodec.errors import LayerNotFoundError, MetadataError
 from tmcodec.texts import shown
 from tmcodec.tokenfile.balance import Balance, check_balance
 from tmcodec.tokenfile.binary import encode_utf8
+from tmcodec.tokenfile.classes import check_sets
 from tmcodec.tokenfile.geometry import TokenGrid
 
 DTYPE_IDS = {
@@ -121,6 +122,9 @@ class LayerMeta:
         Free text.
     balance
         Gains and offsets that bring decoded bands nearer to the raster, or None.
+    class_sets
+        Of class maps: a number for each time step, in which bit i is set where the map has class i; 0 where
+        that is unknown, empty where it is of all. See `tmcodec.tokenfile.classes`.
 
     Raises
     ------
@@ -155,6 +159,7 @@ class LayerMeta:
     tags: Mapping[str, str] = field(default_factory=dict)
     description: str = ""
     balance: Balance | None = None
+    class_sets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _normalise(self)
@@ -278,6 +283,7 @@ def _normalise(meta: LayerMeta) -> None:
     put("nodata", _normal_nodata)
     put("transform", lambda v: None if v is None else tuple(float(x) for x in v))
     put("times", lambda v: tuple(_normal_time(t) for t in v))
+    put("class_sets", lambda v: _normal_sets(v, len(meta.times)))
     object.__setattr__(meta, "tags", sorted_tags(meta.tags))
 
 
@@ -290,6 +296,14 @@ def _normal_nodata(value: Any) -> float | int | None:
     if not isinstance(value, numbers.Real):
         raise TypeError
     return _NAN if math.isnan(value) else float(value)
+
+
+def _normal_sets(sets: Any, times: int) -> tuple[int, ...]:
+    """Return a number for each time step, of which one alone holds for all; none where none says a class."""
+    numbers = tuple(operator.index(number) for number in sets)
+    if not any(numbers):
+        return ()
+    return numbers * times if len(numbers) == 1 else numbers
 
 
 def _normal_time(time: datetime | None) -> datetime | None:
@@ -340,6 +354,7 @@ def _check_layer(meta: LayerMeta) -> None:
     _check_georeference(meta)
     if meta.balance is not None:
         check_balance(meta.balance, meta.rows, meta.cols, len(meta.times), len(meta.bands))
+    check_sets(meta.class_sets, len(meta.times))
 
 
 def _check_numbers(meta: LayerMeta) -> None:

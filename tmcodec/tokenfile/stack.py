@@ -15,6 +15,7 @@ from tmcodec.atomic import check_token_name
 from tmcodec.errors import StackError
 from tmcodec.modalities import MODALITIES
 from tmcodec.tokenfile.balance import join_balances
+from tmcodec.tokenfile.classes import join_sets
 from tmcodec.tokenfile.layer import Layer
 from tmcodec.tokenfile.metadata import SCALE_TAG, FileMeta, LayerMeta
 from tmcodec.tokenfile.reader import TokenFile
@@ -24,9 +25,9 @@ Source = str | os.PathLike[str] | IO[bytes]
 _Step = tuple[Layer, int]
 
 _BEGINNING = datetime.min.replace(tzinfo=timezone.utc)
-# What may differ between files of one layer: times, balances and what marks invalid pixels are merged, texts
-# kept where they agree.
-_FREE = {"times", "tags", "description", "balance", "nodata", "mask_kind"}
+# What may differ between files of one layer: times, balances, sets of classes and what marks invalid pixels
+# are merged, texts kept where they agree.
+_FREE = {"times", "tags", "description", "balance", "class_sets", "nodata", "mask_kind"}
 
 
 def stack(sources: Iterable[Source], target: Source, overwrite: bool = False) -> FileMeta:
@@ -144,6 +145,7 @@ def _merge_meta(steps: Sequence[_Step], group: Sequence[Layer]) -> LayerMeta:
         tags=_agreeing([layer.meta.tags for layer in group]),
         description=first.description if len(descriptions) == 1 else "",
         balance=join_balances([(layer.meta.balance, i, len(layer.meta.times)) for layer, i in steps]),
+        class_sets=join_sets([(layer.meta.class_sets, i) for layer, i in steps]),
     )
 
 

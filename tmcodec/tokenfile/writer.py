@@ -6,10 +6,10 @@ import io
 import os
 import tempfile
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,8 +226,21 @@ class TokenFileWriter:
         MetadataError
             If it does not fit the layer.
         """
+        self._replace(layer_index, balance=balance)
+
+    def set_class_sets(self, layer_index: int, class_sets: Sequence[int]) -> None:
+        """Set which classes the maps of a layer have, which is known only after its last chunk.
+
+        Raises
+        ------
+        MetadataError
+            If there is not one set for each time step, or one for all.
+        """
+        self._replace(layer_index, class_sets=tuple(class_sets))
+
+    def _replace(self, layer_index: int, **changes: Any) -> None:
         layers = list(self.meta.layers)
-        layers[layer_index] = layers[layer_index].replace(balance=balance)
+        layers[layer_index] = layers[layer_index].replace(**changes)
         self.meta = FileMeta(tuple(layers), self.meta.tags)
 
     # ----------------------------------------------------------------- the end

@@ -8,6 +8,7 @@ do alike (Sullivan and Wiegand 1998, doi 10.1109/79.733497); the format and its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ def search(
     effort: int,
     price: float | None = None,
     scale: BalanceScale | None = None,
+    classes: Sequence[int] | None = None,
 ) -> Tokens:
     """Return tokens that decode nearer to the picture, are shorter to code, or both.
 
@@ -82,6 +84,8 @@ def search(
         Of a bit, in parts of the mean error of a token; None takes the modality's.
     scale
         Of the radiometric balance that decoding will apply; None for none.
+    classes
+        Ids that decoding will name, of a class map; None for all.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def search(
         if isinstance(tokenizer.net.decoder, HeightDecoder):
             decoder, weights = tokenizer.net.decoder, tokenizer.sha256
             return search_heights(decoder, weights, tokens, picture, mask, effort, price)
-        error = TokenError(tokenizer.net, picture, mask, scale)
+        error = TokenError(tokenizer.net, picture, mask, scale, classes)
         bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
         planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(picture.device, torch.int64)
         found = Descent(error, bits, price).run(planes.permute(1, 2, 0)[None], effort)[0]

@@ -10,6 +10,8 @@ counts is the picture after it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,6 +30,9 @@ DARK = 300.0
 MILD = 0.1
 """Root mean square of differing directions (about of NDVI) from where on they count less and less."""
 
+NEVER = -1e4
+"""Logit of a class that decoding will not name."""
+
 SHARP = 3.0
 """Logits of classes are multiplied by it: the softmax comes near to the largest, and keeps a gradient."""
 
@@ -45,10 +50,13 @@ class TokenError:
         bool ``(B, C, H, W)``; other pixels count nothing, whatever they hold.
     scale
         Of the radiometric balance, where the raster gets one; B is 1 then.
+    classes
+        Ids that decoding will name, of a class map; None for all.
     """
 
     def __init__(
-        self, net: MiniNet, values: Tensor, valid: Tensor, scale: BalanceScale | None = None
+        self, net: MiniNet, values: Tensor, valid: Tensor, scale: BalanceScale | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         assert isinstance(net.decoder, MiniDecoder)
         self.compander, self.decoder = net.compander, net.decoder
@@ -65,6 +73,8 @@ class TokenError:
         self.balance: SearchBalance | None = None
         if self.classes:
             self.truth, self.weight = x[:, 0].long(), weight
+            self.never = torch.ones(net.cfg.channels, 1, 1, dtype=torch.bool, device=x.device)
+            self.never[slice(None) if classes is None else list(classes)] = False
             return
         self.weight = F.avg_pool2d(weight, 2)
         share = self.weight.clamp_min(1e-9)
@@ -100,7 +110,7 @@ class TokenError:
         with torch.autocast(device, torch.bfloat16, enabled=has_bf16(codes.device)):
             cells = codes * 2 - 1
             found = self.decoder.paint(cells)[0] if self.classes else self.decoder.sketch(cells)[0]
-        return found.float()
+        return found.float().masked_fill(self.never, NEVER) if self.classes else found.float()
 
     def __call__(self, codes: Tensor) -> Tensor:
         """Return the errors ``(B, rows, cols)`` of codes ``(B, rows, cols, d)`` in 0..1."""
