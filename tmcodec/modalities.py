@@ -351,7 +351,7 @@ MODALITIES: dict[str, Modality] = {
             nodata=None,
             mean=(0.0,),
             std=(1.0,),
-            bit_price=0.2,
+            bit_price=0.03,
             levels=CLASS_LEVELS,
             rendering=Rendering(("LULC",), colormap="classes"),
             classes=(

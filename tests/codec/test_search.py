@@ -19,8 +19,9 @@ from tmcodec.codec import tokenizer
 from tmcodec.codec.balance import BalanceProbe, gain_planes
 from tmcodec.codec.search import default_effort, search
 from tmcodec.codec.search.bits import TokenBits
-from tmcodec.codec.search.descent import Descent, around, near, summit
+from tmcodec.codec.search.descent import Descent
 from tmcodec.codec.search.error import TokenError
+from tmcodec.codec.search.places import around, near, summit
 from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
 from tmcodec.errors import SearchError
 from tmcodec.modalities import MODALITIES
@@ -227,7 +228,8 @@ def test_bends_are_gauss_and_newtons(
     if modality == "LULC":
         p = found.softmax(1)[..., None, None, None, None]
         each = (p * jacobian.square()).sum(1) - (p * jacobian).sum(1).square()
-        exact = error.scales[0] * each.sum((0, 1, 2))
+        weight = error.weight[:, 0, ..., None, None, None, None]
+        exact = error.scales[0] * (weight * each).sum((0, 1, 2))
     else:
         slope = tok.net.compander.slope(tok.net.compander.expand(found))
         weight = 2 * (error.scales[0] + error.scales[1] * slope.square())

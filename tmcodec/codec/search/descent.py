@@ -20,6 +20,8 @@ from torch import Tensor
 from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.error import TokenError
 from tmcodec.codec.search.heights import search_heights
+from tmcodec.codec.search.leaps import run_and_leap
+from tmcodec.codec.search.places import around, near, summit
 from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
 from tmcodec.modalities import BalanceScale
 from tmcodec.networks.height import HeightDecoder
@@ -105,7 +107,8 @@ def search(
         error = TokenError(tokenizer.net, picture, mask, scale, classes)
         bits = TokenBits(tables_alone(tokenizer.sha256, tokenizer.levels), tokenizer.device)
         planes = torch.from_numpy(tokens_to_digits(tokens, tokenizer.levels)).to(picture.device, torch.int64)
-        found = Descent(error, bits, price).run(planes.permute(1, 2, 0)[None], effort)[0]
+        descent, digits = Descent(error, bits, price), planes.permute(1, 2, 0)[None]
+        found = (run_and_leap(descent, digits, effort) if error.classes else descent.run(digits, effort))[0]
     return digits_to_tokens(found.permute(2, 0, 1).to(torch.uint8).cpu().numpy(), tokenizer.levels)
 
 
@@ -165,8 +168,7 @@ class Descent:
 
     def look(self, digits: Tensor) -> Look:
         """Decode, and ask for gradients."""
-        hot = torch.cat([F.one_hot(digits[..., k], n) for k, n in enumerate(self.levels)], -1).float()
-        codes = self.codes(digits).requires_grad_()
+        hot, codes = self._hot(digits), self.codes(digits).requires_grad_()
         with torch.enable_grad():
             error, bits = self.error(codes), self.bits(hot.requires_grad_())
             cost = error + self.price * bits
@@ -180,6 +182,14 @@ class Descent:
             for step in STEPS
         ]
         return Look(cost.detach(), torch.stack(moves, -1))
+
+    @torch.no_grad()
+    def cost(self, digits: Tensor) -> Tensor:
+        """Return error and priced bits ``(B, rows, cols)`` of each token."""
+        return self.error(self.codes(digits)) + self.price * self.bits(self._hot(digits))
+
+    def _hot(self, digits: Tensor) -> Tensor:
+        return torch.cat([F.one_hot(digits[..., k], n) for k, n in enumerate(self.levels)], -1).float()
 
     def codes(self, digits: Tensor) -> Tensor:
         """Return the codes in 0..1 of digits."""
@@ -198,21 +208,3 @@ class Descent:
         """Return the digits after the move `which` at each place that is picked."""
         step = torch.tensor(STEPS, device=digits.device)[which % len(STEPS)] * picked
         return digits + F.one_hot(which // len(STEPS), digits.shape[-1]) * step[..., None]
-
-
-def summit(gain: Tensor, corners: bool) -> Tensor:
-    """Return the largest gain ``(B, rows, cols)`` among each place and its four or eight neighbours."""
-    if corners:
-        return F.max_pool2d(gain, 3, 1, 1)
-    across, down = (F.max_pool2d(gain, k, 1, (k[0] // 2, k[1] // 2)) for k in ((1, 3), (3, 1)))
-    return torch.maximum(across, down)
-
-
-def around(values: Tensor) -> Tensor:
-    """Return the sums of ``(B, rows, cols)`` over 3 x 3 places."""
-    return F.avg_pool2d(values, 3, 1, 1, divisor_override=1)
-
-
-def near(places: Tensor) -> Tensor:
-    """Return which places have one of these within 3 x 3."""
-    return F.max_pool2d(places.float(), 3, 1, 1) > 0

@@ -4,8 +4,8 @@ Pictures are compared at half resolution, where the mean's details end. Half of 
 companded space, where each decade of brightness has its share, half in physical units, which PSNR is of;
 both are relative to the error at the start, so that prices in bits mean the same everywhere. Where the table
 of modalities asks for it, the direction of red and near infrared counts, too, of which NDVI is a function.
-The error of classes is nearly the share of wrong pixels. Where the raster gets a radiometric balance, what
-counts is the picture after it.
+The error of classes is nearly the share of wrong pixels, in which those of rare classes count a little more.
+Where the raster gets a radiometric balance, what counts is the picture after it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ NEVER = -1e4
 
 SHARP = 3.0
 """Logits of classes are multiplied by it: the softmax comes near to the largest, and keeps a gradient."""
+
+
+RARE = 0.15
+"""A wrong pixel counts by the share of its class to the power of minus this: of one per cent twice."""
 
 
 class TokenError:
@@ -72,7 +76,8 @@ class TokenError:
         self.scales: tuple[Tensor, ...] | None = None
         self.balance: SearchBalance | None = None
         if self.classes:
-            self.truth, self.weight = x[:, 0].long(), weight
+            self.truth = x[:, 0].long()
+            self.weight = weight * rarity(self.truth, weight[:, 0], net.cfg.channels)[:, None]
             self.never = torch.ones(net.cfg.channels, 1, 1, dtype=torch.bool, device=x.device)
             self.never[slice(None) if classes is None else list(classes)] = False
             return
@@ -197,3 +202,11 @@ class TokenError:
         weight = 2 * self.weight * bend
         signs = torch.randint(0, 2, found.shape, generator=generator, device="cpu").to(found) * 2 - 1
         return (found * weight.sqrt() * signs).sum()
+
+
+def rarity(truth: Tensor, weight: Tensor, classes: int) -> Tensor:
+    """Return what each pixel ``(B, h, w)`` counts by the share of its class, about 1 on valid ground."""
+    counts = torch.bincount(truth.flatten(), weight.flatten(), classes)
+    shares = counts / counts.sum().clamp_min(1)
+    factors = shares.clamp_min(torch.finfo(shares.dtype).tiny) ** -RARE
+    return (factors / (factors * shares).sum().clamp_min(1))[truth]
