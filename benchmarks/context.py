@@ -61,7 +61,8 @@ def scene_file(scene: Scene, modality: Modality, folder: Path, exact: bool = Fal
     path = folder / "scene.tmc"
     tmcodec.encode(
         stored, path, profile={**profile, "descriptions": modality.bands}, modality=modality.name,
-        s2_offset="present" if modality.optical else "auto", scale=1.0, overwrite=True, exact=exact,
+        s2_offset="present" if modality.optical else "auto", scale=None if modality.categorical else 1.0,
+        overwrite=True, exact=exact,
     )  # fmt: skip
     return path.read_bytes()
 

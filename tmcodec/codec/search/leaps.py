@@ -9,7 +9,7 @@ apart try at the same time, and what did not pay in the 3 x 3 tokens around is t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +20,8 @@ from tmcodec.codec.search.places import around, near
 if TYPE_CHECKING:
     from tmcodec.codec.search.descent import Descent
 
-OPENING, TURN = 8, 4
-"""Rounds of descent before the first leaps, and how many leaps and rounds then take turns."""
+TURN = 4
+"""Rounds of descent, and leaps, that take turns."""
 
 APART = 3
 """Tokens between places that try at once: the squares in which changes are judged do not overlap."""
@@ -49,13 +49,11 @@ def run_and_leap(descent: Descent, digits: Tensor, effort: int) -> Tensor:
 def turns(effort: int) -> Iterator[tuple[bool, int]]:
     """Yield whether it is the turn of leaps, and how many of them or of rounds.
 
-    >>> list(turns(17))
-    [(False, 8), (True, 4), (False, 4), (True, 1)]
+    >>> list(turns(10))
+    [(False, 4), (True, 4), (False, 2)]
     """
-    leaps, count = False, OPENING
-    while effort > 0:
-        yield leaps, min(count, effort)
-        effort, leaps, count = effort - count, not leaps, TURN
+    for done in range(0, effort, TURN):
+        yield done // TURN % 2 == 1, min(TURN, effort - done)
 
 
 def leap(cost: Cost, digits: Tensor, others: Iterator[Callable[[Tensor], Tensor]], count: int) -> Tensor:
@@ -88,7 +86,7 @@ def leap(cost: Cost, digits: Tensor, others: Iterator[Callable[[Tensor], Tensor]
 
 
 def other_tokens(levels: Sequence[int], seed: int = 0) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Yield what to try, for ever: the eight tokens around, eight mixtures with them, eight steps."""
+    """Yield what to try, for ever: tokens around, mixtures with them, steps; by fours."""
     generator = torch.Generator().manual_seed(seed)
     top = torch.tensor(levels) - 1
 
@@ -103,10 +101,10 @@ def other_tokens(levels: Sequence[int], seed: int = 0) -> Iterator[Callable[[Ten
         step = (step * draw(digits.shape, 2)).to(digits)
         return torch.minimum((digits + step).clamp_min(0), top.to(digits))
 
-    while True:
-        yield from (lambda digits, place=place: moved(digits, *place) for place in AROUND)
-        yield from (lambda digits, place=place: mixed(digits, place) for place in AROUND)
-        yield from (stepped for _ in AROUND)
+    for places in cycle((AROUND[:4], AROUND[4:])):
+        yield from (lambda digits, place=place: moved(digits, *place) for place in places)
+        yield from (lambda digits, place=place: mixed(digits, place) for place in places)
+        yield from (stepped for _ in places)
 
 
 def moved(digits: Tensor, down: int, right: int) -> Tensor:
