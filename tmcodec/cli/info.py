@@ -15,10 +15,8 @@ from tmcodec import __version__
 from tmcodec.cli.command import Command
 from tmcodec.cli.options import debug_option, echo_json, echo_line, echo_rows, json_option, options
 from tmcodec.codec.models import looks_at_tiles
-from tmcodec.codec.terramind_models import modality_of
 from tmcodec.modalities import MODALITIES
 from tmcodec.texts import human_bytes, human_ratio, plural, three_digits
-from tmcodec.tokenfile.classes import unpack_set
 
 if TYPE_CHECKING:
     from tmcodec.tokenfile import Layer, LayerMeta, TokenFile
@@ -81,6 +79,8 @@ def describe_file(file: TokenFile, name: str) -> dict[str, Any]:
 
 def describe_layer(layer: Layer, header_share: int) -> dict[str, Any]:
     """Return what the header says about one layer; its bytes include its share of the header."""
+    from tmcodec.tokenfile.classes import unpack_set
+
     meta = layer.meta
     facts = {f.name: getattr(meta, f.name) for f in dataclasses.fields(meta)}
     tokens = _stored_tokens(layer)
@@ -230,6 +230,8 @@ def _nodes(balance: dict[str, Any] | None, patch: int) -> str:
 
 def _classes(layer: dict[str, Any]) -> str:
     """Name the classes of a map, at any of its dates; nothing where they are not known of all."""
+    from tmcodec.codec.terramind_models import modality_of
+
     sets = layer["class_sets"]
     if not all(sets) or layer["modality"] not in MODALITIES:
         return ""
