@@ -41,7 +41,7 @@ REBALANCE = (0, 2, 5, 10, 16)
 """Rounds that begin with a fit of the radiometric balance: often while much still moves, then seldom."""
 
 BUDGET = 1 << 18
-"""Tokens times rounds by default: 70 to 100 seconds on two cores of a Zen 3, by what smaller rasters take."""
+"""Tokens times rounds by default: 70 to 110 seconds on two cores of a Zen 3, by what smaller rasters take."""
 
 DENSE = 2
 """Rounds in which tokens that touch at a corner may move at once."""

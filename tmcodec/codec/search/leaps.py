@@ -88,7 +88,7 @@ def leap(cost: Cost, digits: Tensor, others: Iterator[Callable[[Tensor], Tensor]
 def other_tokens(levels: Sequence[int], seed: int = 0) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield what to try, for ever: tokens around, mixtures with them, steps; by fours."""
     generator = torch.Generator().manual_seed(seed)
-    top = torch.tensor(levels) - 1
+    top = torch.tensor(levels, device="cpu") - 1
 
     def draw(shape: torch.Size, high: int) -> Tensor:
         return torch.randint(high, shape, generator=generator, device="cpu")
