@@ -111,6 +111,29 @@ def test_turns(effort: int, wanted: list[tuple[bool, int]]) -> None:
     assert list(turns(effort)) == wanted
 
 
+def test_a_map_of_one_class_ends_early() -> None:
+    """There whole tokens and mixtures are what is there already, and need no decoding."""
+
+    class Still:
+        levels = LEVELS
+        rounds = costs = 0
+
+        def run(self, digits: Tensor, count: int) -> Tensor:
+            self.rounds += 1
+            return digits
+
+        def cost(self, digits: Tensor) -> Tensor:
+            self.costs += 1
+            return (digits != 2).sum(-1).float()
+
+    still, digits = Still(), torch.full((1, 9, 9, 3), 2)
+    assert torch.equal(run_and_leap(still, digits, 1000), digits)  # type: ignore[arg-type]
+    assert (still.rounds, still.costs) == (2, 8)
+    busy, digits = Still(), grid(9, 9)
+    run_and_leap(busy, digits, 16)  # type: ignore[arg-type]
+    assert (busy.rounds, busy.costs) == (2, 80)
+
+
 def test_rare_classes_count_more() -> None:
     truth = torch.zeros(1, 10, 10, dtype=torch.int64)
     truth[0, 0, :4], truth[0, 1:] = 3, 1

@@ -21,7 +21,7 @@ from tmcodec.codec.search.bits import TokenBits
 from tmcodec.codec.search.error import TokenError
 from tmcodec.codec.search.heights import search_heights
 from tmcodec.codec.search.leaps import run_and_leap
-from tmcodec.codec.search.places import around, near, summit
+from tmcodec.codec.search.places import LEAST, around, near, summit
 from tmcodec.codec.tokenizer import MiniTokenizer, Tokenizer
 from tmcodec.modalities import BalanceScale
 from tmcodec.networks.height import HeightDecoder
@@ -45,9 +45,6 @@ BUDGET = 1 << 18
 
 DENSE = 2
 """Rounds in which tokens that touch at a corner may move at once."""
-
-LEAST = 1e-6
-"""Gain that is worth trying."""
 
 STEPS = (-1, 1)
 

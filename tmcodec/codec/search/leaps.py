@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tmcodec.codec.search.places import around, near
+from tmcodec.codec.search.places import LEAST, around, near
 
 if TYPE_CHECKING:
     from tmcodec.codec.search.descent import Descent
 
 TURN = 4
 """Rounds of descent, and leaps, that take turns."""
+
+IDLE = 4
+"""Turns without any change after which there is nothing left to find."""
 
 APART = 3
 """Tokens between places that try at once: the squares in which changes are judged do not overlap."""
@@ -32,17 +35,18 @@ AROUND = ((0, -1), (-1, 0), (0, 1), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 FARTHEST = 2
 """Most that one digit steps."""
 
-LEAST = 1e-6
-"""Gain that is worth a change."""
-
 Cost = Callable[[Tensor], Tensor]
 
 
 def run_and_leap(descent: Descent, digits: Tensor, effort: int) -> Tensor:
     """Return the digits ``(B, rows, cols, d)`` after so many rounds of descent and leaps together."""
-    others = other_tokens(descent.levels)
+    others, idle = other_tokens(descent.levels), 0
     for leaps, count in turns(effort):
+        before = digits
         digits = leap(descent.cost, digits, others, count) if leaps else descent.run(digits, count)
+        idle = idle + 1 if torch.equal(before, digits) else 0
+        if idle == IDLE:
+            break
     return digits
 
 
@@ -78,6 +82,8 @@ def leap(cost: Cost, digits: Tensor, others: Iterator[Callable[[Tensor], Tensor]
                 here = torch.zeros_like(now, dtype=torch.bool)
                 here[:, row::APART, col::APART] = True
                 trial = torch.where(here[..., None], tried, digits)
+                if torch.equal(trial, digits):  # as on open water
+                    continue
                 then = cost(trial)
                 better = here & (around(then - now) < -LEAST)
                 digits = torch.where(better[..., None], trial, digits)

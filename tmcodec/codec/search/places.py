@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEAST = 1e-6
+"""Gain that is worth a change."""
+
 
 def summit(gain: Tensor, corners: bool) -> Tensor:
     """Return the largest gain ``(B, rows, cols)`` among each place and its four or eight neighbours."""
