@@ -30,6 +30,7 @@ class Loaded:
     sha256: bytes = bytes(32)
     tokenizers: dict[str, TokenizerRef] = field(default_factory=dict)
     vocabulary: Any = None
+    trust: float = 1.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property

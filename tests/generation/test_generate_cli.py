@@ -72,6 +72,23 @@ def test_every_option_arrives(src: Path, model: Path) -> None:
     assert "COORDS" not in tags
 
 
+def test_trust_arrives_and_is_named_where_there_is_a_chain(src: Path, model: Path) -> None:
+    out = src.with_name("o.tmc")
+
+    def trust(*arguments: str) -> str | None:
+        fixed = ("generate", src, "-o", out, "--model", model, "--decoding-steps", 1, "-q", "--overwrite")
+        run(*fixed, *arguments)
+        with tmcodec.open(out) as file:
+            found = [file[name].meta.tags.get("TMCODEC_TRUST") for name in file]
+        assert found[:-1] in ([], [None])  # nothing was made before the first
+        return found[-1]
+
+    chain = ("--to", "LULC", "--to", "DEM")
+    assert (trust(*chain, "--trust", "0.5"), trust(*chain), trust("--to", "LULC")) == ("0.5", "1", None)
+    assert trust(*chain, "--order", "independent") is None
+    assert tmcodec.load_generator(device="cpu").trust == 0.25
+
+
 def test_coordinates_without_their_words(
     src: Path, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

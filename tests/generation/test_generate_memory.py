@@ -52,6 +52,16 @@ def test_a_chain_shows_each_target_to_the_next() -> None:
     ]
 
 
+@pytest.mark.parametrize(("own", "asked", "second"), [(0.25, None, 12), (0.25, 0.75, 60), (1.0, 0.4, 12)])
+def test_trust_is_what_a_chain_counts_for(own: float, asked: float | None, second: int) -> None:
+    net, x = SumNet(), torch.full((1, 2, 2), 3)
+    made = generate(Loaded(net, trust=own), {"S2L2A": x}, ["DEM", "LULC"], trust=asked, **GREEDY)
+    # Without DEM's four tokens of 12 the sum is 12, with them 60; which is likelier is a matter of weight.
+    assert made.tokens["DEM"].unique().tolist() == [12]
+    assert made.tokens["LULC"].unique().tolist() == [second]
+    assert net.shown == [["tok_sen2l2a@224"], ["tok_sen2l2a@224", "tok_dem@224"]]
+
+
 def test_independent_targets_share_one_encoding() -> None:
     net, x = SumNet(), torch.full((1, 2, 2), 3)
     made = generate(Loaded(net), {"S2L2A": x}, ["DEM", "LULC"], order="independent", **GREEDY)
@@ -63,8 +73,9 @@ def test_steps_show_what_is_filled_in_and_targets_have_their_own_number() -> Non
     net, x = SumNet(), torch.full((1, 2, 2), 1)
     steps = {"DEM": 4, "LULC": 1}
     made = generate(
-        Loaded(net), {"S2L2A": x}, ["DEM", "LULC"], order="independent", temperature=0, decoding_steps=steps
-    )
+        Loaded(net), {"S2L2A": x}, ["DEM", "LULC"], order="independent", schedule="roar", temperature=0,
+        decoding_steps=steps,
+    )  # fmt: skip
     # One DEM token a step: 4; with it shown 8; then 16; then 32. LULC sees the input alone: 4.
     assert sorted(made.tokens["DEM"].flatten().tolist()) == [4, 8, 16, 32]
     assert made.tokens["LULC"].unique().tolist() == [4]
@@ -72,13 +83,49 @@ def test_steps_show_what_is_filled_in_and_targets_have_their_own_number() -> Non
     assert len(net.shown) == 4  # the first step's encoding serves LULC, too
 
 
-def test_maskgit_asks_for_all_that_is_missing() -> None:
+@pytest.mark.parametrize("schedule", ["nearest", "maskgit"])
+def test_orders_that_choose_ask_for_all_that_is_missing(schedule: str) -> None:
     net = SumNet()
     generate(
-        Loaded(net), {"S2L2A": tokens(1)}, ["DEM"], schedule="maskgit", token_schedule="linear",
+        Loaded(net), {"S2L2A": tokens(1)}, ["DEM"], schedule=schedule, token_schedule="linear",
         decoding_steps=4,
     )  # fmt: skip
     assert net.asked == [("tok_dem@224", n) for n in (16, 12, 8, 4)]
+
+
+class PlacesNet(SumNet):
+    """Thinks of land cover at each place what a table says; records what of it is shown."""
+
+    def __init__(self, chances: np.ndarray) -> None:
+        super().__init__()
+        self.chances, self.known = chances, dict[int, int]()
+
+    def encode(self, parts: Any) -> Any:
+        for part in parts:
+            if part.key == "tok_lulc@224":
+                self.known = dict(zip(part.positions[0].tolist(), part.values[0].tolist(), strict=True))
+        return super().encode(parts)
+
+    def predict(self, encoded: Any, key: str, positions: torch.Tensor, grid: object) -> torch.Tensor:
+        logits = torch.full((*positions.shape, self.cfg.spec(key).vocabulary), -1e4)
+        logits[..., : self.chances.shape[1]] = torch.from_numpy(np.log(self.chances)).float()[positions]
+        return logits
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nearest_keeps_the_draws_that_save_most(seed: int) -> None:
+    chances = np.random.default_rng(seed).dirichlet(np.full(7, 0.5), 16) + 1e-6  # digit 0 of land cover: 0..6
+    chances /= chances.sum(1, keepdims=True)
+    how: dict[str, Any] = {"seed": seed, "top_p": None}
+    draws = generate(Loaded(PlacesNet(chances)), {"S2L2A": tokens(1)}, "LULC", decoding_steps=1, **how)
+    drawn, codes = draws.tokens["LULC"].flatten().numpy(), np.arange(7) / 6
+    costs = (chances[:, :, None] * np.square(codes[:, None] - codes)).sum(1)  # (place, token)
+    saved = (chances * costs).sum(1) - costs[np.arange(16), drawn]
+    net = PlacesNet(chances)
+    made = generate(Loaded(net), {"S2L2A": tokens(1)}, "LULC", decoding_steps=2, **how)
+    kept, found = np.argsort(-saved)[:8], made.tokens["LULC"].flatten()
+    assert net.known == {int(place): int(drawn[place]) for place in kept}
+    assert all(found[place] == drawn[place] for place in kept)
 
 
 def test_guidance_takes_a_pass_without_conditions() -> None:
@@ -112,7 +159,7 @@ def test_a_target_that_is_given_in_part_is_completed() -> None:
 # --------------------------------------------------------------------------- determinism
 
 
-@pytest.mark.parametrize("schedule", ["roar", "maskgit"])
+@pytest.mark.parametrize("schedule", ["nearest", "roar", "maskgit"])
 def test_a_seed_decides_everything_whatever_the_batch(schedule: str) -> None:
     loaded, x = tiny_generator(), tokens(3, 3, 5)
     how: dict[str, Any] = {
@@ -238,7 +285,8 @@ def test_equal_tokens_of_samples_are_equal_rasters(tiny_tokenizer: Callable[[str
     ("how", "drawn"),
     [
         ({"choice": "mean", "decoding_steps": 1}, False),
-        ({"choice": "mean", "decoding_steps": 2}, True),
+        ({"choice": "mean", "decoding_steps": 2, "schedule": "roar"}, True),
+        ({"choice": "mean", "decoding_steps": 2}, False),
         ({"temperature": 0, "decoding_steps": 2, "schedule": "maskgit"}, False),
         ({"top_k": 1, "decoding_steps": 1}, False),
         ({"decoding_steps": 1}, True),

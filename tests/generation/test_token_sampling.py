@@ -15,6 +15,7 @@ from tmcodec.errors import GenerationError
 from tmcodec.generation import sampling as sampling_module
 from tmcodec.generation.guidance import Passes, check_guidance, passes
 from tmcodec.generation.sampling import Sampling, choose, filtered, guide, invert, place_generator
+from tmcodec.generation.settings import Settings
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -176,6 +177,26 @@ def test_passes_of_each_kind_of_guidance() -> None:
         frozenset({"coords"}),
         ((2.0, frozenset({"coords", "S2L2A"})), (4.0, frozenset({"coords", "DEM"}))),
     )
+
+
+def test_what_was_made_is_weighed_against_what_was_given() -> None:
+    names, made = frozenset({"S2L2A", "DEM", "LULC"}), {"DEM", "LULC"}
+    given = frozenset({"S2L2A"})
+    assert passes(None, names, made, 0.25) == Passes(given, ((0.25, names),))
+    assert passes(None, names, made, 1.0) == passes(1.0, names, made, 0.25) == Passes(names, ())
+    assert passes(None, given, made, 0.25) == Passes(given, ())  # nothing of it is there yet
+    assert passes({"DEM": 2}, names, made, 0.25) == Passes(names - {"DEM"}, ((2.0, names),))
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, math.nan, "half"])
+def test_a_trust_out_of_range_is_refused(wrong: object) -> None:
+    with pytest.raises(GenerationError, match=r"^trust .*; give 0 to 1$"):
+        Settings(trust=wrong)  # type: ignore[arg-type]
+
+
+def test_trust_beside_guidance_is_refused() -> None:
+    with pytest.raises(GenerationError, match="trust and guidance"):
+        Settings(trust=0.5, guidance={"DEM": 2})
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, {"S1GRD": 2.0}, {"DEM": math.nan}])

@@ -45,16 +45,17 @@ def test_half_cosine_by_hand() -> None:
     assert half_cosine_schedule(196, 4) == [29, 69, 69, 29]
 
 
-def test_maskgit_takes_cosine_and_roar_linear() -> None:
+def test_maskgit_takes_cosine_and_others_linear() -> None:
     assert token_schedule(None, "maskgit", 16, 4) == [1, 4, 5, 6]
     assert token_schedule(None, "roar", 16, 4) == [4, 4, 4, 4]
+    assert token_schedule(None, "nearest", 16, 4) == [4, 4, 4, 4]
     assert token_schedule("linear", "maskgit", 16, 4) == [4, 4, 4, 4]
 
 
 @pytest.mark.parametrize(
     ("name", "order", "steps", "message"),
     [
-        (None, "rora", 4, "choose one of roar, maskgit"),
+        (None, "rora", 4, "choose one of nearest, roar, maskgit"),
         ("sine", "roar", 4, "choose one of linear, cosine"),
         (None, "roar", 0, "0 decoding steps"),
         (None, "roar", 5000, "5000 decoding steps"),

@@ -87,10 +87,12 @@ def _parse_steps(_: click.Context, __: click.Parameter, value: str | None) -> in
                  help="Weights of one of TerraMind's generators, instead of those fetched."),
     click.option("--order", type=click.Choice(["chained", "independent"]), default="chained",
                  show_default=True, help="Whether each target is a condition of the next."),
-    click.option("--schedule", type=click.Choice(["roar", "maskgit"]), default="roar", show_default=True,
-                 help="Fill in tokens in random order, or the surest first."),
+    click.option("--schedule", type=click.Choice(["nearest", "roar", "maskgit"]), default="nearest",
+                 show_default=True,
+                 help="Which tokens a step fills in: of all draws those nearest to what the network expects, "
+                      "random ones, or the likeliest draws."),
     click.option("--token-schedule", type=click.Choice(["linear", "cosine", "half-cosine"]),
-                 help="How many tokens a step fills in. Default: linear for roar, cosine for maskgit."),
+                 help="How many tokens a step fills in. Default: linear, cosine for maskgit."),
     click.option("--decoding-steps", metavar="N[,N...]", callback=_parse_steps,
                  help="Steps that fill in a target's tokens: one number, or one a target. Default: 8, "
                       "1 where means are taken."),
@@ -105,6 +107,9 @@ def _parse_steps(_: click.Context, __: click.Parameter, value: str | None) -> in
     click.option("--guidance", multiple=True, metavar="W|CONDITION=W", callback=_parse_guidance,
                  help="Classifier-free guidance: a weight for all conditions, or one for each; may be "
                       "repeated."),
+    click.option("--trust", type=float, metavar="W",
+                 help="What targets made before count for as conditions of the next, 0 to 1. Default: 1, of "
+                      f"{DEFAULT_MODEL} 0.25."),
     click.option("--samples", type=Whole(1, 64), default=1, show_default=True, metavar="K",
                  help="Draw so many, and write their mean and spread, too."),
     click.option("--seed", type=Whole(0, 2**64 - 1), default=0, show_default=True, metavar="N",
@@ -152,7 +157,7 @@ def command(
     from tmcodec.generation.tokenizers import load_given
 
     named = ("order", "schedule", "token_schedule", "temperature", "top_k", "top_p", "guidance", "samples",
-             "choice")  # fmt: skip
+             "choice", "trust")  # fmt: skip
     how = {name: choices.pop(name) for name in named}
     usual = 1 if how["choice"] == "mean" else DECODING_STEPS
     asked = choices.pop("decoding_steps")

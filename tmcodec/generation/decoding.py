@@ -36,13 +36,15 @@ class Plan:
     steps
         Decoding steps.
     order, token_schedule
-        ``"roar"`` or ``"maskgit"``, and a name of `schedules.TOKEN_SCHEDULES` or None.
+        Names of `schedules.ORDERS` and of `schedules.TOKEN_SCHEDULES` or None.
     sampling
         Temperature and filters.
-    guidance
-        As `guidance.passes` takes it.
+    guidance, trust
+        As `guidance.passes` takes them.
     means
         Takes means of codes in place of draws, or None.
+    codes
+        The codes by which the order ``"nearest"`` ranks; None in the others.
     """
 
     spec: ModalitySpec
@@ -51,7 +53,9 @@ class Plan:
     token_schedule: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     guidance: float | Mapping[str, float] | None = None
+    trust: float = 1.0
     means: CodeMeans | None = None
+    codes: CodeMeans | None = None
 
     @property
     def drawn(self) -> bool:
@@ -133,7 +137,7 @@ class Conditions:
             encoded = self.encoded(names, known)
             return self.net.predict(encoded, plan.spec.key, positions, self.grid)
 
-        wanted = passes(plan.guidance, self.names - {hidden})
+        wanted = passes(plan.guidance, self.names - {hidden}, self._own, plan.trust)
         without = predict(wanted.without)
         if not wanted.conditional:
             return without
@@ -176,9 +180,9 @@ def decode_target(
         asked = queue[:, :count] if plan.order == "roar" else queue
         logits = conditions.logits(plan, asked, known_part(plan, tokens, conditions.grid), plan.spec.modality)
         uniforms = draw_uniforms(asked.shape[1], noise)
-        choice = choose(logits.flatten(0, 1), uniforms.flatten(), plan.sampling, plan.means)
+        choice = choose(logits.flatten(0, 1), uniforms.flatten(), plan.sampling, plan.means, plan.codes)
         drawn, own, sure = (value.view(asked.shape) for value in choice)
-        if plan.order == "maskgit":
+        if plan.order != "roar":
             best = sure.topk(count).indices
             rest = torch.ones_like(queue, dtype=torch.bool).scatter_(1, best, False)
             queue = queue[rest].view(len(queue), -1)

@@ -13,6 +13,7 @@ from tmcodec.codec.chunks import CHUNK, check_batch_size, chunk_of
 from tmcodec.codec.decode import MAX_PIXELS, decode
 from tmcodec.codec.report import Stopwatch
 from tmcodec.errors import GenerationError, TargetError
+from tmcodec.generation.decoding import Plan
 from tmcodec.generation.ensemble import write_spread
 from tmcodec.generation.outputs import Outputs, plan_outputs, staging, target_layer
 from tmcodec.generation.settings import Settings, target_spec
@@ -243,7 +244,7 @@ def _tile_job(
     coords, caption = words
     given = [name for name, value in (("coords", coords), ("caption", caption)) if value is not None]
     conditions = [*(source.modality for source in sources), *given]
-    plans = how.plans(loaded.cfg, list(toks), conditions, True, numbered(loaded))
+    plans = how.plans(loaded.cfg, list(toks), conditions, True, numbered(loaded), loaded.trust)
     how.check_drawn(plans)
     # The chunks of all targets are written together.
     chunk = min(map(chunk_of, toks.values()), default=CHUNK)
@@ -251,9 +252,9 @@ def _tile_job(
     metas = [
         target_layer(
             plan.spec.modality, toks[plan.spec.modality], sources, chunk, steps, seed,
-            {**tags, "TMCODEC_DECODING_STEPS": str(plan.steps)},
+            {**tags, **plan_tags(plan, index, how)},
         )
-        for plan in plans
+        for index, plan in enumerate(plans)
     ]  # fmt: skip
     return TileJob(
         loaded, sources, plans, metas, how.chained, how.samples, seed, overlap, coords, caption, batch_size
@@ -285,6 +286,14 @@ def provenance(
         tags["TMCODEC_CAPTION"] = caption
     if coords is not None:
         tags["TMCODEC_COORDS"] = coords if isinstance(coords, str) else f"{coords[0]:g} {coords[1]:g}"
+    return tags
+
+
+def plan_tags(plan: Plan, index: int, how: Settings) -> dict[str, str]:
+    """Return tags that say how one of the targets was made; `index` is its place among them."""
+    tags = {"TMCODEC_DECODING_STEPS": str(plan.steps)}
+    if index and how.chained and how.guidance is None:
+        tags["TMCODEC_TRUST"] = f"{plan.trust:g}"
     return tags
 
 

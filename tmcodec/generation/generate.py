@@ -79,7 +79,7 @@ def generate(
     targets: str | Sequence[str],
     *,
     order: str = "chained",
-    schedule: str = "roar",
+    schedule: str = "nearest",
     token_schedule: str | None = None,
     decoding_steps: int | Mapping[str, int] | Sequence[int] = DECODING_STEPS,
     temperature: float = 1.0,
@@ -89,6 +89,7 @@ def generate(
     guidance: float | Mapping[str, float] | None = None,
     samples: int = 1,
     choice: str = "draw",
+    trust: float | None = None,
     seed: int | Sequence[int] = 0,
     decode: bool = False,
     steps: int = 1,
@@ -111,9 +112,10 @@ def generate(
     order
         ``"chained"``: each target is a condition of the next. ``"independent"``: none is.
     schedule
-        ``"roar"``: random order; ``"maskgit"``: the surest tokens first.
+        ``"nearest"``: each step draws all that are missing and keeps those nearest to what the network
+        expects; ``"roar"``: random order; ``"maskgit"``: the likeliest of the draws first.
     token_schedule
-        How many tokens a step fills in: ``"linear"`` (default of ROAR), ``"cosine"`` (of MaskGIT) or
+        How many tokens a step fills in: ``"linear"`` (default), ``"cosine"`` (default of MaskGIT) or
         ``"half-cosine"``; see `tmcodec.generation.schedules`.
     decoding_steps
         Steps of each target: one number, one a target, or by name.
@@ -131,6 +133,10 @@ def generate(
     choice
         ``"draw"``; ``"mean"``: the token nearest to the mean of what is possible, nearer to the truth pixel
         by pixel and smoother; best in one decoding step.
+    trust
+        In a chain, what the targets made before count for as conditions of the next, 0..1, 1 being as much as
+        what was given; less than 1 costs a pass. None: what is best for this generator
+        (`LoadedGenerator.trust`).
     seed
         Decides everything drawn, together with the sample's number and the target; one for all items, or
         one each. Torch's global random state is neither read nor changed.
@@ -162,9 +168,9 @@ def generate(
     """
     images_to, texts_to = split_targets(targets)
     settings = Settings(order, schedule, token_schedule, decoding_steps, temperature, top_p, top_k, filtering,
-                        guidance, samples, choice)  # fmt: skip
+                        guidance, samples, choice, trust)  # fmt: skip
     conditions = [condition_name(name) for name in inputs]
-    plans = settings.plans(loaded.cfg, images_to, conditions, bool(texts_to), numbered(loaded))
+    plans = settings.plans(loaded.cfg, images_to, conditions, bool(texts_to), numbered(loaded), loaded.trust)
     if not texts_to:
         settings.check_drawn(plans)
     sequences = [target_spec(loaded.cfg, name) for name in texts_to]

@@ -26,7 +26,12 @@ class Passes(NamedTuple):
     conditional: tuple[tuple[float, frozenset[str]], ...]
 
 
-def passes(guidance: float | Mapping[str, float] | None, names: Iterable[str]) -> Passes:
+def passes(
+    guidance: float | Mapping[str, float] | None,
+    names: Iterable[str],
+    made: Iterable[str] = (),
+    trust: float = 1.0,
+) -> Passes:
     """Return the passes that guidance takes.
 
     Parameters
@@ -37,8 +42,15 @@ def passes(guidance: float | Mapping[str, float] | None, names: Iterable[str]) -
         those that are not named.
     names
         Conditions at hand.
+    made
+        Those of them that the generator made.
+    trust
+        What all of those together count for, where there is no guidance: they are weighed against what was
+        given. 1: as much as what was given.
     """
     every = frozenset(names)
+    if guidance is None and trust != 1 and every & set(made):
+        return Passes(every - set(made), ((trust, every),))
     if guidance is None or guidance == 1 or not every:
         return Passes(every, ())
     if not isinstance(guidance, Mapping):
@@ -50,6 +62,21 @@ def passes(guidance: float | Mapping[str, float] | None, names: Iterable[str]) -
 
 MAX_WEIGHT = 1000.0
 """Largest weight: more says nothing, and logits times it must stay in single precision."""
+
+
+def check_trust(trust: float | None, guidance: float | Mapping[str, float] | None) -> None:
+    """Refuse a trust that is not in 0..1, or beside guidance, which says more.
+
+    Raises
+    ------
+    GenerationError
+    """
+    if trust is None:
+        return
+    if not isinstance(trust, Real) or not 0 <= trust <= 1:
+        raise GenerationError(f"trust {shown(trust)}; give 0 to 1")
+    if guidance is not None:
+        raise GenerationError("trust and guidance; give one of them, guidance can name what was made, too")
 
 
 def check_guidance(guidance: float | Mapping[str, float] | None, known: Iterable[str]) -> None:

@@ -1,7 +1,10 @@
-"""The token whose code is nearest to the mean over what the network thinks possible.
+"""How far a token is from what the network expects, and the token that is nearest to it.
 
 A drawn token is one plausible value; its error holds the spread of them all. The mean has the least squared
 error that can be expected, and neighbours that do not know of each other do not disagree. It is smooth.
+
+Between the two: of several draws some lie nearer to the mean than others, and those are worth keeping
+(`CodeMeans.savings`).
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ class CodeMeans:
         heights = reflected_to_number(tokens, levels)[:, None]
         values = heights if numbers else tokens_to_digits(tokens, levels).T
         self.values = torch.from_numpy(values.astype(np.float32))
+        self.units = self.values / self.values.amax(0)  # 0..1 in each, as the decoder gets them
 
     def tokens(self, probabilities: Tensor) -> Tensor:
         """Return int64 (N,) tokens for probabilities (N, V)."""
@@ -45,6 +49,40 @@ class CodeMeans:
             digits = rounded.clip(0, np.array(self.levels) - 1).astype(np.uint8)
             found = digits_to_tokens(digits.T, self.levels)
         return torch.from_numpy(found.astype(np.int64)).to(probabilities.device)
+
+    def spreads(self, probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far codes are from their mean, on average and for one token each.
+
+        Parameters
+        ----------
+        probabilities
+            (N, V).
+        tokens
+            (N,).
+
+        Returns
+        -------
+        variance, distance
+            (N,), sums over digits of squares, each digit's range being 1 (of numbers, their range).
+        """
+        units = self.units.to(probabilities.device)
+        means = probabilities @ units
+        variance = (probabilities @ units.square() - means.square()).sum(-1)
+        return variance.clamp(min=0), (units[tokens] - means).square().sum(-1)
+
+    def savings(self, probabilities: Tensor, tokens: Tensor) -> Tensor:
+        """Return the squared error that keeping a drawn token saves over drawing anew, as expected, (N,).
+
+        The true value is as likely as the network says, so a token's expected error is the variance plus its
+        distance from the mean, and another draw's, which is at the variance from the mean on average, twice
+        the variance.
+        """
+        variance, distance = self.spreads(probabilities, tokens)
+        return variance - distance
+
+    def errors(self, probabilities: Tensor, tokens: Tensor) -> Tensor:
+        """Return the squared error that is to be expected of tokens, (N,)."""
+        return torch.stack(self.spreads(probabilities, tokens)).sum(0)
 
 
 @lru_cache(maxsize=16)

@@ -27,6 +27,8 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 EMBEDDED_GENERATORS = {name: WEIGHTS / f"{name}.safetensors" for name in ("mini-any2any-v1",)}
 DEFAULT_GENERATOR = "mini-any2any-v1"
+EMBEDDED_TRUST = 0.25
+"""What its own targets count for (docs/generation.md, *Chains*): taken for true, they lead it astray."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,9 @@ class LoadedGenerator:
         Where it runs.
     weights
         What it was loaded from.
+    trust
+        What targets that it made count for as conditions of the next, 1 being as much as what is given. A
+        model of little data takes its own for truer than they are.
     """
 
     net: Generator
@@ -89,6 +94,7 @@ class LoadedGenerator:
     vocabulary: Vocabulary | None
     device: torch.device
     weights: GeneratorWeights = field(repr=False)
+    trust: float = 1.0
 
     def generate(
         self, inputs: Mapping[str, Any], targets: str | Sequence[str], **settings: Any
@@ -171,7 +177,7 @@ def load_generator(
     words = any(spec.kind == "sequence" for spec in weights.config.modalities)
     return LoadedGenerator(
         net, weights.name, weights.sha256, weights.config, dict(weights.tokenizers),
-        Vocabulary() if words else None, where, weights,
+        Vocabulary() if words else None, where, weights, EMBEDDED_TRUST if embedded else 1.0,
     )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from numbers import Integral
 from tmcodec.errors import GenerationError
 from tmcodec.texts import shown
 
-ORDERS = ("roar", "maskgit")
-"""ROAR fills in tokens in random order; MaskGIT predicts all and keeps those it is surest of."""
+ORDERS = ("nearest", "roar", "maskgit")
+"""ROAR fills in tokens in random order. The others draw all that are missing and keep some: MaskGIT the
+likeliest, `nearest` those nearest to what the network expects."""
 
 MAX_STEPS = 4096
 
@@ -64,9 +65,9 @@ def token_schedule(name: str | None, order: str, total: int, steps: int) -> list
     Parameters
     ----------
     name
-        Key of `TOKEN_SCHEDULES`; None is linear for ROAR and cosine for MaskGIT.
+        Key of `TOKEN_SCHEDULES`; None is cosine for MaskGIT and linear for the others.
     order
-        ``"roar"`` or ``"maskgit"``.
+        One of `ORDERS`.
     total
         Tokens to fill in.
     steps
@@ -84,7 +85,7 @@ def token_schedule(name: str | None, order: str, total: int, steps: int) -> list
     """
     if order not in ORDERS:
         raise GenerationError(f"unknown schedule {order!r}; choose one of {', '.join(ORDERS)}")
-    chosen = name or ("linear" if order == "roar" else "cosine")
+    chosen = name or ("cosine" if order == "maskgit" else "linear")
     if chosen not in TOKEN_SCHEDULES:
         raise GenerationError(
             f"unknown token schedule {chosen!r}; choose one of {', '.join(TOKEN_SCHEDULES)}"

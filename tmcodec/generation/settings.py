@@ -9,7 +9,7 @@ from numbers import Integral
 
 from tmcodec.errors import GenerationError, TargetError
 from tmcodec.generation.decoding import Plan
-from tmcodec.generation.guidance import check_guidance
+from tmcodec.generation.guidance import check_guidance, check_trust
 from tmcodec.generation.means import CodeMeans, code_means
 from tmcodec.generation.sampling import Sampling
 from tmcodec.generation.schedules import token_schedule
@@ -41,7 +41,7 @@ class Settings:
     """
 
     order: str = "chained"
-    schedule: str = "roar"
+    schedule: str = "nearest"
     token_schedule: str | None = None
     decoding_steps: int | Mapping[str, int] | Sequence[int] = DECODING_STEPS
     temperature: float = 1.0
@@ -51,6 +51,7 @@ class Settings:
     guidance: float | Mapping[str, float] | None = None
     samples: int = 1
     choice: str = "draw"
+    trust: float | None = None
 
     def __post_init__(self) -> None:
         if self.order not in CHAINING:
@@ -58,6 +59,7 @@ class Settings:
         if not isinstance(self.samples, Integral) or not 1 <= self.samples <= MAX_SAMPLES:
             raise GenerationError(f"{shown(self.samples)} samples; give 1 to {MAX_SAMPLES}")
         token_schedule(self.token_schedule, self.schedule, 1, 1)  # refuses unknown names
+        check_trust(self.trust, self.guidance)
         self.sampling  # noqa: B018  (refuses what is out of range)
 
     @property
@@ -77,6 +79,7 @@ class Settings:
         conditions: Sequence[str],
         none: bool = False,
         numbers: Container[str] = (),
+        trust: float = 1.0,
     ) -> list[Plan]:
         """Return a plan for each image target.
 
@@ -90,6 +93,8 @@ class Settings:
             Whether there may be no target.
         numbers
             Modalities whose tokens are numbers.
+        trust
+            The generator's own, where none is asked for.
 
         Raises
         ------
@@ -112,7 +117,9 @@ class Settings:
         return [
             Plan(
                 spec, count, self.schedule, self.token_schedule, self.sampling, guidance,
-                self._means(spec, numbers),
+                trust if self.trust is None else self.trust,
+                self._codes(spec, numbers) if self.choice == "mean" else None,
+                self._codes(spec, numbers) if self.schedule == "nearest" else None,
             )
             for spec, count in zip(specs, steps, strict=True)
         ]  # fmt: skip
@@ -136,13 +143,22 @@ class Settings:
             return self.guidance
         return {condition_name(name): weight for name, weight in self.guidance.items()}
 
-    def _means(self, spec: ModalitySpec, numbers: Container[str]) -> CodeMeans | None:
-        """Return what takes means of a target's codes, where they are asked for and there are codes."""
-        if self.choice != "mean" or spec.kind != "tokens":
+    def _codes(self, spec: ModalitySpec, numbers: Container[str]) -> CodeMeans | None:
+        """Return the codes of a target's tokens; None of words.
+
+        Raises
+        ------
+        GenerationError
+            If its tokens have none.
+        """
+        if spec.kind != "tokens":
             return None
         levels = spec.levels or get_modality(spec.modality).levels
         if math.prod(levels) != spec.vocabulary:
-            raise GenerationError(f"{spec.modality} has {spec.vocabulary} tokens without codes; draw them")
+            raise GenerationError(
+                f"{spec.modality} has {spec.vocabulary} tokens without codes; draw them, by schedule roar or "
+                "maskgit"
+            )
         return code_means(tuple(levels), spec.modality in numbers)
 
     def _steps(self, names: list[str]) -> list[int]:
