@@ -132,7 +132,7 @@ def memory(gen: LoadedGenerator, folder: Path, sizes: tuple[int, ...]) -> None:
     for size in sizes:
         raster, tokens = folder / f"{size}.tif", folder / f"{size}.tmc"
         repeated_scene(raster, size)
-        tmcodec.encode(raster, tokens, modality="S2L2A", balance=False)
+        tmcodec.encode(raster, tokens, modality="S2L2A", balance=False, exact=True)
         raster.unlink()
         args = [sys.executable, "-c", MEMORY, str(gen.weights.path), str(tokens), str(folder / "m.tmc")]
         peak = subprocess.run(args, capture_output=True, text=True, check=True).stdout
@@ -153,7 +153,7 @@ def main() -> None:
         gen = load(args.model, folder)
         raster, tokens = folder / "scene.tif", folder / "scene.tmc"
         repeated_scene(raster, args.size)
-        tmcodec.encode(raster, tokens, modality="S2L2A", balance=False)
+        tmcodec.encode(raster, tokens, modality="S2L2A", balance=False, exact=True)
         print(f"{gen.name}, {args.size} x {args.size} pixels, one thread, {gen.device}")
         saved(gen, raster, tokens, args.repeat)
         overlaps(gen, tokens, args.repeat)

@@ -70,7 +70,6 @@ def test_keeping_a_token_saves_what_another_would_cost_more(weights: list[float]
     # What token t costs if v is true is their squared distance; v is as likely as the network says.
     costs = np.square(codes[:, None] - codes[None]).sum(-1) @ chances
     means, rows = CodeMeans(LEVELS, numbers), torch.tensor(chances, dtype=torch.float32).expand(24, -1)
-    np.testing.assert_allclose(means.errors(rows, torch.arange(24)), costs, atol=1e-5)
     np.testing.assert_allclose(means.savings(rows, torch.arange(24)), chances @ costs - costs, atol=1e-5)
 
 
@@ -79,13 +78,12 @@ def test_savings_by_hand() -> None:
     chances = torch.tensor([[0.5, 0.0, 0.5]]).expand(3, -1)
     means = CodeMeans((3,), False)
     assert means.savings(chances, torch.arange(3)).tolist() == [0, 0.25, 0]
-    assert means.errors(chances, torch.arange(3)).tolist() == [0.5, 0.25, 0.5]
     # A mean of 0.1: the likelier end is near, the other far, and nothing is between them.
     chances = torch.tensor([[0.9, 0.0, 0.1]]).expand(3, -1)
     assert means.savings(chances, torch.arange(3)).tolist() == pytest.approx([0.08, -0.07, -0.72])
 
 
-def test_ranks_of_draws_and_of_what_is_not_drawn() -> None:
+def test_ranks_of_draws_of_the_likeliest_and_of_means() -> None:
     logits = torch.log(torch.tensor([[0.9, 1e-9, 0.1]]))
     codes, uniform = CodeMeans((3,), False), torch.tensor([0.95], dtype=torch.float64)
 
@@ -96,8 +94,8 @@ def test_ranks_of_draws_and_of_what_is_not_drawn() -> None:
     every = Sampling(top_p=None)
     assert rank(every) == (2, pytest.approx(0.09 - 0.81, abs=1e-6))
     assert rank(every, at=0.5) == (0, pytest.approx(0.09 - 0.01, abs=1e-6))
-    assert rank(Sampling(temperature=0)) == (0, pytest.approx(-0.1, abs=1e-6))
-    assert rank(Sampling(choice="mean"), codes) == (0, pytest.approx(-0.1, abs=1e-6))
+    assert rank(Sampling(temperature=0)) == (0, pytest.approx(0.09 - 0.01, abs=1e-6))
+    assert rank(Sampling(choice="mean"), codes) == (0, pytest.approx(0.09 - 0.01, abs=1e-6))
 
 
 def test_nothing_is_drawn_and_log_probabilities_are_the_networks() -> None:

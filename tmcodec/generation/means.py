@@ -50,8 +50,12 @@ class CodeMeans:
             found = digits_to_tokens(digits.T, self.levels)
         return torch.from_numpy(found.astype(np.int64)).to(probabilities.device)
 
-    def spreads(self, probabilities: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how far codes are from their mean, on average and for one token each.
+    def savings(self, probabilities: Tensor, tokens: Tensor) -> Tensor:
+        """Return the squared error that keeping a token saves over drawing another, as expected.
+
+        The true value is as likely as the network says, so a token's expected error is the variance of the
+        codes plus its distance from their mean, and another's, which is at the variance from the mean on
+        average, twice the variance. The difference is the variance less the distance.
 
         Parameters
         ----------
@@ -62,27 +66,13 @@ class CodeMeans:
 
         Returns
         -------
-        variance, distance
+        Tensor
             (N,), sums over digits of squares, each digit's range being 1 (of numbers, their range).
         """
         units = self.units.to(probabilities.device)
         means = probabilities @ units
-        variance = (probabilities @ units.square() - means.square()).sum(-1)
-        return variance.clamp(min=0), (units[tokens] - means).square().sum(-1)
-
-    def savings(self, probabilities: Tensor, tokens: Tensor) -> Tensor:
-        """Return the squared error that keeping a drawn token saves over drawing anew, as expected, (N,).
-
-        The true value is as likely as the network says, so a token's expected error is the variance plus its
-        distance from the mean, and another draw's, which is at the variance from the mean on average, twice
-        the variance.
-        """
-        variance, distance = self.spreads(probabilities, tokens)
-        return variance - distance
-
-    def errors(self, probabilities: Tensor, tokens: Tensor) -> Tensor:
-        """Return the squared error that is to be expected of tokens, (N,)."""
-        return torch.stack(self.spreads(probabilities, tokens)).sum(0)
+        variances = probabilities @ units.square() - means.square()
+        return (variances - (units[tokens] - means).square()).sum(-1)
 
 
 @lru_cache(maxsize=16)

@@ -115,9 +115,9 @@ class Choice(NamedTuple):
     log_probabilities
         float32 (N,), natural logarithm of what the logits gave the token, before temperature and filters.
     confidence
-        float32 (N,), by which draws are ranked that are to be kept. With codes the squared error that keeping
-        this one saves; without them (MaskGIT) the logarithm of the probability with which it was drawn. Where
-        nothing is drawn, the negative error that is to be expected, and `log_probabilities`.
+        float32 (N,), by which tokens are ranked that are to be kept: with codes the squared error that
+        keeping this one saves; without them (MaskGIT) the logarithm of the probability with which it was
+        drawn, or `log_probabilities` where nothing is drawn.
     """
 
     tokens: Tensor
@@ -166,7 +166,7 @@ def choose(
     means
         Of the codebook; where it is given, nothing is drawn.
     codes
-        Of the codebook; where it is given, what is chosen is ranked by its distance from the mean.
+        Of the codebook; where it is given, tokens are ranked by what keeping them saves.
     """
     size = ROWS if logits.device.type == "cpu" else DEVICE_ROWS
     parts = []
@@ -174,17 +174,9 @@ def choose(
         rows = rows.float()
         part = _mean(rows, means) if means is not None else _choose(rows, numbers, sampling)
         if codes is not None:
-            certain = means is not None or sampling.greedy
-            part = part._replace(confidence=_nearness(rows, part.tokens, codes, certain))
+            part = part._replace(confidence=codes.savings(rows.softmax(-1), part.tokens))
         parts.append(part)
     return Choice(*(torch.cat(part) for part in zip(*parts, strict=True)))
-
-
-def _nearness(logits: Tensor, tokens: Tensor, codes: CodeMeans, certain: bool) -> Tensor:
-    """Return the squared error that keeping each token saves; of tokens that another draw would not change,
-    the negative error itself."""
-    chances = logits.softmax(-1)
-    return -codes.errors(chances, tokens) if certain else codes.savings(chances, tokens)
 
 
 def _mean(logits: Tensor, means: CodeMeans) -> Choice:
